@@ -1,0 +1,305 @@
+// The vector types that kernels are written in. Each offers the same names:
+//   Word     32-bit integers for Philox (see philox.h)
+//   Float    float lanes, Int / Uint its integer twins; kFloats lanes in one Float
+//   kVectors Floats hold the kElements = 4 * (Philox counters) normals of one step
+// A `Scalar` step is one counter and four floats: it is the baseline and what a CUDA thread runs.
+// Bits must agree everywhere, so the only float operations are + - *, fma, sqrt and int -> float,
+// each rounded once by IEEE 754.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include <cstdint>
+
+#include "common/macros.h"
+
+#if !defined(__CUDACC__) && (defined(__AVX2__) || defined(__AVX512F__))
+#include <immintrin.h>
+#endif
+
+namespace robustcore {
+inline namespace RC_ISA {
+
+template <class To, class From>
+RC_HOST_DEVICE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+struct Scalar {
+  using Word = uint32_t;
+  using Product = uint64_t;
+  using Float = float;
+  using Int = int32_t;
+  using Uint = uint32_t;
+  static constexpr int kFloats = 1, kVectors = 4, kElements = 4;
+
+  static RC_HOST_DEVICE Word word(uint32_t v) {
+    return v;
+  }
+  static RC_HOST_DEVICE Product mul_wide(Word a, uint32_t m) {
+    return static_cast<uint64_t>(a) * m;
+  }
+  static RC_HOST_DEVICE Word high(Product p) {
+    return static_cast<Word>(p >> 32);
+  }
+  static RC_HOST_DEVICE Word low(Product p) {
+    return static_cast<Word>(p);
+  }
+  static RC_HOST_DEVICE Word xor2(Word a, Word b) {
+    return a ^ b;
+  }
+  static RC_HOST_DEVICE Word xor3(Word a, Word b, Word c) {
+    return a ^ b ^ c;
+  }
+  static RC_HOST_DEVICE Word counters(uint32_t first) {
+    return first;
+  }
+
+  static RC_HOST_DEVICE Float splat(float v) {
+    return v;
+  }
+  static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
+    return ::fmaf(a, b, c);
+  }
+  static RC_HOST_DEVICE Float sqrt(Float a) {
+    return ::sqrtf(a);
+  }
+  static RC_HOST_DEVICE Float from_uint(Uint v) {
+    return static_cast<float>(v);
+  }
+  static RC_HOST_DEVICE Float from_int(Int v) {
+    return static_cast<float>(v);
+  }
+  template <class To, class From>
+  static RC_HOST_DEVICE To as(From v) {
+    return bit_cast<To>(v);
+  }
+  static RC_HOST_DEVICE Float load(const float* p) {
+    return *p;
+  }
+  static RC_HOST_DEVICE void store(float* p, Float v) {
+    *p = v;
+  }
+
+  // For searches: a load of n lanes that pads with -infinity, a maximum, and comparisons as bit masks.
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
+    return n > 0 ? *p : -INFINITY;
+  }
+  static RC_HOST_DEVICE Float max(Float a, Float b) {
+    return a > b ? a : b;
+  }
+  static RC_HOST_DEVICE float reduce_max(Float a) {
+    return a;
+  }
+  static RC_HOST_DEVICE uint32_t equal_mask(Float a, Float b) {
+    return a == b;
+  }
+  static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
+    return a != a;
+  }
+
+  // Words 0 and 2 are radii, 1 and 3 angles: two Box-Muller pairs of one counter.
+  template <class Pair>
+  static RC_HOST_DEVICE void normals(const Word (&w)[4], Float (&z)[kVectors], Pair pair) {
+    pair(w[0], w[1], z[0], z[1]);
+    pair(w[2], w[3], z[2], z[3]);
+  }
+};
+
+#if !defined(__CUDACC__) && defined(__AVX2__)
+struct Avx2 {
+  using Word = __m256i;
+  using Product = __m256i;
+  using Float = __m256;
+  // GCC and Clang give these types the operators of their lanes.
+  typedef int32_t Int __attribute__((vector_size(32)));
+  typedef uint32_t Uint __attribute__((vector_size(32)));
+  static constexpr int kFloats = 8, kVectors = 2, kElements = 16;
+
+  static RC_HOST_DEVICE Word word(uint32_t v) {
+    return _mm256_set1_epi64x(v);
+  }
+  static RC_HOST_DEVICE Product mul_wide(Word a, uint32_t m) {
+    return _mm256_mul_epu32(a, _mm256_set1_epi64x(m));
+  }
+  static RC_HOST_DEVICE Word high(Product p) {
+    return _mm256_srli_epi64(p, 32);
+  }
+  static RC_HOST_DEVICE Word low(Product p) {
+    return p;
+  }
+  static RC_HOST_DEVICE Word xor2(Word a, Word b) {
+    return _mm256_xor_si256(a, b);
+  }
+  static RC_HOST_DEVICE Word xor3(Word a, Word b, Word c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+  }
+  // Lanes in the order that makes `normals` come out in element order: see there.
+  static RC_HOST_DEVICE Word counters(uint32_t first) {
+    const __m256i order = _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0);
+    return _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first)), order);
+  }
+
+  static RC_HOST_DEVICE Float splat(float v) {
+    return _mm256_set1_ps(v);
+  }
+  static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  static RC_HOST_DEVICE Float sqrt(Float a) {
+    return _mm256_sqrt_ps(a);
+  }
+  // AVX2 converts signed integers only: both halves are exact, and the fma rounds their sum once.
+  static RC_HOST_DEVICE Float from_uint(Uint v) {
+    return fma(from_int(as<Int>(v >> 16)), splat(65536.0f), from_int(as<Int>(v & 0xFFFFu)));
+  }
+  static RC_HOST_DEVICE Float from_int(Int v) {
+    return _mm256_cvtepi32_ps(as<__m256i>(v));
+  }
+  template <class To, class From>
+  static RC_HOST_DEVICE To as(From v) {
+    return (To)v;
+  }
+  static RC_HOST_DEVICE Float load(const float* p) {
+    return _mm256_loadu_ps(p);
+  }
+  static RC_HOST_DEVICE void store(float* p, Float v) {
+    _mm256_storeu_ps(p, v);
+  }
+
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+    return _mm256_blendv_ps(splat(-INFINITY), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+  }
+  static RC_HOST_DEVICE Float max(Float a, Float b) {
+    return _mm256_max_ps(a, b);
+  }
+  static RC_HOST_DEVICE float reduce_max(Float a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+  }
+  static RC_HOST_DEVICE uint32_t equal_mask(Float a, Float b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+  }
+  static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+
+  // A 64-bit lane holds one counter. Words 0 and 2 share a vector of radii, 1 and 3 one of angles;
+  // the pair's outputs then interleave to z0 z1 z2 z3 of each counter with one unpack.
+  template <class Pair>
+  static RC_HOST_DEVICE void normals(const Word (&w)[4], Float (&z)[kVectors], Pair pair) {
+    const __m256i r = _mm256_blend_epi32(w[0], _mm256_slli_epi64(w[2], 32), 0xAA);
+    const __m256i t = _mm256_blend_epi32(w[1], _mm256_slli_epi64(w[3], 32), 0xAA);
+    Float c, s;
+    pair(as<Uint>(r), as<Uint>(t), c, s);
+    z[0] = _mm256_unpacklo_ps(c, s);
+    z[1] = _mm256_unpackhi_ps(c, s);
+  }
+};
+#endif
+
+#if !defined(__CUDACC__) && defined(__AVX512F__)
+struct Avx512 {
+  using Word = __m512i;
+  using Product = __m512i;
+  using Float = __m512;
+  typedef int32_t Int __attribute__((vector_size(64)));
+  typedef uint32_t Uint __attribute__((vector_size(64)));
+  static constexpr int kFloats = 16, kVectors = 2, kElements = 32;
+
+  static RC_HOST_DEVICE Word word(uint32_t v) {
+    return _mm512_set1_epi64(v);
+  }
+  static RC_HOST_DEVICE Product mul_wide(Word a, uint32_t m) {
+    return _mm512_mul_epu32(a, _mm512_set1_epi64(m));
+  }
+  static RC_HOST_DEVICE Word high(Product p) {
+    return _mm512_srli_epi64(p, 32);
+  }
+  static RC_HOST_DEVICE Word low(Product p) {
+    return p;
+  }
+  static RC_HOST_DEVICE Word xor2(Word a, Word b) {
+    return _mm512_xor_si512(a, b);
+  }
+  static RC_HOST_DEVICE Word xor3(Word a, Word b, Word c) {
+    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
+  }
+  static RC_HOST_DEVICE Word counters(uint32_t first) {
+    const __m512i order = _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0);
+    return _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)), order);
+  }
+
+  static RC_HOST_DEVICE Float splat(float v) {
+    return _mm512_set1_ps(v);
+  }
+  static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
+    return _mm512_fmadd_ps(a, b, c);
+  }
+  static RC_HOST_DEVICE Float sqrt(Float a) {
+    return _mm512_sqrt_ps(a);
+  }
+  static RC_HOST_DEVICE Float from_uint(Uint v) {
+    return _mm512_cvtepu32_ps(as<__m512i>(v));
+  }
+  static RC_HOST_DEVICE Float from_int(Int v) {
+    return _mm512_cvtepi32_ps(as<__m512i>(v));
+  }
+  template <class To, class From>
+  static RC_HOST_DEVICE To as(From v) {
+    return (To)v;
+  }
+  static RC_HOST_DEVICE Float load(const float* p) {
+    return _mm512_loadu_ps(p);
+  }
+  static RC_HOST_DEVICE void store(float* p, Float v) {
+    _mm512_storeu_ps(p, v);
+  }
+
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
+    const __mmask16 mask = static_cast<__mmask16>((uint64_t{1} << n) - 1);
+    return _mm512_mask_loadu_ps(splat(-INFINITY), mask, p);
+  }
+  static RC_HOST_DEVICE Float max(Float a, Float b) {
+    return _mm512_max_ps(a, b);
+  }
+  static RC_HOST_DEVICE float reduce_max(Float a) {
+    return _mm512_reduce_max_ps(a);
+  }
+  static RC_HOST_DEVICE uint32_t equal_mask(Float a, Float b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+  }
+  static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
+    return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  }
+
+  template <class Pair>  // as in Avx2
+  static RC_HOST_DEVICE void normals(const Word (&w)[4], Float (&z)[kVectors], Pair pair) {
+    const __m512i r = _mm512_mask_blend_epi32(0xAAAA, w[0], _mm512_slli_epi64(w[2], 32));
+    const __m512i t = _mm512_mask_blend_epi32(0xAAAA, w[1], _mm512_slli_epi64(w[3], 32));
+    Float c, s;
+    pair(as<Uint>(r), as<Uint>(t), c, s);
+    z[0] = _mm512_unpacklo_ps(c, s);
+    z[1] = _mm512_unpackhi_ps(c, s);
+  }
+};
+#endif
+
+// The widest lanes of this translation unit.
+#if !defined(__CUDACC__) && defined(__AVX512F__)
+using Lanes = Avx512;
+#elif !defined(__CUDACC__) && defined(__AVX2__)
+using Lanes = Avx2;
+#else
+using Lanes = Scalar;
+#endif
+
+}  // namespace RC_ISA
+}  // namespace robustcore

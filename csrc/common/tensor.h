@@ -1,0 +1,102 @@
+// Torch at the edge: checks on stable-ABI tensors, and the plain views that kernels take.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/strided.h"
+
+namespace robustcore {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Bad input: a message that names the argument, what it got and what it wants.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) fail(parts...);
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream s;
+  s << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
+  s << ']';
+  return s.str();
+}
+
+inline DType floating_dtype(const char* name, ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      fail(name, ": got ", torch::headeronly::toString(type),
+           ", want float32, float64, float16 or bfloat16");
+  }
+}
+
+inline void check_same_device(const char* name, const Tensor& t, const Tensor& x, const char* x_name) {
+  check(t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
+        ": is on another device than ", x_name);
+}
+
+// A view of `t` as [image, sample, elements]: dimension 0 is the image, dimension 1 the sample if
+// `has_samples`, the rest the element index. Where a dimension of `t` is 1 and `sizes` says more, it
+// is broadcast.
+inline StridedView strided_view(
+    const char* name, const Tensor& t, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+    bool has_samples = false) {
+  StridedView view{};
+  view.data = t.const_data_ptr();
+  view.dtype = floating_dtype(name, t.scalar_type());
+  const auto stride = [&](size_t d) { return t.size(d) == 1 ? int64_t{0} : t.stride(d); };
+  const auto fits = [&] {
+    if (static_cast<size_t>(t.dim()) != sizes.size()) return false;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (t.size(d) != 1 && t.size(d) != sizes[d]) return false;
+    }
+    return true;
+  };
+  if (!fits()) {
+    std::ostringstream want;
+    for (size_t d = 0; d < sizes.size(); ++d) want << (d ? ", " : "") << sizes[d];
+    fail(name, ": got shape ", shape_of(t), ", want one that broadcasts to [", want.str(), "]");
+  }
+  view.image_stride = stride(0);
+  view.sample_stride = has_samples ? stride(1) : 0;
+  for (size_t d = has_samples ? 2 : 1; d < sizes.size(); ++d) {
+    if (sizes[d] == 1) continue;
+    if (view.dims > 0 && view.strides[view.dims - 1] == stride(d) * sizes[d]) {
+      view.sizes[view.dims - 1] *= sizes[d];  // this dimension continues the one before
+      view.strides[view.dims - 1] = stride(d);
+      continue;
+    }
+    check(view.dims < StridedView::kMaxDims, name, ": has more than ", StridedView::kMaxDims,
+          " dimensions that do not merge; make it contiguous");
+    view.sizes[view.dims] = sizes[d];
+    view.strides[view.dims++] = stride(d);
+  }
+  if (view.dims == 0) view.sizes[0] = 1, view.strides[0] = 1, view.dims = 1;
+  return view;
+}
+
+}  // namespace robustcore

@@ -1,0 +1,50 @@
+// The pybind11 module `robustcore._C`. Importing it registers the ops with torch; what it exports is
+// build information and hooks for tests. No tensor passes through pybind11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "common/isa.h"
+#include "common/philox.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = RC_VERSION;
+  info["torch_target"] = RC_TORCH_TARGET;
+#if defined(RC_WITH_CUDA)
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cuda_archs"] = RC_CUDA_ARCHS;
+  info["simd"] = robustcore::active_isa_name();
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  return info;
+}
+
+std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, uint64_t seed) {
+  const uint32_t in[4] = {counter[0], counter[1], counter[2], counter[3]};
+  uint32_t out[4];
+  robustcore::philox4x32(in, seed, out);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of robustcore.";
+  m.def("build_info", &build_info);
+  m.def("select_simd", &robustcore::select_isa, py::arg("name"),
+        "For tests: run the CPU kernels of another instruction set.");
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("seed"),
+        "For tests: one Philox4x32-10 block.");
+}

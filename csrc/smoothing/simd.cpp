@@ -1,0 +1,283 @@
+#include "smoothing/simd.h"
+
+namespace robustcore::smoothing {
+inline namespace RC_ISA {
+namespace {
+
+using Word = Lanes::Word;
+using Float = Lanes::Float;
+
+// A run may read and write up to one step past its end: buffers carry that much padding.
+constexpr int64_t kPad = Lanes::kElements;
+
+// Normals of one seed, row by row.
+class NormalRun {
+ public:
+  explicit NormalRun(uint64_t seed) : key_(philox_key(seed)) {
+    for (int r = 0; r < kPhiloxRounds; ++r) {
+      keys_[r][0] = Lanes::word(key_.k0[r]);
+      keys_[r][1] = Lanes::word(key_.k1[r]);
+    }
+  }
+
+  PhiloxRow row(int64_t image, int64_t sample) const {
+    return stream_row(key_, image, sample);
+  }
+
+  // Calls emit(offset, vector) for elements first, first + 1, ... until `count` are covered; `first`
+  // is a multiple of 4.
+  template <class Emit>
+  RC_HOST_DEVICE void operator()(
+      const PhiloxRow& row, int64_t first, int64_t count, const Emit& emit) const {
+    for (int64_t done = 0; done < count; done += Lanes::kElements) {
+      const auto counter = Lanes::counters(static_cast<uint32_t>((first + done) / 4));
+      Float z[Lanes::kVectors];
+      normals<Lanes>(row, philox_column<Lanes>(counter), keys_, z);
+      for (int v = 0; v < Lanes::kVectors; ++v) emit(done + v * Lanes::kFloats, z[v]);
+    }
+  }
+
+ private:
+  PhiloxKey key_;
+  Word keys_[kPhiloxRounds][2];
+};
+
+// base and scale of the affine epilogue for elements [first, first + count) of one image.
+template <class T>
+void load_affine(
+    const NoiseArgs& args, int64_t image, int64_t first, int64_t count, T* base, T* scale) {
+  T mean[kNoiseTile], std[kNoiseTile];
+  load_elements(args.x, image, 0, first, count, base);
+  if (args.sigma.data) {
+    load_elements(args.sigma, image, 0, first, count, scale);
+  } else {
+    for (int64_t i = 0; i < count; ++i) scale[i] = static_cast<T>(args.sigma_value);
+  }
+  if (!args.mean.data && !args.std.data) return;
+  for (int64_t i = 0; i < count; ++i) mean[i] = T(0), std[i] = T(1);
+  if (args.mean.data) load_elements(args.mean, image, 0, first, count, mean);
+  if (args.std.data) load_elements(args.std, image, 0, first, count, std);
+  for (int64_t i = 0; i < count; ++i) {
+    base[i] = affine_base(base[i], mean[i], std[i]);
+    scale[i] = scale[i] / std[i];
+  }
+}
+
+template <class Out, class T>
+void write_affine(const T* base, const T* scale, const float* z, int64_t count, Out* out,
+                  int64_t stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i * stride] = convert<Out>(fused_multiply_add(scale[i], static_cast<T>(z[i]), base[i]));
+  }
+}
+
+// The path that has to be fast: float32, logical order. Vectors go straight to the output.
+void write_row(const NormalRun& normal, const PhiloxRow& row, int64_t first, int64_t count,
+               const float* base, const float* scale, float* out) {
+  const auto affine = [&](int64_t i, Float z) {
+    return Lanes::fma(Lanes::load(scale + i), z, Lanes::load(base + i));
+  };
+  const int64_t whole = count / Lanes::kElements * Lanes::kElements;
+  normal(row, first, whole, [&](int64_t i, Float z) { Lanes::store(out + i, affine(i, z)); });
+  if (whole == count) return;
+  float tail[kPad];
+  normal(row, first + whole, count - whole,
+         [&](int64_t i, Float z) { Lanes::store(tail + i, affine(whole + i, z)); });
+  for (int64_t i = whole; i < count; ++i) out[i] = tail[i - whole];
+}
+
+template <class Out>
+void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
+  using T = Arithmetic<Out>;
+  const NoiseTiling tiling(args);
+  const NormalRun normal(args.stream.seed);
+  const int64_t pixels = args.elements / args.channels;
+  const int64_t sample0 = first_sample(args.stream);
+  T base[kNoiseTile + kPad], scale[kNoiseTile + kPad];
+  float z[kNoiseTile + 4 + kPad];
+
+  for (int64_t unit = begin; unit < end; ++unit) {
+    int64_t u = unit;
+    const int64_t s_begin = u % tiling.sample_chunks * kNoiseSamples;
+    u /= tiling.sample_chunks;
+    const int64_t p_begin = u % tiling.pixel_tiles * tiling.pixels;
+    u /= tiling.pixel_tiles;
+    const int64_t c_begin = u % tiling.channel_tiles * tiling.channels;
+    const int64_t image = u / tiling.channel_tiles;
+    const int64_t s_end = s_begin + kNoiseSamples < args.samples ? s_begin + kNoiseSamples : args.samples;
+    const int64_t p_count = p_begin + tiling.pixels < pixels ? tiling.pixels : pixels - p_begin;
+    const int64_t c_end =
+        c_begin + tiling.channels < args.channels ? c_begin + tiling.channels : args.channels;
+
+    for (int64_t c = c_begin; c < c_end; ++c) {
+      load_affine(args, image, c * pixels + p_begin, p_count, base + (c - c_begin) * tiling.pixels,
+                  scale + (c - c_begin) * tiling.pixels);
+    }
+    for (int64_t s = s_begin; s < s_end; ++s) {
+      const PhiloxRow row = normal.row(args.stream.image_offset + image, sample0 + s);
+      Out* out = static_cast<Out*>(args.out) + (image * args.samples + s) * args.elements;
+      for (int64_t c = c_begin; c < c_end; ++c) {
+        const int64_t first = c * pixels + p_begin;
+        const T* b = base + (c - c_begin) * tiling.pixels;
+        const T* d = scale + (c - c_begin) * tiling.pixels;
+        if constexpr (sizeof(Out) == sizeof(float)) {
+          if (args.channels == 1) {
+            write_row(normal, row, first, p_count, b, d, out + first);
+            continue;
+          }
+        }
+        const int64_t lead = first % 4;  // a channel may start inside a Philox counter
+        normal(row, first - lead, lead + p_count,
+               [&](int64_t i, Float v) { Lanes::store(z + i, v); });
+        write_affine(b, d, z + lead, p_count, out + p_begin * args.channels + c, args.channels);
+      }
+    }
+  }
+}
+
+void noise(const NoiseArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.out_dtype, [&](auto tag) { noise_units<decltype(tag)>(args, begin, end); });
+}
+
+template <class T>
+void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
+  const NormalRun normal(args.stream.seed);
+  const int64_t tiles = ceil_div(args.elements, kSumsTile);
+  const int64_t sample0 = first_sample(args.stream);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / tiles, first = unit % tiles * kSumsTile;
+    const int64_t count = first + kSumsTile < args.elements ? kSumsTile : args.elements - first;
+    T g[kSumsTile], sum[kSumsTile] = {}, noise_sum[kSumsTile] = {};
+    float z[kSumsTile + kPad];
+    for (int64_t run = 0; run < args.samples; run += kSumRun) {
+      const int64_t run_end = run + kSumRun < args.samples ? run + kSumRun : args.samples;
+      T part[kSumsTile] = {}, noise_part[kSumsTile] = {};
+      for (int64_t s = run; s < run_end; ++s) {
+        load_elements(args.grad, image, s, first, count, g);
+        for (int64_t i = 0; i < count; ++i) part[i] += g[i];
+        if (!args.noise_sum) continue;
+        normal(normal.row(args.stream.image_offset + image, sample0 + s), first, count,
+               [&](int64_t i, Float v) { Lanes::store(z + i, v); });
+        for (int64_t i = 0; i < count; ++i) {
+          noise_part[i] = fused_multiply_add(g[i], static_cast<T>(z[i]), noise_part[i]);
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) sum[i] += part[i], noise_sum[i] += noise_part[i];
+    }
+    const int64_t at = image * args.elements + first;
+    memcpy(static_cast<T*>(args.sum) + at, sum, count * sizeof(T));
+    if (args.noise_sum) {
+      memcpy(static_cast<T*>(args.noise_sum) + at, noise_sum, count * sizeof(T));
+    }
+  }
+}
+
+void sums(const SumsArgs& args, int64_t begin, int64_t end) {
+  if (args.grad.dtype == DType::kFloat64) {
+    sums_units_of<double>(args, begin, end);
+  } else {
+    sums_units_of<float>(args, begin, end);
+  }
+}
+
+// Index of the first maximum of a row, or -1 if the row holds a NaN.
+int64_t argmax(const float* row, int64_t n) {
+  constexpr int64_t w = Lanes::kFloats;
+  const auto load = [&](int64_t i) {
+    return n - i >= w ? Lanes::load(row + i) : Lanes::load_partial(row + i, static_cast<int>(n - i));
+  };
+  Float best = Lanes::splat(-INFINITY);
+  uint32_t nan = 0;
+  for (int64_t i = 0; i < n; i += w) {
+    const Float v = load(i);
+    nan |= Lanes::nan_mask(v);
+    best = Lanes::max(best, v);
+  }
+  if (nan) return -1;
+  const Float maximum = Lanes::splat(Lanes::reduce_max(best));
+  for (int64_t i = 0;; i += w) {
+    if (const uint32_t hit = Lanes::equal_mask(load(i), maximum)) return i + __builtin_ctz(hit);
+  }
+}
+
+// The same for a row of at most two vectors, without a branch: rows then overlap in the pipeline.
+RC_HOST_DEVICE int64_t argmax_narrow(const float* row, int n) {
+  constexpr int w = Lanes::kFloats;
+  const int n0 = n < w ? n : w;
+  const Float v0 = Lanes::load_partial(row, n0), v1 = Lanes::load_partial(row + n0, n - n0);
+  const Float maximum = Lanes::splat(Lanes::reduce_max(Lanes::max(v0, v1)));
+  const uint64_t hit = Lanes::equal_mask(v0, maximum) |
+                       static_cast<uint64_t>(Lanes::equal_mask(v1, maximum)) << w;
+  const bool nan = Lanes::nan_mask(v0) | Lanes::nan_mask(v1);
+  return nan ? -1 : __builtin_ctzll(hit | uint64_t{1} << 63);
+}
+
+// The same for any dtype and stride, in the row's own precision.
+template <class T>
+int64_t argmax_strided(const StridedView& view, int64_t image, int64_t sample, int64_t n) {
+  constexpr int64_t kChunk = 256;
+  T values[kChunk], best = -INFINITY;
+  int64_t best_at = 0;
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t count = first + kChunk < n ? kChunk : n - first;
+    load_elements(view, image, sample, first, count, values);
+    for (int64_t i = 0; i < count; ++i) {
+      if (values[i] != values[i]) return -1;
+      if (values[i] > best) best = values[i], best_at = first + i;
+    }
+  }
+  return best_at;
+}
+
+// Calls count(k) with the vote of each row in [first, last); k = -1 is a vote withheld.
+template <class Count>
+RC_HOST_DEVICE void for_each_vote(
+    const VotesArgs& args, int64_t image, int64_t first, int64_t last, const Count& count) {
+  const StridedView& v = args.logits;
+  const int64_t n = args.classes;
+  if (v.dtype == DType::kFloat32 && v.strides[0] == 1) {
+    const float* rows = static_cast<const float*>(v.data) + image * v.image_stride;
+    if (n <= 2 * Lanes::kFloats) {
+      const int narrow = static_cast<int>(n);
+      for (int64_t s = first; s < last; ++s) count(argmax_narrow(rows + s * v.sample_stride, narrow));
+    } else {
+      for (int64_t s = first; s < last; ++s) count(argmax(rows + s * v.sample_stride, n));
+    }
+  } else if (v.dtype == DType::kFloat64) {
+    for (int64_t s = first; s < last; ++s) count(argmax_strided<double>(v, image, s, n));
+  } else {
+    for (int64_t s = first; s < last; ++s) count(argmax_strided<float>(v, image, s, n));
+  }
+}
+
+void votes(const VotesArgs& args, int64_t begin, int64_t end) {
+  // Few classes collide often, so they are counted locally first; with many, a shared increment costs
+  // nothing beside the row. Integer addition commutes: the order of threads cannot show.
+  constexpr int64_t kLocal = 1024;
+  const int64_t units = ceil_div(args.samples, kVotesRows);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / units, first = unit % units * kVotesRows;
+    const int64_t last = first + kVotesRows < args.samples ? first + kVotesRows : args.samples;
+    int64_t* counts = args.counts + image * args.classes;
+    const auto add = [&](int64_t k, int64_t n) { __atomic_fetch_add(counts + k, n, __ATOMIC_RELAXED); };
+    if (args.classes <= kLocal) {
+      int64_t local[kLocal + 1];  // slot 0 takes the votes withheld
+      memset(local, 0, (args.classes + 1) * sizeof(int64_t));
+      for_each_vote(args, image, first, last, [&](int64_t k) { ++local[k + 1]; });
+      for (int64_t k = 0; k < args.classes; ++k) {
+        if (local[k + 1]) add(k, local[k + 1]);
+      }
+    } else {
+      for_each_vote(args, image, first, last, [&](int64_t k) {
+        if (k >= 0) add(k, 1);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace RC_ISA
+
+const SimdKernels RC_CONCAT(simd_, RC_ISA) = {noise, sums, votes};
+
+}  // namespace robustcore::smoothing

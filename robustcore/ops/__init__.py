@@ -1,0 +1,5 @@
+"""The ops: differentiable functions on tensors, CPU and CUDA, one module a family."""
+
+from robustcore.ops.smoothing import count_votes, gaussian_noise
+
+__all__ = ["count_votes", "gaussian_noise"]

@@ -1,0 +1,323 @@
+"""Ops of the smoothing family: noise from a counter-based stream, and votes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
+
+_noise = torch.ops.robustcore.gaussian_noise.default
+_noise_out = torch.ops.robustcore.gaussian_noise_out.default
+_sums = torch.ops.robustcore.gaussian_noise_sums.default
+_votes = torch.ops.robustcore.count_votes.default
+_votes_out = torch.ops.robustcore.count_votes_out.default
+
+
+def gaussian_noise(
+    x: Tensor,
+    num_samples: int,
+    sigma: float | Tensor,
+    *,
+    seed: int,
+    image_offset: int = 0,
+    sample_offset: int | Tensor = 0,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Noisy, normalised copies of images in one pass: ``(x + sigma * z - mean) / std``.
+
+    ``z`` is standard normal and depends on (seed, image index, sample index, element index) alone: the
+    same bits on CPU and GPU, whatever the batch, the layout, the dtype and the number of threads or
+    devices. It is a float32, |z| < 6.77. The stream is documented in ``csrc/smoothing/smoothing.h`` and
+    stays as it is within a major version. Arithmetic is in float32, in float64 if the output is.
+
+    Args:
+        x: images ``[B, *D]``, floating, any strides; in pixel units, usually [0, 1].
+        num_samples: S, copies of each image.
+        sigma: noise level in the units of x: a float, a tensor ``[B]`` (one an image), or a map that
+            broadcasts to ``[B, *D]`` (zero where there shall be no noise). A 1-d tensor of length B is
+            taken as one an image. Tensors are not checked for negative values.
+        seed: in [0, 2**64).
+        image_offset: image b has index ``image_offset + b``; indices are below 2**48.
+        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. A 0-d int64
+            tensor on x's device is read by the kernel, so a captured CUDA graph can advance it.
+        mean, std: per channel (dimension 1 of x): a float, C floats or a tensor ``[C]``.
+        dtype: of the output; default that of x.
+        memory_format: ``torch.channels_last`` lays the ``[B * S, C, H, W]`` view of the output out so.
+        out: receives the result instead of a new tensor; exactly its shape and layout. Not
+            differentiable.
+
+    Returns:
+        ``[B, S, *D]`` of ``dtype``.
+
+    Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
+    Differentiable, to any order, in x and in sigma, mean and std where they are tensors; the noise is
+    regenerated in backward, nothing of the output's size is kept. Under ``torch.func.vmap`` every mapped
+    call sees the same noise. Autocast leaves it alone.
+
+    Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing", 2019;
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+    """
+    _check_floating("x", x)
+    if x.dim() < 1:
+        raise ValueError("x: got a 0-d tensor, want [B, *D]")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed!r}, want an int in [0, 2**64)")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"memory_format: got {memory_format}, want contiguous_format or channels_last"
+        )
+    sigma_value, sigma_map = 0.0, None
+    if isinstance(sigma, Tensor):
+        sigma_map = _sigma_map(sigma, x)
+    else:
+        sigma_value = float(sigma)
+    offset_value, offset_tensor = 0, None
+    if isinstance(sample_offset, Tensor):
+        offset_tensor = sample_offset
+    else:
+        offset_value = sample_offset
+    arguments = (
+        sigma_map,
+        _per_channel("mean", mean, x),
+        _per_channel("std", std, x),
+        seed - 2**64 if seed >= 2**63 else seed,  # the schema's integers are signed
+        image_offset,
+        offset_value,
+        offset_tensor,
+    )
+    channels_last = memory_format == torch.channels_last
+    if out is None:
+        return _apply_noise(
+            x, num_samples, sigma_value, *arguments, dtype or x.dtype, channels_last
+        )
+    if _needs_grad(x, *arguments[:3]):
+        raise ValueError("out: cannot be given when an input requires a gradient")
+    if dtype is not None and out.dtype != dtype:
+        raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
+    _noise_out(x, num_samples, sigma_value, *arguments, channels_last, out)
+    return out
+
+
+def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """How often each class is the arg-max, in one pass on the device.
+
+    Args:
+        logits: ``[B, S, K]`` floating, any strides. Ties go to the lowest index; a row with a NaN votes
+            for nobody.
+        out: contiguous int64 ``[B, K]``, overwritten, instead of a new tensor.
+
+    Returns:
+        int64 ``[B, K]``; rows sum to S less the rows with a NaN.
+
+    Raises TypeError or RuntimeError naming the argument. Not differentiable.
+    """
+    _check_floating("logits", logits)
+    if out is None:
+        return _votes(logits)
+    _votes_out(logits, out)
+    return out
+
+
+def _check_floating(name: str, t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: got {type(t).__name__}, want a tensor (see robustcore.as_tensor)")
+    if not t.is_floating_point():
+        raise TypeError(f"{name}: got {t.dtype}, want a floating dtype")
+
+
+def _sigma_map(sigma: Tensor, x: Tensor) -> Tensor:
+    """sigma with x's number of dimensions."""
+    if not sigma.is_floating_point():
+        sigma = sigma.to(torch.float32)
+    if sigma.dim() > x.dim():
+        raise ValueError(
+            f"sigma: got shape {list(sigma.shape)}, want one that broadcasts to {list(x.shape)}"
+        )
+    if sigma.dim() == 1 and sigma.shape[0] == x.shape[0]:
+        return sigma.reshape(-1, *[1] * (x.dim() - 1))
+    return sigma.reshape(*[1] * (x.dim() - sigma.dim()), *sigma.shape)
+
+
+def _per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
+    """value as a tensor ``[1, C or 1, 1, ...]`` on x's device."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        value = torch.tensor(value, dtype=dtype, device=x.device)
+    channels = x.shape[1] if x.dim() > 1 else 1
+    if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
+        raise ValueError(
+            f"{name}: got shape {list(value.shape)}, want one value or {channels}, one a channel of x"
+        )
+    return value.reshape(1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else value.reshape(1)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _apply_noise(x: Tensor, num_samples: int, sigma: float, *arguments: Any) -> Tensor:
+    """The raw op where nothing needs a gradient: it is several times cheaper to call."""
+    if _needs_grad(x, *arguments[:3]):
+        return _GaussianNoise.apply(x, num_samples, sigma, *arguments)
+    return _noise(x, num_samples, sigma, *arguments)
+
+
+def _sum_to(t: Tensor, like: Tensor) -> Tensor:
+    """t summed over the dimensions in which ``like`` was broadcast."""
+    dims = [d for d in range(t.dim()) if like.shape[d] == 1]
+    return (t.sum(dims, keepdim=True) if dims else t).to(like.dtype)
+
+
+class _GaussianNoise(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
+        sample_offset_tensor, dtype, channels_last,
+    ):  # fmt: skip
+        return _noise(
+            x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
+            sample_offset_tensor, dtype, channels_last,
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, ctx.sigma, sigma_map, mean, std, *stream = inputs[:10]
+        ctx.stream = stream[:3]
+        ctx.save_for_backward(x, sigma_map, mean, std, stream[3])
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, sigma_map, mean, std, sample_offset_tensor = ctx.saved_tensors
+        need_x, _, _, need_sigma, need_mean, need_std = ctx.needs_input_grad[:6]
+        # d out = (dx + z dsigma - dmean - out dstd) / std, and every term needs only the sums over
+        # samples of grad and of grad * z.
+        total, noise_total = _NoiseSums.apply(
+            grad, *ctx.stream, sample_offset_tensor, need_sigma or need_std
+        )
+        if std is not None:
+            total, noise_total = total / std, noise_total / std if need_sigma or need_std else None
+        grads = [None] * 12
+        if need_x:
+            grads[0] = total.to(x.dtype)
+        if need_sigma:
+            grads[3] = _sum_to(noise_total, sigma_map)
+        if need_mean:
+            grads[4] = -_sum_to(total, mean)
+        if need_std:
+            shift = x.to(total.dtype) if mean is None else x.to(total.dtype) - mean
+            level = ctx.sigma if sigma_map is None else sigma_map
+            grads[5] = -_sum_to((shift * total + level * noise_total) / std, std)
+        return tuple(grads)
+
+
+class _NoiseSums(torch.autograd.Function):
+    """The adjoint of the noise op: sums over samples of grad and of grad * z."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
+        return _sums(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, *ctx.stream, sample_offset_tensor, ctx.with_noise = inputs
+        ctx.num_samples, ctx.dtype = grad.shape[1], grad.dtype
+        ctx.save_for_backward(sample_offset_tensor)
+
+    @staticmethod
+    def backward(ctx, total, noise_total):
+        (sample_offset_tensor,) = ctx.saved_tensors
+        if ctx.with_noise:
+            # The adjoint of the adjoint is the noise op itself.
+            grad = _apply_noise(
+                total, ctx.num_samples, 0.0, noise_total, None, None, *ctx.stream,
+                sample_offset_tensor, ctx.dtype, False,
+            )  # fmt: skip
+        else:
+            grad = total.to(ctx.dtype).unsqueeze(1)
+            grad = grad.expand(-1, ctx.num_samples, *[-1] * (total.dim() - 1))
+        return grad, None, None, None, None, None
+
+
+def _strides(sizes: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Strides of a dense tensor whose dimensions vary fastest in ``order``."""
+    strides, stride = [1] * len(sizes), 1
+    for d in order:
+        strides[d] = stride
+        stride = stride * torch.sym_max(sizes[d], 1)
+    return strides
+
+
+@torch.library.register_fake("robustcore::gaussian_noise")
+def _(
+    x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
+    sample_offset_tensor, dtype, channels_last,
+):  # fmt: skip
+    sizes = [x.shape[0], num_samples, *x.shape[1:]]
+    order = [2, 4, 3, 1, 0] if channels_last else range(len(sizes) - 1, -1, -1)
+    return torch.empty_strided(sizes, _strides(sizes, order), dtype=dtype, device=x.device)
+
+
+@torch.library.register_fake("robustcore::gaussian_noise_out")
+def _(*arguments):
+    return None
+
+
+@torch.library.register_fake("robustcore::gaussian_noise_sums")
+def _(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    sizes = [grad.shape[0], *grad.shape[2:]]
+    return (
+        grad.new_empty(sizes, dtype=dtype),
+        grad.new_empty(sizes if with_noise else [0], dtype=dtype),
+    )
+
+
+@torch.library.register_fake("robustcore::count_votes")
+def _(logits):
+    return logits.new_empty([logits.shape[0], logits.shape[2]], dtype=torch.int64)
+
+
+@torch.library.register_fake("robustcore::count_votes_out")
+def _(logits, out):
+    return None
+
+
+def _map_calls(op, info, in_dims, arguments):
+    """vmap as a loop: the noise depends on the index inside a call, so calls cannot be merged."""
+    results = [
+        op(*[a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)])
+        for i in range(info.batch_size)
+    ]
+    if isinstance(results[0], tuple):
+        columns = tuple(torch.stack(column) for column in zip(*results, strict=True))
+        return columns, tuple(0 for _ in columns)
+    return torch.stack(results), 0
+
+
+@torch.library.register_vmap("robustcore::gaussian_noise")
+def _(info, in_dims, *arguments):
+    return _map_calls(_noise, info, in_dims, arguments)
+
+
+@torch.library.register_vmap("robustcore::gaussian_noise_sums")
+def _(info, in_dims, *arguments):
+    return _map_calls(_sums, info, in_dims, arguments)
+
+
+@torch.library.register_vmap("robustcore::count_votes")
+def _(info, in_dims, logits):
+    # Rows are independent: the mapped dimension joins the images.
+    logits = logits.movedim(in_dims[0], 0)
+    return _votes(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]), 0

@@ -1,0 +1,158 @@
+// Executes the smoothing kernels of cuda.cu through the shim and compares them with the CPU kernels,
+// bit for bit. Prints one line a case; the exit status is the number of cases that differ (at most 99).
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "smoothing/launch.h"
+#include "smoothing/simd.h"
+
+using namespace robustcore;
+using namespace robustcore::smoothing;
+
+namespace {
+
+int failures = 0;
+
+void report(const std::string& name, bool same) {
+  std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
+  failures += !same;
+}
+
+size_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// Values in (-2, 2) that exercise rounding, the same in every run.
+std::vector<float> values(size_t n, uint64_t seed) {
+  std::vector<float> v(n);
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t counter[4] = {static_cast<uint32_t>(i), 0, 0, 0};
+    uint32_t out[4];
+    philox4x32(counter, seed, out);
+    v[i] = static_cast<float>(static_cast<int32_t>(out[0])) * 0x1p-30f;
+  }
+  return v;
+}
+
+StridedView view(const float* data, int64_t image_stride, std::vector<int64_t> sizes,
+                 std::vector<int64_t> strides) {
+  StridedView v{};
+  v.data = data;
+  v.dtype = DType::kFloat32;
+  v.image_stride = image_stride;
+  v.dims = static_cast<int32_t>(sizes.size());
+  for (size_t d = 0; d < sizes.size(); ++d) v.sizes[d] = sizes[d], v.strides[d] = strides[d];
+  return v;
+}
+
+void check_noise(NoiseArgs args, const std::string& name) {
+  const size_t bytes = args.images * args.samples * args.elements * size_of(args.out_dtype);
+  // 16-aligned like torch's storage; different poison on both sides shows what nobody wrote.
+  std::vector<double> cpu(bytes / 8 + 1), gpu(bytes / 8 + 1);
+  std::memset(cpu.data(), 0xCD, bytes);
+  std::memset(gpu.data(), 0xAB, bytes);
+  args.out = cpu.data();
+  simd_baseline.noise(args, 0, NoiseTiling(args).units(args));
+  args.out = gpu.data();
+  noise_cuda(args, nullptr);
+  report(name, std::memcmp(cpu.data(), gpu.data(), bytes) == 0);
+}
+
+void noise_cases() {
+  const int64_t offset = 5;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
+    struct Shape {
+      int64_t images, samples, channels, pixels;
+    };
+    for (const Shape s : {Shape{1, 1, 1, 1}, Shape{2, 3, 1, 7}, Shape{3, 40, 1, 64}, Shape{1, 5, 1, 1100},
+                          Shape{2, 300, 1, 4}, Shape{2, 9, 3, 16}, Shape{2, 3, 3, 9}, Shape{1, 2, 5, 12},
+                          Shape{1, 3, 3, 1032}}) {
+      const int64_t d = s.channels * s.pixels;
+      const auto x = values(s.images * d * 2, 1), sigma = values(d, 2), mean = values(s.channels, 3);
+      auto std = values(s.channels, 4);
+      for (float& v : std) v = v * v + 0.25f;
+      NoiseArgs args{};
+      args.images = s.images, args.samples = s.samples, args.elements = d;
+      args.stream = {0x0123456789ABCDEFull, (int64_t{1} << 32) + 3, (int64_t{1} << 33) + 9, &offset};
+      args.x = view(x.data(), 2 * d, {d}, {2});
+      args.sigma_value = 0.7;
+      args.out_dtype = dtype;
+      const std::string name = "noise dtype " + std::to_string(static_cast<int>(dtype)) + " shape " +
+                               std::to_string(s.images) + "x" + std::to_string(s.samples) + "x" +
+                               std::to_string(s.channels) + "x" + std::to_string(s.pixels);
+      args.channels = 1;
+      check_noise(args, name);
+      args.sigma = view(sigma.data(), 0, {s.channels, s.pixels}, {s.pixels, 1});
+      args.mean = view(mean.data(), 0, {s.channels, s.pixels}, {1, 0});
+      args.std = view(std.data(), 0, {s.channels, s.pixels}, {1, 0});
+      check_noise(args, name + " maps");
+      if (s.pixels > 1) {
+        args.channels = s.channels;
+        check_noise(args, name + " channels last");
+      }
+    }
+  }
+}
+
+template <class T>
+void sums_case(int64_t images, int64_t samples, int64_t elements, bool with_noise) {
+  const auto grad = values(images * samples * elements, 5);
+  const std::vector<T> typed(grad.begin(), grad.end());
+  SumsArgs args{};
+  args.images = images, args.samples = samples, args.elements = elements;
+  args.stream = {77, 1, 2, nullptr};
+  args.grad = view(nullptr, samples * elements, {elements}, {1});
+  args.grad.data = typed.data();
+  args.grad.dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+  args.grad.sample_stride = elements;
+  std::vector<T> out[4];
+  for (auto& o : out) o.assign(images * elements, T(-1));
+  args.sum = out[0].data(), args.noise_sum = with_noise ? out[1].data() : nullptr;
+  simd_baseline.sums(args, 0, sums_units(args));
+  args.sum = out[2].data(), args.noise_sum = with_noise ? out[3].data() : nullptr;
+  sums_cuda(args, nullptr);
+  const size_t bytes = images * elements * sizeof(T);
+  report("sums " + std::to_string(samples) + "x" + std::to_string(elements),
+         std::memcmp(out[0].data(), out[2].data(), bytes) == 0 &&
+             std::memcmp(out[1].data(), out[3].data(), bytes) == 0);
+}
+
+void votes_case(int64_t images, int64_t samples, int64_t classes) {
+  auto logits = values(images * samples * classes, 6);
+  for (float& v : logits) v = std::round(v * 2);  // many ties
+  if (samples > 3) {
+    logits[0] = NAN;
+    for (int64_t k = 0; k < classes; ++k) logits[classes + k] = -INFINITY;
+    logits[3 * classes - 1] = INFINITY;
+  }
+  VotesArgs args{};
+  args.images = images, args.samples = samples, args.classes = classes;
+  args.logits = view(logits.data(), samples * classes, {classes}, {1});
+  args.logits.sample_stride = classes;
+  std::vector<int64_t> cpu(images * classes, 0), gpu(images * classes, -1);
+  args.counts = cpu.data();
+  simd_baseline.votes(args, 0, votes_units(args));
+  args.counts = gpu.data();
+  votes_cuda(args, nullptr);
+  report("votes " + std::to_string(images) + "x" + std::to_string(samples) + "x" +
+             std::to_string(classes),
+         cpu == gpu);
+}
+
+}  // namespace
+
+int main() {
+  noise_cases();
+  for (const bool with_noise : {true, false}) {
+    sums_case<float>(2, 1, 1, with_noise);
+    sums_case<float>(2, 70, 135, with_noise);
+    sums_case<double>(1, 300, 10, with_noise);
+  }
+  for (const int64_t classes : {1, 10, 16, 17, 40, 5000}) votes_case(2, 70, classes);
+  votes_case(2, 600, 3);
+  std::printf("%d cases differ\n", failures);
+  return failures < 99 ? failures : 99;
+}
