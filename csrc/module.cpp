@@ -1,5 +1,5 @@
-// The pybind11 module `robustcore._C`. Importing it registers the ops with torch; what it exports is
-// build information and hooks for tests. No tensor passes through pybind11.
+// The pybind11 module `robustcore._C`. Importing it registers the ops with torch; what it exports
+// is build information and hooks for tests. No tensor passes through pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -14,9 +14,9 @@ def as_tensor(array: Any) -> torch.Tensor:
         array: a torch tensor, or anything with DLPack (NumPy, CuPy, JAX, ...) or the CUDA array
             interface. Shape, dtype and device stay as they are.
 
-    Raises TypeError if ``array`` offers neither protocol or has a dtype that torch lacks, ValueError if
-    its memory cannot be shared as it lies (negative strides). A read-only array gives a tensor that must
-    not be written to; our ops never write to their inputs.
+    Raises TypeError if ``array`` offers neither protocol or has a dtype that torch lacks,
+    ValueError if its memory cannot be shared as it lies (negative strides). A read-only array gives
+    a tensor that must not be written to; our ops never write to their inputs.
     """
     if isinstance(array, torch.Tensor):
         return array
@@ -27,7 +27,7 @@ def as_tensor(array: Any) -> torch.Tensor:
     if hasattr(array, "__cuda_array_interface__"):
         return torch.as_tensor(array, device="cuda")
     raise TypeError(
-        f"array: got {type(array).__name__}, want an array with __dlpack__ or __cuda_array_interface__"
+        f"array: got {type(array).__name__}, want one with __dlpack__ or __cuda_array_interface__"
     )
 
 

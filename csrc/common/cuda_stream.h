@@ -27,8 +27,10 @@ void on_cuda(const Tensor& t, const Launch& launch) {
   launch(stream);
 #else
   (void)t, (void)launch;
-  fail("robustcore: this build has no CUDA kernels (ROBUSTCORE_CUDA=off, or no compiler for them was "
-       "found); reinstall with ROBUSTCORE_CUDA=auto, or move the tensors to the CPU");
+  fail(
+      "robustcore: this build has no CUDA kernels (ROBUSTCORE_CUDA=off, or no compiler for them "
+      "was "
+      "found); reinstall with ROBUSTCORE_CUDA=auto, or move the tensors to the CPU");
 #endif
 }
 

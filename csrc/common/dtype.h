@@ -1,5 +1,5 @@
-// Element types as kernels see them: a tag, and conversions to and from float32 that round to nearest
-// even on every device.
+// Element types as kernels see them: a tag, and conversions to and from float32 that round to
+// nearest even on every device.
 #pragma once
 
 #include <type_traits>
@@ -98,9 +98,8 @@ RC_HOST_DEVICE void dispatch(DType dtype, const Body& body) {
 template <class T>
 RC_HOST_DEVICE T load_as(const void* data, DType dtype, int64_t i) {
   T value{};
-  dispatch(dtype, [&](auto tag) {
-    value = convert<T>(static_cast<const decltype(tag)*>(data)[i]);
-  });
+  dispatch(dtype,
+           [&](auto tag) { value = convert<T>(static_cast<const decltype(tag)*>(data)[i]); });
   return value;
 }
 

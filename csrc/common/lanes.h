@@ -85,7 +85,8 @@ struct Scalar {
     *p = v;
   }
 
-  // For searches: a load of n lanes that pads with -infinity, a maximum, and comparisons as bit masks.
+  // For searches: a load of n lanes that pads with -infinity, a maximum, and comparisons as bit
+  // masks.
   static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
     return n > 0 ? *p : -INFINITY;
   }
@@ -174,7 +175,8 @@ struct Avx2 {
   static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
-    return _mm256_blendv_ps(splat(-INFINITY), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+    return _mm256_blendv_ps(splat(-INFINITY), _mm256_maskload_ps(p, mask),
+                            _mm256_castsi256_ps(mask));
   }
   static RC_HOST_DEVICE Float max(Float a, Float b) {
     return _mm256_max_ps(a, b);

@@ -1,13 +1,13 @@
 // Launching CUDA kernels, torch-free. Every kernel starts through RC_LAUNCH and every shuffle goes
-// through the wrappers here, so that the tests can stand in for the device (RC_CUDA_SHIM) and run the
-// same kernels on CPU threads.
+// through the wrappers here, so that the tests can stand in for the device (RC_CUDA_SHIM) and run
+// the same kernels on CPU threads.
 #pragma once
 
 #if defined(RC_CUDA_SHIM)
 #include "cuda_shim.h"
 #else
 #include <cuda_runtime.h>
-#define RC_LAUNCH(kernel, grid, block, stream, ...)                                            \
+#define RC_LAUNCH(kernel, grid, block, stream, ...) \
   (kernel)<<<static_cast<unsigned>(grid), static_cast<unsigned>(block), 0, (stream)>>>(__VA_ARGS__)
 #endif
 
@@ -26,7 +26,8 @@ inline void check_cuda(cudaError_t error) {
         "reinstall with ROBUSTCORE_CUDA_ARCHS set to its compute capability";
   } else if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
     message +=
-        "; the driver is older than the CUDA toolkit of this build; update the driver (580 or newer "
+        "; the driver is older than the CUDA toolkit of this build; update the driver (580 or "
+        "newer "
         "for CUDA 13) or reinstall with an older toolkit's nvcc in PATH";
   }
   throw std::runtime_error(message);

@@ -15,7 +15,8 @@
 
 // The instruction set a translation unit is compiled for: baseline, avx2 or avx512. It names an
 // inline namespace around everything that is compiled more than once, because the linker keeps one
-// copy of an inline function: without it, an AVX-512 copy could end up on a machine without AVX-512.
+// copy of an inline function: without it, an AVX-512 copy could end up on a machine without
+// AVX-512.
 #if !defined(RC_ISA)
 #define RC_ISA baseline
 #endif

@@ -26,32 +26,30 @@ RC_HOST_DEVICE typename L::Float neg_two_log(typename L::Float u) {
   const Int k = above >> 23;
   const Float f = L::template as<Float>(bits - (above & ~0x7FFFFF)) - L::splat(1.0f);
   constexpr float c[] = {
-      -2.0f,        0.999999762f, -0.666683733f, 0.500041485f, -0.399136662f,
-      0.331247866f, -0.299045324f, 0.287336886f, -0.174447134f};  // -2 ln(1+f) / f, error 2.6e-8
+      -2.0f,        0.999999762f,  -0.666683733f, 0.500041485f, -0.399136662f,
+      0.331247866f, -0.299045324f, 0.287336886f,  -0.174447134f};  // -2 ln(1+f) / f, error 2.6e-8
   return L::fma(L::from_int(k), L::splat(-1.38629436f), f * horner<L>(f, c));
 }
 
-// One Box-Muller pair. `radius` becomes u = (radius + 1/2) / 2^32, so |z| <= 6.77. Of `angle`, the
-// top bit is the sign of both outputs and the rest a v in [-1, 1): (cos, sin)(pi v / 2) covers the
-// half circle with cos >= 0, the sign the other half. No quadrant has to be sorted out, and the
-// distribution is symmetric bit for bit.
+// One Box-Muller pair. `radius` becomes u = (radius + 1/2) / 2^32 in float32, so |z| < 6.77. Of
+// `angle`, the top bit is the sign of both outputs and the rest a v in [-1, 1): (cos, sin)(pi v /
+// 2) covers the half circle with cos >= 0, the sign the other half. No quadrant has to be sorted
+// out, and the distribution is symmetric bit for bit.
 template <class L>
-RC_HOST_DEVICE void box_muller(
-    typename L::Uint radius, typename L::Uint angle, typename L::Float& z0,
-    typename L::Float& z1) {
+RC_HOST_DEVICE void box_muller(typename L::Uint radius, typename L::Uint angle,
+                               typename L::Float& z0, typename L::Float& z1) {
   using Float = typename L::Float;
   using Int = typename L::Int;
   using Uint = typename L::Uint;
   const Float u = L::fma(L::from_uint(radius), L::splat(0x1p-32f), L::splat(0x1p-33f));
   const Float r = L::sqrt(neg_two_log<L>(u));
-  const Float signed_r =
-      L::template as<Float>(L::template as<Uint>(r) ^ (angle & 0x80000000u));
+  const Float signed_r = L::template as<Float>(L::template as<Uint>(r) ^ (angle & 0x80000000u));
   const Float v = L::from_int(L::template as<Int>(angle << 1)) * L::splat(0x1p-31f);
   const Float v2 = v * v;
-  constexpr float cosine[] = {
-      0.99999994f, -1.23369825f, 0.253650755f, -0.0208106283f, 0.000858190644f};  // error 4.7e-8
-  constexpr float sine[] = {
-      1.57079637f, -0.645963728f, 0.0796896815f, -0.00467376644f, 0.000151485132f};  // 5.3e-9
+  constexpr float cosine[] = {0.99999994f, -1.23369825f, 0.253650755f, -0.0208106283f,
+                              0.000858190644f};  // error 4.7e-8
+  constexpr float sine[] = {1.57079637f, -0.645963728f, 0.0796896815f, -0.00467376644f,
+                            0.000151485132f};  // 5.3e-9
   z0 = signed_r * horner<L>(v2, cosine);
   z1 = signed_r * (v * horner<L>(v2, sine));
 }

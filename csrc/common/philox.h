@@ -1,9 +1,9 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-// written once for a scalar, a CUDA thread and a SIMD vector.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC
+// 2011), written once for a scalar, a CUDA thread and a SIMD vector.
 //
-// A `Lanes` type supplies `Word` (one 32-bit counter word a lane) and `Product` (its 64-bit product).
-// In the SIMD types a Word sits in a 64-bit lane whose upper half may hold anything: the widening
-// multiply reads the low half only, so no lane is ever masked or repacked between rounds.
+// A `Lanes` type supplies `Word` (one 32-bit counter word a lane) and `Product` (its 64-bit
+// product). In the SIMD types a Word sits in a 64-bit lane whose upper half may hold anything: the
+// widening multiply reads the low half only, so no lane is ever masked or repacked between rounds.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ RC_HOST_DEVICE PhiloxKey philox_key(uint64_t seed) {
 }
 
 template <class Lanes>
-RC_HOST_DEVICE void philox_round(
-    typename Lanes::Word (&c)[4], typename Lanes::Word k0, typename Lanes::Word k1) {
+RC_HOST_DEVICE void philox_round(typename Lanes::Word (&c)[4], typename Lanes::Word k0,
+                                 typename Lanes::Word k1) {
   const auto p0 = Lanes::mul_wide(c[0], kPhiloxM0);
   const auto p1 = Lanes::mul_wide(c[2], kPhiloxM1);
   c[0] = Lanes::xor3(Lanes::high(p1), c[1], k0);
@@ -64,15 +64,11 @@ struct PhiloxRow {
   uint32_t a, b, c, d;
 };
 
-RC_HOST_DEVICE PhiloxRow
-philox_row(const PhiloxKey& key, uint32_t c1, uint32_t c2, uint32_t c3) {
+RC_HOST_DEVICE PhiloxRow philox_row(const PhiloxKey& key, uint32_t c1, uint32_t c2, uint32_t c3) {
   const uint32_t x0 = mul_hi(kPhiloxM1, c2) ^ c1 ^ key.k0[0];  // word 0 after round 1
   const uint32_t x1 = kPhiloxM1 * c2;                          // word 1 after round 1
-  return {
-      c3 ^ key.k1[0],
-      x1 ^ key.k0[1],
-      mul_hi(kPhiloxM0, x0) ^ key.k1[1],
-      (kPhiloxM0 * x0) ^ key.k1[2]};
+  return {c3 ^ key.k1[0], x1 ^ key.k0[1], mul_hi(kPhiloxM0, x0) ^ key.k1[1],
+          (kPhiloxM0 * x0) ^ key.k1[2]};
 }
 
 // The half that depends on counter word 0 alone, the same for every row: M0 * c0.
@@ -89,9 +85,9 @@ RC_HOST_DEVICE PhiloxColumn<Lanes> philox_column(typename Lanes::Word c0) {
 
 // Ten rounds from a row and a column. `keys` holds each round key as a Word.
 template <class Lanes>
-RC_HOST_DEVICE void philox_from_row(
-    const PhiloxRow& row, const PhiloxColumn<Lanes>& column,
-    const typename Lanes::Word (&keys)[kPhiloxRounds][2], typename Lanes::Word (&out)[4]) {
+RC_HOST_DEVICE void philox_from_row(const PhiloxRow& row, const PhiloxColumn<Lanes>& column,
+                                    const typename Lanes::Word (&keys)[kPhiloxRounds][2],
+                                    typename Lanes::Word (&out)[4]) {
   const auto p1 = Lanes::mul_wide(Lanes::xor2(column.high, Lanes::word(row.a)), kPhiloxM1);
   const auto y0 = Lanes::xor2(Lanes::high(p1), Lanes::word(row.b));
   const auto y2 = Lanes::xor2(column.low, Lanes::word(row.c));

@@ -10,8 +10,8 @@ struct StridedView {
   static constexpr int kMaxDims = 6;
   const void* data;  // null: the view is absent
   DType dtype;
-  int32_t dims;                               // of the element index, adjacent ones merged; >= 1
-  int64_t image_stride, sample_stride;        // in elements, as all strides here
+  int32_t dims;                                // of the element index, adjacent ones merged; >= 1
+  int64_t image_stride, sample_stride;         // in elements, as all strides here
   int64_t sizes[kMaxDims], strides[kMaxDims];  // row-major, the last dimension varies fastest
 };
 
@@ -29,8 +29,8 @@ RC_HOST_DEVICE int64_t element_offset(const StridedView& view, int64_t e) {
 
 // Elements [first, first + count) of one (image, sample), converted into `out`.
 template <class T>
-RC_HOST_DEVICE void load_elements(
-    const StridedView& view, int64_t image, int64_t sample, int64_t first, int64_t count, T* out) {
+RC_HOST_DEVICE void load_elements(const StridedView& view, int64_t image, int64_t sample,
+                                  int64_t first, int64_t count, T* out) {
   const int64_t base = image * view.image_stride + sample * view.sample_stride;
   const int last = view.dims - 1;
   const int64_t run_length = view.sizes[last], stride = view.strides[last];

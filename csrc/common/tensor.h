@@ -54,17 +54,18 @@ inline DType floating_dtype(const char* name, ScalarType type) {
   }
 }
 
-inline void check_same_device(const char* name, const Tensor& t, const Tensor& x, const char* x_name) {
+inline void check_same_device(const char* name, const Tensor& t, const Tensor& x,
+                              const char* x_name) {
   check(t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
         ": is on another device than ", x_name);
 }
 
 // A view of `t` as [image, sample, elements]: dimension 0 is the image, dimension 1 the sample if
-// `has_samples`, the rest the element index. Where a dimension of `t` is 1 and `sizes` says more, it
-// is broadcast.
-inline StridedView strided_view(
-    const char* name, const Tensor& t, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-    bool has_samples = false) {
+// `has_samples`, the rest the element index. Where a dimension of `t` is 1 and `sizes` says more,
+// it is broadcast.
+inline StridedView strided_view(const char* name, const Tensor& t,
+                                torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                bool has_samples = false) {
   StridedView view{};
   view.data = t.const_data_ptr();
   view.dtype = floating_dtype(name, t.scalar_type());

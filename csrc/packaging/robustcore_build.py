@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import robustcore_toolchain as toolchain
 from scikit_build_core import build as backend
 from scikit_build_core.build import (
     build_editable,
@@ -20,6 +19,8 @@ from scikit_build_core.build import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+import robustcore_toolchain as toolchain
 
 __all__ = [
     "build_editable",

@@ -31,9 +31,8 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
          int64_t elements) {
   if (units == 0) return;
   const int64_t per_unit = elements / units + 1;
-  torch::stable::parallel_for(
-      0, units, ceil_div(kGrainElements, per_unit),
-      [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  torch::stable::parallel_for(0, units, ceil_div(kGrainElements, per_unit),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 }  // namespace

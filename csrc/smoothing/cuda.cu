@@ -19,9 +19,9 @@ struct alignas(sizeof(Out) * 4 > 16 ? 16 : sizeof(Out) * 4) Quad {
 
 // ---- noise ---------------------------------------------------------------------------------------
 
-// A block works on a tile of columns (four elements each, of kChannels channels) and a run of samples:
-// what depends on the column alone stays in registers over the run, what depends on the sample alone in
-// shared memory. Narrow images put several samples side by side in a block.
+// A block works on a tile of columns (four elements each, of kChannels channels) and a run of
+// samples: what depends on the column alone stays in registers over the run, what depends on the
+// sample alone in shared memory. Narrow images put several samples side by side in a block.
 struct NoiseGrid {
   int32_t columns, rows;              // of a block's threads: columns * rows == kThreads
   int64_t column_tiles, sample_runs;  // in all, per image
@@ -51,8 +51,8 @@ enum class Write {
 };
 
 template <class Out, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3) noise_kernel(
-    const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
+__global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
+    noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
   using T = Arithmetic<Out>;
   constexpr int kElements = 4 * kChannels;  // of a column
   __shared__ PhiloxRow rows[kThreads];
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3) noise_kernel
       PhiloxKey key;
       RC_UNROLL
       for (int r = 0; r < 3; ++r) key.k0[r] = grid.keys[r][0], key.k1[r] = grid.keys[r][1];
-      rows[threadIdx.x] = stream_row(
-          key, args.stream.image_offset + image, sample0 + s_begin + threadIdx.x);
+      rows[threadIdx.x] =
+          stream_row(key, args.stream.image_offset + image, sample0 + s_begin + threadIdx.x);
     }
     // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
     // reads them back into registers.
@@ -166,13 +166,13 @@ void launch_noise(const NoiseArgs& args, cudaStream_t stream) {
 
 // ---- sums ----------------------------------------------------------------------------------------
 
-// A block owns kSumColumns columns of one image; its rows take one run of samples each, and the runs
-// are added in order, as on the CPU.
+// A block owns kSumColumns columns of one image; its rows take one run of samples each, and the
+// runs are added in order, as on the CPU.
 constexpr int kSumColumns = 32, kSumRows = kThreads / kSumColumns;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sums_kernel(
-    const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
+__global__ void __launch_bounds__(kThreads)
+    sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
   __shared__ T parts[2][kSumRows][kSumColumns][4];
   const int lane = threadIdx.x % kSumColumns, row = threadIdx.x / kSumColumns;
   const int64_t columns = ceil_div(args.elements, 4), tiles = ceil_div(columns, kSumColumns);
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int64_t e = 4 * column + i;
-      at[i] = e < args.elements ? image * args.grad.image_stride + element_offset(args.grad, e) : -1;
+      at[i] =
+          e < args.elements ? image * args.grad.image_stride + element_offset(args.grad, e) : -1;
     }
     T total[2][4] = {};
     for (int64_t wave = 0; wave < runs; wave += kSumRows) {
@@ -205,8 +206,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(
         RC_UNROLL
         for (int i = 0; i < 4; ++i) {
           if (at[i] < 0) continue;
-          const T g = load_as<T>(
-              args.grad.data, args.grad.dtype, at[i] + s * args.grad.sample_stride);
+          const T g =
+              load_as<T>(args.grad.data, args.grad.dtype, at[i] + s * args.grad.sample_stride);
           part[0][i] += g;
           part[1][i] = fused_multiply_add(g, static_cast<T>(z[i]), part[1][i]);
         }
@@ -279,8 +280,8 @@ __global__ void __launch_bounds__(kThreads) votes_kernel(const __grid_constant__
       int64_t best_at = args.classes;
       int nan = 0;
       if (s < last) {
-        const In* logits = static_cast<const In*>(view.data) + image * view.image_stride +
-                           s * view.sample_stride;
+        const In* logits =
+            static_cast<const In*>(view.data) + image * view.image_stride + s * view.sample_stride;
         for (int64_t k = lane; k < args.classes; k += kGroup) {
           const T v = convert<T>(logits[k * view.strides[0]]);
           nan |= v != v;
@@ -325,14 +326,16 @@ void launch_votes(const VotesArgs& args, cudaStream_t stream) {
 
 void noise_cuda(const NoiseArgs& args, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const bool whole_quads = args.elements / args.channels % 4 == 0 &&
-                           reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  const bool whole_quads =
+      args.elements / args.channels % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
   dispatch(args.out_dtype, [&](auto tag) {
     using Out = decltype(tag);
     // The layouts of images in the dtypes of models get kernels of their own.
     if constexpr (sizeof(Out) <= sizeof(float)) {
-      if (whole_quads && args.channels == 1) return launch_noise<Out, 1, Write::kQuads>(args, stream);
-      if (whole_quads && args.channels == 3) return launch_noise<Out, 3, Write::kQuads>(args, stream);
+      if (whole_quads && args.channels == 1)
+        return launch_noise<Out, 1, Write::kQuads>(args, stream);
+      if (whole_quads && args.channels == 3)
+        return launch_noise<Out, 3, Write::kQuads>(args, stream);
     }
     launch_noise<Out, 1, Write::kScatter>(args, stream);
   });
@@ -349,8 +352,7 @@ void sums_cuda(const SumsArgs& args, void* stream_handle) {
 
 void votes_cuda(const VotesArgs& args, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  check_cuda(cudaMemsetAsync(
-      args.counts, 0, args.images * args.classes * sizeof(int64_t), stream));
+  check_cuda(cudaMemsetAsync(args.counts, 0, args.images * args.classes * sizeof(int64_t), stream));
   if (args.samples == 0) return;
   dispatch(args.logits.dtype, [&](auto tag) {
     using In = decltype(tag);

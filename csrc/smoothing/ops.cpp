@@ -1,4 +1,5 @@
-// Schemas and checks of the smoothing ops. Nothing is allocated or written before every check has passed.
+// Schemas and checks of the smoothing ops. Nothing is allocated or written before every check has
+// passed.
 #include <cmath>
 
 #include "common/cuda_stream.h"
@@ -8,12 +9,12 @@
 namespace robustcore::smoothing {
 namespace {
 
-Stream make_stream(
-    const Tensor& x, int64_t images, int64_t samples, int64_t elements, int64_t seed,
-    int64_t image_offset, int64_t sample_offset, const OptionalTensor& sample_offset_tensor) {
+Stream make_stream(const Tensor& x, int64_t images, int64_t samples, int64_t elements, int64_t seed,
+                   int64_t image_offset, int64_t sample_offset,
+                   const OptionalTensor& sample_offset_tensor) {
   check(elements <= kMaxElements, "x: got ", elements, " elements an image, the stream has 2**34");
-  check(image_offset >= 0 && image_offset <= kMaxImages - images, "image_offset: got ", image_offset,
-        " for ", images, " images, want indices in [0, 2**48)");
+  check(image_offset >= 0 && image_offset <= kMaxImages - images, "image_offset: got ",
+        image_offset, " for ", images, " images, want indices in [0, 2**48)");
   check(sample_offset >= 0 && sample_offset <= kMaxSamples - samples, "sample_offset: got ",
         sample_offset, " for ", samples, " samples, want indices in [0, 2**40)");
   Stream stream{static_cast<uint64_t>(seed), image_offset, sample_offset, nullptr};
@@ -57,13 +58,12 @@ Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
 }
 
 // Everything about the arguments but the output.
-NoiseArgs noise_args(
-    const Tensor& x,  // [B, *D]
-    int64_t num_samples, double sigma,
-    const OptionalTensor& sigma_map,  // broadcasts to [B, *D]
-    const OptionalTensor& mean, const OptionalTensor& std,  // broadcast to [B, *D]
-    int64_t seed, int64_t image_offset, int64_t sample_offset,
-    const OptionalTensor& sample_offset_tensor) {
+NoiseArgs noise_args(const Tensor& x,  // [B, *D]
+                     int64_t num_samples, double sigma,
+                     const OptionalTensor& sigma_map,  // broadcasts to [B, *D]
+                     const OptionalTensor& mean, const OptionalTensor& std,  // broadcast to [B, *D]
+                     int64_t seed, int64_t image_offset, int64_t sample_offset,
+                     const OptionalTensor& sample_offset_tensor) {
   check(x.dim() >= 1, "x: got a 0-d tensor, want [B, *D]");
   check(num_samples >= 0, "num_samples: got ", num_samples, ", want at least 0");
   check(sigma_map || (std::isfinite(sigma) && sigma >= 0), "sigma: got ", sigma,
@@ -117,11 +117,11 @@ int64_t channels_of(const Tensor& x, bool channels_last) {
   return channels_last && x.size(2) * x.size(3) > 1 ? x.size(1) : 1;
 }
 
-void gaussian_noise_out(
-    const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
-    const OptionalTensor& mean, const OptionalTensor& std, int64_t seed, int64_t image_offset,
-    int64_t sample_offset, const OptionalTensor& sample_offset_tensor, bool channels_last,
-    Tensor out) {
+void gaussian_noise_out(const Tensor& x, int64_t num_samples, double sigma,
+                        const OptionalTensor& sigma_map, const OptionalTensor& mean,
+                        const OptionalTensor& std, int64_t seed, int64_t image_offset,
+                        int64_t sample_offset, const OptionalTensor& sample_offset_tensor,
+                        bool channels_last, Tensor out) {
   NoiseArgs args = noise_args(x, num_samples, sigma, sigma_map, mean, std, seed, image_offset,
                               sample_offset, sample_offset_tensor);
   const OutputLayout layout = output_layout(x, num_samples, channels_last);
@@ -143,11 +143,11 @@ void gaussian_noise_out(
   launch(args, x);
 }
 
-Tensor gaussian_noise(
-    const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
-    const OptionalTensor& mean, const OptionalTensor& std, int64_t seed, int64_t image_offset,
-    int64_t sample_offset, const OptionalTensor& sample_offset_tensor, ScalarType dtype,
-    bool channels_last) {
+Tensor gaussian_noise(const Tensor& x, int64_t num_samples, double sigma,
+                      const OptionalTensor& sigma_map, const OptionalTensor& mean,
+                      const OptionalTensor& std, int64_t seed, int64_t image_offset,
+                      int64_t sample_offset, const OptionalTensor& sample_offset_tensor,
+                      ScalarType dtype, bool channels_last) {
   NoiseArgs args = noise_args(x, num_samples, sigma, sigma_map, mean, std, seed, image_offset,
                               sample_offset, sample_offset_tensor);
   args.out_dtype = floating_dtype("dtype", dtype);
@@ -159,10 +159,11 @@ Tensor gaussian_noise(
   return out;
 }
 
-std::tuple<Tensor, Tensor> gaussian_noise_sums(
-    const Tensor& grad,  // [B, S, *D]
-    int64_t seed, int64_t image_offset, int64_t sample_offset,
-    const OptionalTensor& sample_offset_tensor, bool with_noise) {
+std::tuple<Tensor, Tensor> gaussian_noise_sums(const Tensor& grad,  // [B, S, *D]
+                                               int64_t seed, int64_t image_offset,
+                                               int64_t sample_offset,
+                                               const OptionalTensor& sample_offset_tensor,
+                                               bool with_noise) {
   check(grad.dim() >= 2, "grad: got shape ", shape_of(grad), ", want [B, S, *D]");
   SumsArgs args{};
   args.images = grad.size(0);
@@ -189,9 +190,8 @@ std::tuple<Tensor, Tensor> gaussian_noise_sums(
   return {sum, noise_sum};
 }
 
-void count_votes_out(
-    const Tensor& logits,  // [B, S, K]
-    Tensor counts) {       // [B, K]
+void count_votes_out(const Tensor& logits,  // [B, S, K]
+                     Tensor counts) {       // [B, K]
   check(logits.dim() == 3, "logits: got shape ", shape_of(logits), ", want [B, S, K]");
   check(logits.size(2) >= 1, "logits: got no class, shape ", shape_of(logits));
   check(counts.dim() == 2 && counts.size(0) == logits.size(0) && counts.size(1) == logits.size(2) &&
@@ -224,8 +224,8 @@ Tensor count_votes(const Tensor& logits) {
 
 }  // namespace
 
-#define RC_NOISE_ARGUMENTS                                                                      \
-  "Tensor x, SymInt num_samples, float sigma, Tensor? sigma_map, Tensor? mean, Tensor? std, "   \
+#define RC_NOISE_ARGUMENTS                                                                    \
+  "Tensor x, SymInt num_samples, float sigma, Tensor? sigma_map, Tensor? mean, Tensor? std, " \
   "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? sample_offset_tensor, "
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {

@@ -24,11 +24,11 @@ class NormalRun {
     return stream_row(key_, image, sample);
   }
 
-  // Calls emit(offset, vector) for elements first, first + 1, ... until `count` are covered; `first`
-  // is a multiple of 4.
+  // Calls emit(offset, vector) for elements first, first + 1, ... until `count` are covered;
+  // `first` is a multiple of 4.
   template <class Emit>
-  RC_HOST_DEVICE void operator()(
-      const PhiloxRow& row, int64_t first, int64_t count, const Emit& emit) const {
+  RC_HOST_DEVICE void operator()(const PhiloxRow& row, int64_t first, int64_t count,
+                                 const Emit& emit) const {
     for (int64_t done = 0; done < count; done += Lanes::kElements) {
       const auto counter = Lanes::counters(static_cast<uint32_t>((first + done) / 4));
       Float z[Lanes::kVectors];
@@ -44,8 +44,8 @@ class NormalRun {
 
 // base and scale of the affine epilogue for elements [first, first + count) of one image.
 template <class T>
-void load_affine(
-    const NoiseArgs& args, int64_t image, int64_t first, int64_t count, T* base, T* scale) {
+void load_affine(const NoiseArgs& args, int64_t image, int64_t first, int64_t count, T* base,
+                 T* scale) {
   T mean[kNoiseTile], std[kNoiseTile];
   load_elements(args.x, image, 0, first, count, base);
   if (args.sigma.data) {
@@ -104,7 +104,8 @@ void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
     u /= tiling.pixel_tiles;
     const int64_t c_begin = u % tiling.channel_tiles * tiling.channels;
     const int64_t image = u / tiling.channel_tiles;
-    const int64_t s_end = s_begin + kNoiseSamples < args.samples ? s_begin + kNoiseSamples : args.samples;
+    const int64_t s_end =
+        s_begin + kNoiseSamples < args.samples ? s_begin + kNoiseSamples : args.samples;
     const int64_t p_count = p_begin + tiling.pixels < pixels ? tiling.pixels : pixels - p_begin;
     const int64_t c_end =
         c_begin + tiling.channels < args.channels ? c_begin + tiling.channels : args.channels;
@@ -184,7 +185,8 @@ void sums(const SumsArgs& args, int64_t begin, int64_t end) {
 int64_t argmax(const float* row, int64_t n) {
   constexpr int64_t w = Lanes::kFloats;
   const auto load = [&](int64_t i) {
-    return n - i >= w ? Lanes::load(row + i) : Lanes::load_partial(row + i, static_cast<int>(n - i));
+    return n - i >= w ? Lanes::load(row + i)
+                      : Lanes::load_partial(row + i, static_cast<int>(n - i));
   };
   Float best = Lanes::splat(-INFINITY);
   uint32_t nan = 0;
@@ -206,8 +208,8 @@ RC_HOST_DEVICE int64_t argmax_narrow(const float* row, int n) {
   const int n0 = n < w ? n : w;
   const Float v0 = Lanes::load_partial(row, n0), v1 = Lanes::load_partial(row + n0, n - n0);
   const Float maximum = Lanes::splat(Lanes::reduce_max(Lanes::max(v0, v1)));
-  const uint64_t hit = Lanes::equal_mask(v0, maximum) |
-                       static_cast<uint64_t>(Lanes::equal_mask(v1, maximum)) << w;
+  const uint64_t hit =
+      Lanes::equal_mask(v0, maximum) | static_cast<uint64_t>(Lanes::equal_mask(v1, maximum)) << w;
   const bool nan = Lanes::nan_mask(v0) | Lanes::nan_mask(v1);
   return nan ? -1 : __builtin_ctzll(hit | uint64_t{1} << 63);
 }
@@ -231,15 +233,16 @@ int64_t argmax_strided(const StridedView& view, int64_t image, int64_t sample, i
 
 // Calls count(k) with the vote of each row in [first, last); k = -1 is a vote withheld.
 template <class Count>
-RC_HOST_DEVICE void for_each_vote(
-    const VotesArgs& args, int64_t image, int64_t first, int64_t last, const Count& count) {
+RC_HOST_DEVICE void for_each_vote(const VotesArgs& args, int64_t image, int64_t first, int64_t last,
+                                  const Count& count) {
   const StridedView& v = args.logits;
   const int64_t n = args.classes;
   if (v.dtype == DType::kFloat32 && v.strides[0] == 1) {
     const float* rows = static_cast<const float*>(v.data) + image * v.image_stride;
     if (n <= 2 * Lanes::kFloats) {
       const int narrow = static_cast<int>(n);
-      for (int64_t s = first; s < last; ++s) count(argmax_narrow(rows + s * v.sample_stride, narrow));
+      for (int64_t s = first; s < last; ++s)
+        count(argmax_narrow(rows + s * v.sample_stride, narrow));
     } else {
       for (int64_t s = first; s < last; ++s) count(argmax(rows + s * v.sample_stride, n));
     }
@@ -251,15 +254,17 @@ RC_HOST_DEVICE void for_each_vote(
 }
 
 void votes(const VotesArgs& args, int64_t begin, int64_t end) {
-  // Few classes collide often, so they are counted locally first; with many, a shared increment costs
-  // nothing beside the row. Integer addition commutes: the order of threads cannot show.
+  // Few classes collide often, so they are counted locally first; with many, a shared increment
+  // costs nothing beside the row. Integer addition commutes: the order of threads cannot show.
   constexpr int64_t kLocal = 1024;
   const int64_t units = ceil_div(args.samples, kVotesRows);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / units, first = unit % units * kVotesRows;
     const int64_t last = first + kVotesRows < args.samples ? first + kVotesRows : args.samples;
     int64_t* counts = args.counts + image * args.classes;
-    const auto add = [&](int64_t k, int64_t n) { __atomic_fetch_add(counts + k, n, __ATOMIC_RELAXED); };
+    const auto add = [&](int64_t k, int64_t n) {
+      __atomic_fetch_add(counts + k, n, __ATOMIC_RELAXED);
+    };
     if (args.classes <= kLocal) {
       int64_t local[kLocal + 1];  // slot 0 takes the votes withheld
       memset(local, 0, (args.classes + 1) * sizeof(int64_t));

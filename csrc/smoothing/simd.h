@@ -27,7 +27,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 
 // How an output is cut into tiles: `pixels` neighbouring positions of `channels` channels.
 struct NoiseTiling {
-  int64_t pixels, channels;             // of one tile
+  int64_t pixels, channels;  // of one tile
   int64_t pixel_tiles, channel_tiles, sample_chunks;
 
   explicit NoiseTiling(const NoiseArgs& a)

@@ -3,9 +3,10 @@
 // The stream, version 1; it never changes within a major version. The standard normal of element e
 // of sample s of image i under `seed` is output e % 4 of Philox4x32-10 with
 //   key     = (low, high) words of seed
-//   counter = (e / 4, low word of s, low word of i, domain << 24 | bits 32..39 of s << 16 | bits 32..47 of i)
-// turned to normals by box_muller (common/math.h), words (0, 1) -> outputs (0, 1), (2, 3) -> (2, 3).
-// It is a float32 for every dtype, layout, device and batch.
+//   counter = (e / 4, low word of s, low word of i, domain << 24 | bits 32..39 of s << 16 |
+//   bits 32..47 of i)
+// turned to normals by box_muller (common/math.h), words (0, 1) -> outputs (0, 1), (2, 3) -> (2,
+// 3). It is a float32 for every dtype, layout, device and batch.
 #pragma once
 
 #include "common/math.h"
@@ -33,19 +34,21 @@ struct NoiseArgs {
   Stream stream;
   StridedView x, sigma, mean, std;  // sigma.data null: sigma_value; mean, std null: 0, 1
   double sigma_value;
-  void* out;  // [images, samples, elements], or with channels > 1 [images, samples, pixels, channels]
+  void*
+      out;  // [images, samples, elements], or with channels > 1 [images, samples, pixels, channels]
   DType out_dtype;
   int64_t channels;  // 1: elements lie in logical order
 };
 
-// sum[b, e] = sum over s of grad[b, s, e]; noise_sum[b, e] = sum over s of grad[b, s, e] * z[b, s, e].
-// The order of addition is fixed: samples in runs of kSumRun, then the runs in order.
+// sum[b, e] = sum over s of grad[b, s, e]; noise_sum[b, e] = sum over s of grad[b, s, e] * z[b, s,
+// e]. The order of addition is fixed: samples in runs of kSumRun, then the runs in order.
 constexpr int64_t kSumRun = 32;
 struct SumsArgs {
   int64_t images, samples, elements;
   Stream stream;
   StridedView grad;
-  void *sum, *noise_sum;  // [images, elements], float64 if grad is, else float32; noise_sum may be null
+  void *sum,
+      *noise_sum;  // [images, elements], float64 if grad is, else float32; noise_sum may be null
 };
 
 // counts[b, argmax_k logits[b, s, k]] += 1; the lowest k wins a tie, a NaN anywhere in the row
@@ -67,23 +70,20 @@ RC_HOST_DEVICE int64_t first_sample(const Stream& stream) {
 RC_HOST_DEVICE PhiloxRow stream_row(const PhiloxKey& key, int64_t image, int64_t sample) {
   const uint32_t sample_high = static_cast<uint32_t>(sample >> 32) & 0xFFu;
   const uint32_t image_high = static_cast<uint32_t>(image >> 32) & 0xFFFFu;
-  return philox_row(
-      key, static_cast<uint32_t>(sample), static_cast<uint32_t>(image),
-      kGaussianDomain << 24 | sample_high << 16 | image_high);
+  return philox_row(key, static_cast<uint32_t>(sample), static_cast<uint32_t>(image),
+                    kGaussianDomain << 24 | sample_high << 16 | image_high);
 }
 
 // One step of the stream: L::kElements normals, element order.
 template <class L>
-RC_HOST_DEVICE void normals(
-    const PhiloxRow& row, const PhiloxColumn<L>& column,
-    const typename L::Word (&keys)[kPhiloxRounds][2], typename L::Float (&z)[L::kVectors]) {
+RC_HOST_DEVICE void normals(const PhiloxRow& row, const PhiloxColumn<L>& column,
+                            const typename L::Word (&keys)[kPhiloxRounds][2],
+                            typename L::Float (&z)[L::kVectors]) {
   typename L::Word words[4];
   philox_from_row<L>(row, column, keys, words);
-  L::normals(
-      words, z,
-      [](typename L::Uint r, typename L::Uint t, typename L::Float& a, typename L::Float& b) {
-        box_muller<L>(r, t, a, b);
-      });
+  L::normals(words, z,
+             [](typename L::Uint r, typename L::Uint t, typename L::Float& a,
+                typename L::Float& b) { box_muller<L>(r, t, a, b); });
 }
 
 // The affine epilogue, split so that everything that does not depend on the sample is done once:

@@ -31,24 +31,27 @@ def gaussian_noise(
 ) -> Tensor:
     """Noisy, normalised copies of images in one pass: ``(x + sigma * z - mean) / std``.
 
-    ``z`` is standard normal and depends on (seed, image index, sample index, element index) alone: the
-    same bits on CPU and GPU, whatever the batch, the layout, the dtype and the number of threads or
-    devices. It is a float32, |z| < 6.77. The stream is documented in ``csrc/smoothing/smoothing.h`` and
-    stays as it is within a major version. Arithmetic is in float32, in float64 if the output is.
+    ``z`` is standard normal and depends on (seed, image index, sample index, element index) alone:
+    the same bits on CPU and GPU, whatever the batch, the layout, the dtype and the number of
+    threads or devices. It is a float32, |z| < 6.77. The stream is documented in
+    ``csrc/smoothing/smoothing.h`` and stays as it is within a major version. Arithmetic is in
+    float32, in float64 if the output is.
 
     Args:
         x: images ``[B, *D]``, floating, any strides; in pixel units, usually [0, 1].
         num_samples: S, copies of each image.
-        sigma: noise level in the units of x: a float, a tensor ``[B]`` (one an image), or a map that
-            broadcasts to ``[B, *D]`` (zero where there shall be no noise). A 1-d tensor of length B is
-            taken as one an image. Tensors are not checked for negative values.
+        sigma: noise level in the units of x: a float, a tensor ``[B]`` (one an image), or a map
+            that broadcasts to ``[B, *D]`` (zero where there shall be no noise). A 1-d tensor of
+            length B is taken as one an image. Tensors are not checked for negative values.
         seed: in [0, 2**64).
         image_offset: image b has index ``image_offset + b``; indices are below 2**48.
-        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. A 0-d int64
-            tensor on x's device is read by the kernel, so a captured CUDA graph can advance it.
+        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. A 0-d
+            int64 tensor on x's device is read by the kernel, so a captured CUDA graph can advance
+            it; its value is not checked.
         mean, std: per channel (dimension 1 of x): a float, C floats or a tensor ``[C]``.
         dtype: of the output; default that of x.
-        memory_format: ``torch.channels_last`` lays the ``[B * S, C, H, W]`` view of the output out so.
+        memory_format: ``torch.channels_last`` lays out so the ``[B * S, C, H, W]`` view of the
+            output.
         out: receives the result instead of a new tensor; exactly its shape and layout. Not
             differentiable.
 
@@ -56,12 +59,12 @@ def gaussian_noise(
         ``[B, S, *D]`` of ``dtype``.
 
     Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
-    Differentiable, to any order, in x and in sigma, mean and std where they are tensors; the noise is
-    regenerated in backward, nothing of the output's size is kept. Under ``torch.func.vmap`` every mapped
-    call sees the same noise. Autocast leaves it alone.
+    Differentiable, to any order, in x and in sigma, mean and std where they are tensors; the noise
+    is regenerated in backward, nothing of the output's size is kept. Under ``torch.func.vmap``
+    every mapped call sees the same noise. Autocast leaves it alone.
 
-    Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing", 2019;
-    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+    Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing",
+    2019; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
     _check_floating("x", x)
     if x.dim() < 1:
@@ -108,8 +111,8 @@ def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
     """How often each class is the arg-max, in one pass on the device.
 
     Args:
-        logits: ``[B, S, K]`` floating, any strides. Ties go to the lowest index; a row with a NaN votes
-            for nobody.
+        logits: ``[B, S, K]`` floating, any strides. Ties go to the lowest index; a row with a NaN
+            votes for nobody.
         out: contiguous int64 ``[B, K]``, overwritten, instead of a new tensor.
 
     Returns:
@@ -154,7 +157,7 @@ def _per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
     channels = x.shape[1] if x.dim() > 1 else 1
     if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
         raise ValueError(
-            f"{name}: got shape {list(value.shape)}, want one value or {channels}, one a channel of x"
+            f"{name}: got shape {list(value.shape)}, want one value or {channels}, one a channel"
         )
     return value.reshape(1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else value.reshape(1)
 
@@ -250,9 +253,10 @@ class _NoiseSums(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-def _strides(sizes: Sequence[int], order: Sequence[int]) -> list[int]:
+def _strides(sizes: Sequence[Any], order: Sequence[int]) -> list[Any]:
     """Strides of a dense tensor whose dimensions vary fastest in ``order``."""
-    strides, stride = [1] * len(sizes), 1
+    strides: list[Any] = [1] * len(sizes)
+    stride: Any = 1
     for d in order:
         strides[d] = stride
         stride = stride * torch.sym_max(sizes[d], 1)

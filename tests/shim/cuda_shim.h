@@ -1,7 +1,7 @@
 // Runs CUDA kernels on CPU threads, so that a build without a GPU still executes every kernel: a
-// block's threads are real threads, __syncthreads is a std::barrier, shared memory is static storage
-// (blocks run one after another). Under ThreadSanitizer a missing barrier is a reported race, under
-// AddressSanitizer a wrong index is a reported access.
+// block's threads are real threads, __syncthreads is a std::barrier, shared memory is static
+// storage (blocks run one after another). Under ThreadSanitizer a missing barrier is a reported
+// race, under AddressSanitizer a wrong index is a reported access.
 #pragma once
 
 #include <barrier>
@@ -83,7 +83,8 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   std::memcpy(&cuda_shim::block->slots[threadIdx.x], &value, sizeof(T));
   warp.arrive_and_wait();
   T other;
-  std::memcpy(&other, &cuda_shim::block->slots[threadIdx.x ^ static_cast<unsigned>(step)], sizeof(T));
+  std::memcpy(&other, &cuda_shim::block->slots[threadIdx.x ^ static_cast<unsigned>(step)],
+              sizeof(T));
   warp.arrive_and_wait();
   return other;
 }

@@ -1,5 +1,6 @@
-// Executes the smoothing kernels of cuda.cu through the shim and compares them with the CPU kernels,
-// bit for bit. Prints one line a case; the exit status is the number of cases that differ (at most 99).
+// Executes the smoothing kernels of cuda.cu through the shim and compares them with the CPU
+// kernels, bit for bit. Prints one line a case; the exit status is the number of cases that differ
+// (at most 99).
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -67,22 +68,25 @@ void noise_cases() {
     struct Shape {
       int64_t images, samples, channels, pixels;
     };
-    for (const Shape s : {Shape{1, 1, 1, 1}, Shape{2, 3, 1, 7}, Shape{3, 40, 1, 64}, Shape{1, 5, 1, 1100},
-                          Shape{2, 300, 1, 4}, Shape{2, 9, 3, 16}, Shape{2, 3, 3, 9}, Shape{1, 2, 5, 12},
-                          Shape{1, 3, 3, 1032}}) {
+    for (const Shape s : {Shape{1, 1, 1, 1}, Shape{2, 3, 1, 7}, Shape{3, 40, 1, 64},
+                          Shape{1, 5, 1, 1100}, Shape{2, 300, 1, 4}, Shape{2, 9, 3, 16},
+                          Shape{2, 3, 3, 9}, Shape{1, 2, 5, 12}, Shape{1, 3, 3, 1032}}) {
       const int64_t d = s.channels * s.pixels;
-      const auto x = values(s.images * d * 2, 1), sigma = values(d, 2), mean = values(s.channels, 3);
+      const auto x = values(s.images * d * 2, 1), sigma = values(d, 2),
+                 mean = values(s.channels, 3);
       auto std = values(s.channels, 4);
       for (float& v : std) v = v * v + 0.25f;
       NoiseArgs args{};
       args.images = s.images, args.samples = s.samples, args.elements = d;
-      args.stream = {0x0123456789ABCDEFull, (int64_t{1} << 32) + 3, (int64_t{1} << 33) + 9, &offset};
+      args.stream = {0x0123456789ABCDEFull, (int64_t{1} << 32) + 3, (int64_t{1} << 33) + 9,
+                     &offset};
       args.x = view(x.data(), 2 * d, {d}, {2});
       args.sigma_value = 0.7;
       args.out_dtype = dtype;
-      const std::string name = "noise dtype " + std::to_string(static_cast<int>(dtype)) + " shape " +
-                               std::to_string(s.images) + "x" + std::to_string(s.samples) + "x" +
-                               std::to_string(s.channels) + "x" + std::to_string(s.pixels);
+      const std::string name = "noise dtype " + std::to_string(static_cast<int>(dtype)) +
+                               " shape " + std::to_string(s.images) + "x" +
+                               std::to_string(s.samples) + "x" + std::to_string(s.channels) + "x" +
+                               std::to_string(s.pixels);
       args.channels = 1;
       check_noise(args, name);
       args.sigma = view(sigma.data(), 0, {s.channels, s.pixels}, {s.pixels, 1});

@@ -1,0 +1,28 @@
+"""Fixtures and markers every test file shares."""
+
+import pytest
+import torch
+
+from robustcore import _C, build_info
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no GPU on this machine")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def simd():
+    """Switches the CPU kernels to another instruction set for the length of a test."""
+    loaded = build_info()["simd"]
+    yield _C.select_simd
+    _C.select_simd(loaded)

@@ -1,0 +1,42 @@
+"""What an installation says of itself."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+
+import robustcore
+from robustcore import _C
+
+
+def test_build_info():
+    info = robustcore.build_info()
+    assert set(info) == {"version", "torch_target", "cuda", "cuda_archs", "simd", "compiler"}
+    assert info["version"] == robustcore.__version__ == metadata.version("robustcore")
+    assert info["torch_target"] == "2.10"
+    assert isinstance(info["cuda"], bool)
+    assert all(re.fullmatch(r"\d+(\+PTX)?", arch) for arch in info["cuda_archs"])
+    assert bool(info["cuda_archs"]) == info["cuda"]
+    assert info["simd"] in ("baseline", "avx2", "avx512")
+    assert re.match(r"(gcc|clang) \d+", info["compiler"])
+
+
+def test_unknown_simd():
+    with pytest.raises(ValueError, match="'mmx', want baseline, avx2 or avx512"):
+        _C.select_simd("mmx")
+
+
+def test_import_does_not_touch_the_gpu():
+    code = "import robustcore, torch; print(torch.cuda.is_initialized())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(robustcore.build_info()["cuda"], reason="this build has CUDA kernels")
+@pytest.mark.cuda
+def test_cuda_tensor_without_cuda_kernels():
+    with pytest.raises(RuntimeError, match="no CUDA kernels"):
+        robustcore.ops.count_votes(torch.zeros(1, 1, 2, device="cuda"))

@@ -1,0 +1,95 @@
+"""robustcore.as_tensor: other libraries' arrays, without a copy."""
+
+import numpy as np
+import pytest
+import torch
+
+import robustcore
+
+
+def test_numpy_shares_memory():
+    array = np.zeros((2, 3), dtype=np.float32)
+    t = robustcore.as_tensor(array)
+    assert t.shape == (2, 3)
+    assert t.dtype == torch.float32
+    array[1, 2] = 7
+    assert t[1, 2] == 7
+    assert t.data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "uint8", "bool"])
+def test_numpy_dtypes(dtype):
+    array = np.ones((3,), dtype=dtype)
+    t = robustcore.as_tensor(array)
+    assert str(t.dtype) == f"torch.{dtype}"
+    assert t.data_ptr() == array.ctypes.data
+
+
+def test_numpy_strides_and_readonly():
+    array = np.arange(12.0).reshape(3, 4)[:, ::2]
+    array.flags.writeable = False
+    t = robustcore.as_tensor(array)
+    assert t.stride() == (4, 2)
+    assert t.data_ptr() == array.ctypes.data
+
+
+def test_a_tensor_is_itself():
+    t = torch.zeros(2)
+    assert robustcore.as_tensor(t) is t
+
+
+def test_dlpack():
+    class Foreign:
+        def __init__(self, t):
+            self.t = t
+
+        def __dlpack__(self, **kwargs):
+            return self.t.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self):
+            return self.t.__dlpack_device__()
+
+    t = torch.arange(4.0)
+    assert robustcore.as_tensor(Foreign(t)).data_ptr() == t.data_ptr()
+
+
+def test_ops_take_it():
+    x = np.full((1, 3, 4, 4), 0.5, dtype=np.float32)
+    out = robustcore.ops.gaussian_noise(robustcore.as_tensor(x), 2, 0.0, seed=0)
+    assert (out == 0.5).all()
+
+
+@pytest.mark.parametrize("bad", [[1, 2], 3.0, "text", None])
+def test_not_an_array(bad):
+    with pytest.raises(TypeError, match=f"array: got {type(bad).__name__}"):
+        robustcore.as_tensor(bad)
+
+
+def test_what_cannot_be_shared():
+    with pytest.raises(ValueError, match="negative strides"):
+        robustcore.as_tensor(np.zeros(3)[::-1])
+    with pytest.raises(TypeError, match="dtype"):
+        robustcore.as_tensor(np.array(["a"]))
+    with pytest.raises(TypeError, match="dtype"):
+        robustcore.as_tensor(np.zeros(3, dtype=">f4"))
+
+
+@pytest.mark.cuda
+def test_cupy_shares_memory():
+    cupy = pytest.importorskip("cupy")
+    array = cupy.zeros((2, 3), dtype=cupy.float32)
+    t = robustcore.as_tensor(array)
+    assert t.is_cuda
+    assert t.data_ptr() == array.data.ptr
+    array[1, 2] = 7
+    assert t[1, 2] == 7
+
+
+@pytest.mark.cuda
+def test_cuda_array_interface():
+    class Foreign:
+        def __init__(self, t):
+            self.t, self.__cuda_array_interface__ = t, t.__cuda_array_interface__
+
+    t = torch.arange(4.0, device="cuda")
+    assert robustcore.as_tensor(Foreign(t)).data_ptr() == t.data_ptr()
