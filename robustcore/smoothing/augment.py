@@ -1,0 +1,65 @@
+"""Noise augmentation for training a base classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robustcore import ops
+from robustcore.smoothing.checks import require_int
+
+
+def noise_augment(
+    x: Tensor,
+    sigma: float | Tensor,
+    *,
+    seed: int | None = None,
+    step: int = 0,
+    image_offset: int = 0,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One noisy, normalised copy of each image: ``(x + sigma * z - mean) / std`` in one pass.
+
+    Args:
+        x: images ``[B, ...]``, floating, in pixel units.
+        sigma: noise level in the units of x: a float, a tensor ``[B]``, or a map that broadcasts to
+            x; the one that will be certified is the usual choice.
+        seed: of the noise, in [0, 2**64). None draws one from torch's default generator, so that
+            ``torch.manual_seed`` repeats a training run.
+        step: index of the copy, in [0, 2**40): with a given seed, count it up from step to step
+            (or from epoch to epoch) to get new noise.
+        image_offset: x[b] is image ``image_offset + b`` of the noise stream.
+        mean, std: per-channel normalisation: a float, C of them or a tensor ``[C]``.
+        dtype: of the result, by default that of x.
+
+    Returns:
+        A tensor shaped and laid out (contiguous or channels_last) as x.
+
+    Raises TypeError or ValueError, naming the argument. Differentiable in x and in sigma, mean and
+    std where they are tensors. Source: Lecuyer et al., 2019; Cohen et al., 2019.
+    """
+    if seed is None:
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+    channels_last = (
+        isinstance(x, Tensor)
+        and x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    noisy = ops.gaussian_noise(
+        x,
+        1,
+        sigma,
+        seed=require_int("seed", seed, 0, 2**64),
+        image_offset=image_offset,
+        sample_offset=require_int("step", step, 0, 2**40),
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    return noisy.squeeze(1)

@@ -1,0 +1,241 @@
+"""What certification and prediction return."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustcore.smoothing import results
+from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius, two_sided_p_value
+from robustcore.smoothing.checks import require_probability
+
+# What the published code returns where it cannot answer; no label is negative.
+ABSTAIN = -1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Result:
+    """One row an image, on the CPU; the scalars say how it was made."""
+
+    prediction: Tensor
+    """int64 ``[B]``: the class, or ABSTAIN."""
+    counts: Tensor
+    """int64 ``[B, K]``: votes; they sum to n less the samples whose logits held a NaN."""
+    n: int
+    alpha: float
+    """Failure probability of one row."""
+    sigma: float
+    seed: int
+    image_offset: int
+    """Row b is image ``image_offset + b`` of the noise stream."""
+    seconds: Tensor
+    """float64 ``[B]``: wall time; images share batches, so each has an equal part of its call's."""
+
+    def __len__(self) -> int:
+        return len(self.prediction)
+
+    def __repr__(self) -> str:
+        abstained = int((self.prediction == ABSTAIN).sum())
+        return (
+            f"{type(self).__name__}({len(self)} images, {abstained} abstained, "
+            f"sigma={self.sigma}, n={self.n}, alpha={self.alpha}, seed={self.seed})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificates(_Result):
+    """Certified classes and radii of B images; radii are l2 and in pixel units.
+
+    Each row holds with probability at least ``1 - alpha`` over the noise. Source: Cohen, Rosenfeld
+    and Kolter, "Certified adversarial robustness via randomized smoothing", 2019.
+    """
+
+    radius: Tensor
+    """float64 ``[B]``: the smoothed classifier is constant within it; 0 where it abstains."""
+    p_lower: Tensor
+    """float64 ``[B]``: lower bound of the chosen class's probability; below 1/2 it abstains."""
+    counts0: Tensor
+    """int64 ``[B, K]``: votes of the selection."""
+    n0: int
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts0: Tensor,
+        counts: Tensor,
+        *,
+        n0: int,
+        n: int,
+        alpha: float,
+        sigma: float,
+        seed: int,
+        image_offset: int = 0,
+        seconds: float = 0.0,
+    ) -> Certificates:
+        """Certificates from the votes of selection and estimation, int64 ``[B, K]`` on the CPU.
+
+        The two must come from different samples. Ties of the selection go to the lowest class.
+        ``seconds`` is the wall time of all images together.
+        """
+        choice = counts0.argmax(1)
+        votes = counts.gather(1, choice[:, None]).squeeze(1)
+        p_lower = clopper_pearson_lower(votes, n, alpha)
+        certified = p_lower >= 0.5
+        radius = gaussian_radius(p_lower.clamp(min=0.5), sigma)
+        return cls(
+            prediction=torch.where(certified, choice, ABSTAIN),
+            counts=counts,
+            n=n,
+            alpha=alpha,
+            sigma=sigma,
+            seed=seed,
+            image_offset=image_offset,
+            seconds=_shares(seconds, len(counts)),
+            radius=torch.where(certified, radius, 0.0),
+            p_lower=p_lower,
+            counts0=counts0,
+            n0=n0,
+        )
+
+    def certified_accuracy(self, labels: Any, radii: Any) -> Tensor:
+        """Part of the images that are right and certified to at least each radius.
+
+        Args:
+            labels: B integers in [0, K).
+            radii: a number or any shape of them, at least 0, in pixel units.
+
+        Returns:
+            float64, shaped as ``radii``; NaN if there is no image.
+
+        Raises ValueError or TypeError, naming the argument. Source: Cohen et al., 2019, section 4.
+        """
+        wanted = torch.as_tensor(radii, dtype=torch.float64, device="cpu")
+        if not bool((wanted >= 0).all()):
+            raise ValueError(f"radii: got {radii}, want numbers of at least 0")
+        correct = self._correct(labels)
+        return ((self.radius >= wanted.unsqueeze(-1)) & correct).double().mean(-1)
+
+    def certified_accuracy_lower(self, labels: Any, radii: Any, rho: float = 0.001) -> Tensor:
+        """Lower bound of the true certified accuracy, valid with probability at least ``1 - rho``.
+
+        :meth:`certified_accuracy` takes every certificate as right; each is wrong with probability
+        up to ``alpha``. Arguments and returns as there; may be negative.
+        Source: Cohen et al., 2019, appendix.
+        """
+        tail = -math.log(require_probability("rho", rho))
+        images, alpha = max(1, len(self)), self.alpha
+        slack = alpha + math.sqrt(alpha * (1 - alpha) * tail / images) + tail / (3 * images)
+        return self.certified_accuracy(labels, radii) - slack
+
+    def average_certified_radius(self, labels: Any) -> float:
+        """Mean radius in pixel units, a wrong or abstained image counting 0; NaN if no image.
+
+        Raises ValueError or TypeError, naming ``labels``. Source: Zhai et al., MACER, 2020.
+        """
+        return float((self.radius * self._correct(labels)).mean())
+
+    def to_tsv(
+        self, path: str | PathLike[str], labels: Any = None, *, overwrite: bool = False
+    ) -> None:
+        """Write the published table: ``idx label predict radius correct time``, one row an image.
+
+        ``idx`` starts at ``image_offset``. The radius has 3 significant digits, as published, so it
+        may be above the certified one by half a unit of the last; ``radius`` is exact. Without
+        labels ``label`` and ``correct`` are ``nan``. The file appears whole or not at all.
+
+        Raises FileExistsError if ``path`` exists, unless told to overwrite.
+        """
+        known = None if labels is None else self._labels(labels).tolist()
+        with results.replacing(path, overwrite) as temporary:
+            lines = [results.HEADER]
+            for b, (prediction, radius, seconds) in enumerate(
+                zip(self.prediction.tolist(), self.radius.tolist(), self.seconds.tolist())
+            ):
+                label = None if known is None else known[b]
+                lines.append(results.row(self.image_offset + b, label, prediction, radius, seconds))
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def plot(
+        self, path: str | PathLike[str], labels: Any = None, *, overwrite: bool = False
+    ) -> None:
+        """Draw certified accuracy against radius (without labels: the part that is certified).
+
+        The suffix of ``path`` chooses the format (png, pdf, svg). Needs matplotlib.
+
+        Raises FileExistsError if ``path`` exists, unless told to overwrite; ImportError without
+        matplotlib.
+        """
+        from robustcore.smoothing import plots  # matplotlib is optional
+
+        figure = plots.accuracy_figure([(self, None if labels is None else self._labels(labels))])
+        plots.save(figure, path, overwrite)
+
+    def _correct(self, labels: Any) -> Tensor:
+        return self.prediction == self._labels(labels)
+
+    def _labels(self, labels: Any) -> Tensor:
+        values = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+        values = values.detach().cpu()
+        if len(self) == 0 and values.numel() == 0:
+            return values.to(torch.int64).reshape(0)
+        if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
+            raise TypeError(f"labels: got {values.dtype}, want integers")
+        if values.shape != self.prediction.shape:
+            got = list(values.shape)
+            raise ValueError(f"labels: got shape {got}, want one label an image, [{len(self)}]")
+        classes = self.counts.shape[1]
+        if int(values.min()) < 0 or int(values.max()) >= classes:
+            raise ValueError(
+                f"labels: got {int(values.min())} to {int(values.max())}, want [0, {classes})"
+            )
+        return values.to(torch.int64)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions(_Result):
+    """Predicted classes of B images, each right with probability at least ``1 - alpha``.
+
+    Source: Cohen, Rosenfeld and Kolter, 2019, PREDICT; Hung and Fithian, 2019.
+    """
+
+    p_value: Tensor
+    """float64 ``[B]``: of the test that the two leading classes are equally likely."""
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: Tensor,
+        *,
+        n: int,
+        alpha: float,
+        sigma: float,
+        seed: int,
+        image_offset: int = 0,
+        seconds: float = 0.0,
+    ) -> Predictions:
+        """Predictions from votes, int64 ``[B, K]`` on the CPU; ties go to the lowest class."""
+        votes, classes = counts.sort(dim=1, descending=True, stable=True)
+        p_value = torch.from_numpy(
+            two_sided_p_value(votes[:, 0].double().numpy(), votes[:, 1].double().numpy())
+        )
+        return cls(
+            prediction=torch.where(p_value <= alpha, classes[:, 0], ABSTAIN),
+            counts=counts,
+            n=n,
+            alpha=alpha,
+            sigma=sigma,
+            seed=seed,
+            image_offset=image_offset,
+            seconds=_shares(seconds, len(counts)),
+            p_value=p_value,
+        )
+
+
+def _shares(seconds: float, images: int) -> Tensor:
+    return torch.full((images,), seconds / max(1, images), dtype=torch.float64)

@@ -1,0 +1,105 @@
+"""Pictures of certificates; the only importer of matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcore import ops
+from robustcore.smoothing import results
+from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing.certificates import ABSTAIN, Certificates
+
+try:
+    # A figure of its own, without pyplot, leaves the caller's backend and open figures alone.
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError(
+        "pictures need matplotlib: pip install 'robustcore[demo]' (or matplotlib)"
+    ) from error
+
+Curve = tuple[Certificates, "Tensor | None"]
+
+
+def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
+    """Certified accuracy against radius, one line for each of the certificates and its labels."""
+    farthest = 0.0
+    for i, (certificates, labels) in enumerate(curves):
+        if len(certificates) == 0:
+            raise ValueError("certificates: got none, want at least one image to draw")
+        limit = gaussian_radius(
+            clopper_pearson_lower(certificates.n, certificates.n, certificates.alpha),
+            certificates.sigma,
+        )
+        radii = torch.linspace(0, limit, 1001, dtype=torch.float64)
+        if labels is None:
+            reached = certificates.radius >= radii.unsqueeze(-1)
+            height = (reached & (certificates.prediction != ABSTAIN)).double().mean(-1)
+        else:
+            height = certificates.certified_accuracy(labels, radii)
+        color = f"C{i}"
+        axes.plot(radii, height, color=color, lw=2, label=rf"$\sigma$ = {certificates.sigma:g}")
+        axes.fill_between(radii, height, color=color, alpha=0.12, lw=0)
+        # Where all n samples agree: no more can be certified from n samples.
+        axes.axvline(limit, color=color, lw=1, ls=":")
+        farthest = max(farthest, limit)
+    n, alpha = curves[0][0].n, curves[0][0].alpha
+    known = all(labels is not None for _, labels in curves)
+    axes.set(
+        xlim=(0, 1.03 * farthest),
+        ylim=(0, 1.02),
+        xlabel=r"$\ell_2$ radius (pixels in [0, 1])",
+        ylabel="certified accuracy" if known else "part certified",
+        title=f"n = {n:,} samples an image, alpha = {alpha:g}",
+    )
+    axes.title.set_size("medium")
+    axes.grid(alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="dotted: all samples agree", title_fontsize="small")
+
+
+def accuracy_figure(curves: Sequence[Curve]) -> Figure:
+    """A figure of :func:`draw_accuracy` alone."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    draw_accuracy(figure.subplots(), curves)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Write a figure, whole or not at all; the suffix chooses the format."""
+    with results.replacing(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) -> Figure:
+    """The demo's picture: the curves, and eight images from the least to the most robust.
+
+    The images ``[B, 1, H, W]`` carry the certificates of the first of ``runs``, and are shown clean
+    and as the base classifier saw one of its samples.
+    """
+    figure = Figure(figsize=(8, 6.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
+    draw_accuracy(top.subplots(), [(run, labels) for run in runs])
+    first = runs[0]
+    chosen = first.radius.argsort()[torch.linspace(0, len(first) - 1, 8).long()]
+    noisy = ops.gaussian_noise(
+        images[chosen], 1, first.sigma, seed=first.seed, sample_offset=first.n0
+    )
+    rows = bottom.subplots(2, len(chosen))
+    for column, (i, sample) in enumerate(zip(chosen.tolist(), noisy[:, 0], strict=True)):
+        prediction = int(first.prediction[i])
+        verdict = (
+            "abstains" if prediction == ABSTAIN else f"{prediction} within {first.radius[i]:.2f}"
+        )
+        for axes, image in zip(rows[:, column], (images[i], sample), strict=True):
+            axes.imshow(image[0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        color = "tab:green" if prediction == int(labels[i]) else "tab:red"
+        rows[0, column].set_title(verdict, fontsize="small", color=color)
+    rows[0, 0].set_ylabel("image")
+    rows[1, 0].set_ylabel(rf"with noise, $\sigma$ = {first.sigma:g}", fontsize="small")
+    return figure

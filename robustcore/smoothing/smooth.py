@@ -1,0 +1,320 @@
+"""The smoothed classifier: certification and prediction by Monte Carlo sampling."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from robustcore import ops
+from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
+from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
+from robustcore.smoothing.checks import require_int, require_positive, require_probability
+from robustcore.smoothing.normalize import Normalization
+from robustcore.smoothing.plan import plan_batches
+
+# The counter space of ops.gaussian_noise.
+MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Smooth:
+    """A base classifier smoothed by Gaussian noise: its most likely class under the noise.
+
+    Args:
+        base_classifier: maps a batch ``[N, C, H, W]`` to logits ``[N, num_classes]``; a module is
+            used in its own train/eval state, which stays as it is (call ``.eval()`` on it).
+        num_classes: K, at least 2.
+        sigma: standard deviation of the noise, above 0, in the units of the images: pixels in
+            [0, 1], not normalised ones and not 0 to 255.
+        seed: of the noise, in [0, 2**64). Runs of one seed are equal to the bit. With None every
+            call draws a fresh one from the operating system: the guarantee is against an adversary
+            who did not know the noise. The seed used is in the results and in ``last_seed``.
+        mean, std: per-channel normalisation, applied after the noise in the same pass: a float or
+            C of them. With them the base classifier receives what it was trained on and needs no
+            normalising layer.
+        dtype: of what the base classifier receives, by default that of the images. For bfloat16 and
+            float16 it runs under autocast, so float32 parameters work.
+        memory_format: of what the base classifier receives; ``torch.channels_last`` is the faster
+            one for most convolutional networks.
+
+    Raises TypeError or ValueError, naming the argument. Source: Cohen, Rosenfeld and Kolter, 2019.
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(
+        self,
+        base_classifier: Callable[[Tensor], Tensor],
+        num_classes: int,
+        sigma: float,
+        *,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        if not callable(base_classifier):
+            raise TypeError(
+                f"base_classifier: got {base_classifier!r}, want a module or a function"
+            )
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, _DTYPES))}")
+        if memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(
+                f"memory_format: got {memory_format}, want contiguous_format or channels_last"
+            )
+        self.base_classifier = base_classifier
+        self.num_classes = require_int("num_classes", num_classes, 2)
+        self.sigma = require_positive("sigma", sigma)
+        self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
+        self.dtype = dtype
+        self.memory_format = memory_format
+        self.last_seed: int | None = None
+        self._normalization = Normalization(mean, std)
+
+    def certify(
+        self,
+        x: Tensor,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        batch_size: int = 1000,
+        *,
+        image_offset: int = 0,
+        progress: bool = False,
+    ) -> tuple[int, float] | Certificates:
+        """Classes and the l2 radii within which the smoothed classifier keeps them.
+
+        Each image's certificate holds with probability at least ``1 - alpha`` over the noise.
+        ``n0`` samples choose the class, ``n`` other ones bound its probability from below.
+
+        Args:
+            x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, floating, in pixel units.
+            n0: samples of the selection, at least 1: indices [0, n0) of the noise stream.
+            n: samples of the estimation, indices [n0, n0 + n).
+            alpha: failure probability of one certificate, strictly between 0 and 1.
+            batch_size: images in one call of the base classifier; those of several x are mixed.
+                Results do not depend on it, as far as the base classifier's logits do not.
+            image_offset: x[b] is image ``image_offset + b`` of the noise stream, so the parts of a
+                data set give the results of the whole. A single image is image 0 by default, and
+                with one given seed all such images meet the same noise: their certificates hold
+                one by one, but err together.
+            progress: show a progress bar (on a GPU it counts the work queued).
+
+        Returns:
+            ``(class or ABSTAIN, radius)`` for one image, the radius 0.0 where it abstains;
+            :class:`Certificates` for a batch. Radii are in pixel units.
+
+        Raises TypeError or ValueError, naming the argument, before any sampling; and ValueError at
+        the first logits that are not ``[N, num_classes]``. Warns of images outside [0, 1] and of a
+        base classifier in training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
+        """
+        started = time.perf_counter()
+        n0 = require_int("n0", n0, 1, MAX_SAMPLES)
+        n = require_int("n", n, 1, MAX_SAMPLES - n0)
+        alpha = require_probability("alpha", alpha)
+        _require_enough("certify", n, smallest_certifiable_n(alpha), alpha)
+        images, sampler = self._start(x, batch_size, image_offset, max(n0, n))
+        with tqdm(
+            total=len(images) * (n0 + n), desc="certify", unit="sample", disable=not progress
+        ) as bar:
+            stages = [sampler.count(images, 0, n0, bar), sampler.count(images, n0, n, bar)]
+        # The only wait for the device.
+        counts0, counts = torch.stack(stages).cpu()
+        result = Certificates.from_counts(
+            counts0,
+            counts,
+            alpha=alpha,
+            sigma=self.sigma,
+            n0=n0,
+            n=n,
+            seed=sampler.seed,
+            image_offset=sampler.image_offset,
+            seconds=time.perf_counter() - started,
+        )
+        if x.dim() == 4:
+            return result
+        return int(result.prediction[0]), float(result.radius[0])
+
+    def predict(
+        self,
+        x: Tensor,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        batch_size: int = 1000,
+        *,
+        image_offset: int = 0,
+        progress: bool = False,
+    ) -> int | Predictions:
+        """The smoothed classifier's classes, each right with probability at least ``1 - alpha``.
+
+        Abstains where the two-sided binomial test between the two most frequent classes does not
+        reach ``alpha``. The arguments are those of :meth:`certify`; the samples are [0, n).
+
+        Returns:
+            The class or ABSTAIN for one image, :class:`Predictions` for a batch.
+
+        Raises and warns as :meth:`certify`. Not differentiable. Source: Cohen et al., 2019, PREDICT.
+        """
+        started = time.perf_counter()
+        n = require_int("n", n, 1, MAX_SAMPLES)
+        alpha = require_probability("alpha", alpha)
+        _require_enough("predict", n, smallest_predictable_n(alpha), alpha)
+        images, sampler = self._start(x, batch_size, image_offset, n)
+        with tqdm(
+            total=len(images) * n, desc="predict", unit="sample", disable=not progress
+        ) as bar:
+            counts = sampler.count(images, 0, n, bar).cpu()
+        result = Predictions.from_counts(
+            counts,
+            alpha=alpha,
+            sigma=self.sigma,
+            n=n,
+            seed=sampler.seed,
+            image_offset=sampler.image_offset,
+            seconds=time.perf_counter() - started,
+        )
+        return result if x.dim() == 4 else int(result.prediction[0])
+
+    def _start(
+        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int
+    ) -> tuple[Tensor, _Sampler]:
+        """The images as a batch and what samples them, after the last of the checks."""
+        batch_size = require_int("batch_size", batch_size, 1)
+        images = _require_images(x)
+        offset = require_int("image_offset", image_offset, 0, MAX_IMAGES - len(images) + 1)
+        mean, std = self._normalization.on(images)
+        _warn_if_training(self.base_classifier)
+        self.last_seed = secrets.randbits(64) if self.seed is None else self.seed
+        rows = min(batch_size, len(images) * most_samples)
+        return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
+
+
+class _Sampler:
+    """One run: counts votes over noisy copies, which all pass through one buffer."""
+
+    def __init__(
+        self,
+        smooth: Smooth,
+        images: Tensor,
+        rows: int,
+        image_offset: int,
+        seed: int,
+        mean: Tensor | None,
+        std: Tensor | None,
+    ) -> None:
+        self.model = smooth.base_classifier
+        self.num_classes = smooth.num_classes
+        self.image_offset = image_offset
+        self.seed = seed
+        self.batch_size = rows
+        self.buffer = torch.empty(
+            (rows, *images.shape[1:]),
+            dtype=smooth.dtype or images.dtype,
+            device=images.device,
+            memory_format=smooth.memory_format,
+        )
+        self.noise = {
+            "sigma": smooth.sigma,
+            "seed": seed,
+            "mean": mean,
+            "std": std,
+            "memory_format": smooth.memory_format,
+        }
+
+    @torch.inference_mode()
+    def count(self, images: Tensor, first_sample: int, num_samples: int, bar: tqdm[Any]) -> Tensor:
+        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device.
+
+        Nothing here waits for the device.
+        """
+        votes = images.new_zeros((len(images), self.num_classes), dtype=torch.int64)
+        dtype = self.buffer.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        autocast = torch.autocast(images.device.type, dtype=dtype) if half else nullcontext()
+        for blocks in plan_batches(len(images), num_samples, max(1, self.batch_size)):
+            size = 0
+            for block in blocks:
+                out = self.buffer[size : size + block.size]
+                ops.gaussian_noise(
+                    images[block.first_image : block.first_image + block.images],
+                    block.samples,
+                    image_offset=self.image_offset + block.first_image,
+                    sample_offset=first_sample + block.first_sample,
+                    out=out.view(block.images, block.samples, *images.shape[1:]),
+                    **self.noise,
+                )
+                size += block.size
+            with autocast:
+                logits = self.model(self.buffer[:size])
+            self._check_logits(logits, size)
+            done = 0
+            for block in blocks:
+                rows = logits[done : done + block.size]
+                rows = rows.unflatten(0, (block.images, block.samples))
+                votes[block.first_image : block.first_image + block.images].add_(
+                    ops.count_votes(rows)
+                )
+                done += block.size
+            bar.update(size)
+        return votes
+
+    def _check_logits(self, logits: Any, size: int) -> None:
+        wanted = f"want floating logits [{size}, {self.num_classes}], one column a class"
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"base_classifier: gave a {type(logits).__name__}, {wanted}")
+        if logits.shape != (size, self.num_classes) or not logits.is_floating_point():
+            got = f"{logits.dtype} of shape {list(logits.shape)}"
+            raise ValueError(f"base_classifier: gave {got} for a batch of {size}, {wanted}")
+
+
+def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
+    if n < smallest:
+        raise ValueError(
+            f"n: got {n}, with which nothing can {what} at alpha={alpha} even if all samples agree; "
+            f"want at least {smallest}"
+        )
+
+
+def _require_images(x: Any) -> Tensor:
+    """x as a batch ``[B, C, H, W]``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x: got {x.dtype}, want a floating dtype, pixels in [0, 1]")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x: got shape {list(x.shape)}, want [C, H, W] or [B, C, H, W]")
+    images = (x if x.dim() == 4 else x.unsqueeze(0)).detach()
+    if images[0:1].numel() == 0 and len(images):
+        raise ValueError(f"x: got shape {list(x.shape)}, want at least one pixel")
+    if len(images):
+        low, high = torch.stack(images.aminmax()).tolist()
+        if not (-torch.inf < low and high < torch.inf):
+            raise ValueError("x: got NaN or infinite pixels, want finite ones in [0, 1]")
+        if low < 0 or high > 1:
+            warnings.warn(
+                f"x: pixels range from {low:.4g} to {high:.4g}, outside [0, 1]. sigma and the radii "
+                "are in the units of x; normalise with mean= and std= instead",
+                UserWarning,
+                stacklevel=4,
+            )
+    return images
+
+
+def _warn_if_training(model: Any) -> None:
+    if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
+        warnings.warn(
+            "base_classifier is in training mode: BatchNorm then makes a vote depend on the other "
+            "votes of its batch and dropout is random, so no certificate holds; call .eval()",
+            UserWarning,
+            stacklevel=4,
+        )
