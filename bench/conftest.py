@@ -4,8 +4,8 @@
     pytest bench --device cuda                 # on a GPU
     pytest bench -k noise --report out.md      # one family; the table also as Markdown
 
-A benchmark is a test with a parameter `impl`; tests that do the same work share a `group`. Medians are
-compared within a group, in one run, against `robustcore`.
+A benchmark is a test with a parameter `impl`; tests that do the same work share a `group`. Medians
+are compared within a group, in one run, against `robustcore`.
 """
 
 import platform
@@ -41,8 +41,8 @@ def device(request):
 def measure(benchmark, device):
     """measure(group, impl, fn, launches=1, rounds=...): times fn(), and the memory it takes.
 
-    On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it does
-    in use; the figure is of one call.
+    On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
+    does in use; the figure is of one call.
     """
 
     def run(group, impl, fn, *, launches=1, rounds=None):

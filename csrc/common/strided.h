@@ -15,6 +15,10 @@ struct StridedView {
   int64_t sizes[kMaxDims], strides[kMaxDims];  // row-major, the last dimension varies fastest
 };
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 inline namespace RC_ISA {
 
 // Offset of logical element `e` inside one (image, sample).

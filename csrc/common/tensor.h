@@ -30,6 +30,24 @@ void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
 }
 
+// As torch's Python API writes it.
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream s;
   s << '[';
@@ -49,8 +67,7 @@ inline DType floating_dtype(const char* name, ScalarType type) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      fail(name, ": got ", torch::headeronly::toString(type),
-           ", want float32, float64, float16 or bfloat16");
+      fail(name, ": got ", name_of(type), ", want float32, float64, float16 or bfloat16");
   }
 }
 

@@ -7,10 +7,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // Four consecutive outputs, written with as few instructions as their size allows.
 template <class Out>
 struct alignas(sizeof(Out) * 4 > 16 ? 16 : sizeof(Out) * 4) Quad {

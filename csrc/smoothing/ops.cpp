@@ -21,8 +21,7 @@ Stream make_stream(const Tensor& x, int64_t images, int64_t samples, int64_t ele
   if (sample_offset_tensor) {
     const Tensor& t = *sample_offset_tensor;
     check(t.dim() == 0 && t.scalar_type() == ScalarType::Long, "sample_offset: got ",
-          torch::headeronly::toString(t.scalar_type()), " of shape ", shape_of(t),
-          ", want a 0-d int64 tensor");
+          name_of(t.scalar_type()), " of shape ", shape_of(t), ", want a 0-d int64 tensor");
     check_same_device("sample_offset", t, x, "x");
     stream.sample_offset_ptr = t.const_data_ptr<int64_t>();
   }
@@ -196,9 +195,8 @@ void count_votes_out(const Tensor& logits,  // [B, S, K]
   check(logits.size(2) >= 1, "logits: got no class, shape ", shape_of(logits));
   check(counts.dim() == 2 && counts.size(0) == logits.size(0) && counts.size(1) == logits.size(2) &&
             counts.scalar_type() == ScalarType::Long && counts.is_contiguous(),
-        "out: got ", torch::headeronly::toString(counts.scalar_type()), " of shape ",
-        shape_of(counts), ", want a contiguous int64 tensor [", logits.size(0), ", ",
-        logits.size(2), "]");
+        "out: got ", name_of(counts.scalar_type()), " of shape ", shape_of(counts),
+        ", want a contiguous int64 tensor [", logits.size(0), ", ", logits.size(2), "]");
   check_same_device("out", counts, logits, "logits");
   VotesArgs args{};
   args.images = logits.size(0);

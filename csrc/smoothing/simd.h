@@ -21,10 +21,6 @@ constexpr int64_t kNoiseChannelTile = 32;  // channels-last: channels of one til
 constexpr int64_t kSumsTile = 256;
 constexpr int64_t kVotesRows = 512;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // How an output is cut into tiles: `pixels` neighbouring positions of `channels` channels.
 struct NoiseTiling {
   int64_t pixels, channels;  // of one tile

@@ -445,6 +445,20 @@ def test_compile():
         torch.testing.assert_close(sigma.grad, level.grad)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compile_with_a_buffer():
+    def votes(x, buffer, offset):
+        ops.gaussian_noise(x, 4, 0.3, seed=SEED, sample_offset=offset, out=buffer)
+        return ops.count_votes(buffer.flatten(2))
+
+    x, buffer, offset = images(2, 3, 4, 4), torch.empty(2, 4, 3, 4, 4), torch.tensor(3)
+    got = torch.compile(votes, fullgraph=True)(x, buffer, offset)
+    expected = ops.gaussian_noise(x, 4, 0.3, seed=SEED, sample_offset=3)
+    assert_same(buffer, expected)
+    assert_same(got, ops.count_votes(expected.flatten(2)))
+
+
 def test_autocast_leaves_it_alone():
     x = images(1, 3, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
