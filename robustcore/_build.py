@@ -14,7 +14,7 @@ def build_info() -> dict[str, Any]:
     ``avx2`` or ``baseline``) and ``compiler`` (str).
     """
     info: dict[str, Any] = _C.build_info()
-    info["cuda_archs"] = [arch for arch in info["cuda_archs"].split(";") if arch]
+    info["cuda_archs"] = info["cuda_archs"].split()
     return info
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 
 def as_tensor(array: Any) -> torch.Tensor:
@@ -23,7 +24,7 @@ def as_tensor(array: Any) -> torch.Tensor:
     if isinstance(array, np.ndarray):
         return _from_numpy(array)
     if hasattr(array, "__dlpack__"):
-        return torch.from_dlpack(array)
+        return from_dlpack(array)
     if hasattr(array, "__cuda_array_interface__"):
         return torch.as_tensor(array, device="cuda")
     raise TypeError(

@@ -29,9 +29,12 @@ def test_unknown_simd():
         _C.select_simd("mmx")
 
 
-def test_import_does_not_touch_the_gpu():
+def test_import_does_not_touch_the_gpu(tmp_path):
     code = "import robustcore, torch; print(torch.cuda.is_initialized())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # From a folder without a source tree, so that the installed package is imported.
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert run.stdout.strip() == "False"
 
 

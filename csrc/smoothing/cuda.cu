@@ -167,7 +167,7 @@ void launch_noise(const NoiseArgs& args, cudaStream_t stream) {
 constexpr int kSumColumns = 32, kSumRows = kThreads / kSumColumns;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
   __shared__ T parts[2][kSumRows][kSumColumns][4];
   const int lane = threadIdx.x % kSumColumns, row = threadIdx.x / kSumColumns;

@@ -209,7 +209,7 @@ class _GaussianNoise(torch.autograd.Function):
         )
         if std is not None:
             total, noise_total = total / std, noise_total / std if need_sigma or need_std else None
-        grads = [None] * 12
+        grads: list[Tensor | None] = [None] * 12
         if need_x:
             grads[0] = total.to(x.dtype)
         if need_sigma:

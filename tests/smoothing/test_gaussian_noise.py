@@ -181,10 +181,10 @@ def test_out(memory_format, device):
 def test_no_allocation_beyond_the_output():
     x = images(1, 3, 32, 32)
     out = torch.empty(1, 64, 3, 32, 32)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         ops.gaussian_noise(x, 64, 0.3, seed=SEED, out=out)
     assert sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages()) == 0
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         ops.gaussian_noise(x, 64, 0.3, seed=SEED)
     allocated = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
     assert allocated == out.numel() * 4
