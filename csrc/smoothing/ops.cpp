@@ -43,19 +43,6 @@ void launch(const NoiseArgs& args, const Tensor& on) {
   }
 }
 
-// Straight to the allocator: the dispatcher's `empty` costs as much as a small kernel.
-Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
-                const std::vector<int64_t>& strides, ScalarType dtype) {
-  AtenTensorHandle handle = nullptr;
-  const int32_t device_type =
-      like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-      like.is_cuda() ? like.get_device_index() : 0, &handle));
-  return Tensor(handle);
-}
-
 // Everything about the arguments but the output.
 NoiseArgs noise_args(const Tensor& x,  // [B, *D]
                      int64_t num_samples, double sigma,

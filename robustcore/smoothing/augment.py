@@ -39,8 +39,9 @@ def noise_augment(
     Returns:
         A tensor shaped and laid out (contiguous or channels_last) as x.
 
-    Raises TypeError or ValueError, naming the argument. Differentiable in x and in sigma, mean and
-    std where they are tensors. Source: Lecuyer et al., 2019; Cohen et al., 2019.
+    Raises TypeError or ValueError (RuntimeError from the compiled checks), naming the argument.
+    Differentiable in x and in sigma, mean and std where they are tensors.
+    Source: Lecuyer et al., 2019; Cohen et al., 2019.
     """
     if seed is None:
         seed = int(torch.empty((), dtype=torch.int64).random_())

@@ -53,10 +53,9 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
         raise ValueError(f"n: got {n}, want at least 1")
     if not np.all((successes >= 0) & (successes <= draws)):
         raise ValueError(f"k: got {k} for n = {n}, want integers in [0, n]")
-    # The beta quantile is not defined at k = 0, and at k = n the power is exact.
-    inside = np.clip(successes, 1, draws)
+    # The quantile is not defined at k = 0; at k = n it is the power.
+    inside = np.maximum(successes, 1)
     bound = stats.beta.ppf(level, inside, draws - inside + 1)
-    bound = np.where(successes == draws, level ** (1.0 / draws), bound)
     return _in_kind(np.where(successes == 0, 0.0, bound), k, n, alpha)
 
 
@@ -96,7 +95,7 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
 
 
 def smallest_certifiable_n(alpha: float) -> int:
-    """Fewest samples that can certify at ``alpha``: all of them agreeing bounds p by 1/2 or more."""
+    """Fewest samples that can certify at ``alpha``: if all agree, the bound reaches 1/2."""
     level = require_probability("alpha", alpha)
     n = max(1, math.ceil(-math.log2(level)))
     # log2 is rounded: settle the last unit with the bound that decides in the end.
@@ -118,7 +117,8 @@ def two_sided_p_value(count1: FloatArray, count2: FloatArray) -> FloatArray:
     count must be the first. Equals ``scipy.stats.binomtest(count1, count1 + count2).pvalue``, whose
     two tails are equal at 1/2, for whole arrays. Source: Hung and Fithian, 2019.
     """
-    return np.minimum(1.0, 2.0 * stats.binom.sf(count1 - 1, count1 + count2, 0.5))
+    tail: FloatArray = stats.binom.sf(count1 - 1, count1 + count2, 0.5)
+    return np.minimum(1.0, 2.0 * tail)
 
 
 def _to_numpy(name: str, value: Any) -> npt.NDArray[Any]:

@@ -154,11 +154,16 @@ class Certificates(_Result):
         known = None if labels is None else self._labels(labels).tolist()
         with results.replacing(path, overwrite) as temporary:
             lines = [results.HEADER]
-            for b, (prediction, radius, seconds) in enumerate(
-                zip(self.prediction.tolist(), self.radius.tolist(), self.seconds.tolist())
-            ):
-                label = None if known is None else known[b]
-                lines.append(results.row(self.image_offset + b, label, prediction, radius, seconds))
+            for b in range(len(self)):
+                lines.append(
+                    results.row(
+                        self.image_offset + b,
+                        None if known is None else known[b],
+                        int(self.prediction[b]),
+                        float(self.radius[b]),
+                        float(self.seconds[b]),
+                    )
+                )
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def plot(

@@ -1,4 +1,4 @@
-"""Argument checks of the smoothing family: the message names the argument, what was got, what is wanted."""
+"""Argument checks: the message names the argument, what was got and what is wanted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def require_int(name: str, value: Any, low: int, high: int | None = None) -> int
 
 
 def require_real(name: str, value: Any, wanted: str) -> float:
-    """``value`` as a finite float; TypeError unless a real number, ValueError if NaN or infinite."""
+    """``value`` as a finite float; TypeError unless a real number, ValueError unless finite."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, want {wanted}")
     number = float(value)

@@ -1,8 +1,10 @@
-"""``robustcore demo``: handwritten digits, from training with noise to a picture of certificates."""
+"""``robustcore demo``: handwritten digits, from training with noise to certificates."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,28 +96,26 @@ def load_digits(test_images: int) -> Digits:
 
 
 def digits_cnn() -> nn.Sequential:
-    """A small network for images ``[N, 1, 8, 8]``, 18 thousand parameters; logits ``[N, 10]``.
-
-    A million noisy images a second on two cores: one strided convolution leaves 256 numbers.
-    """
+    """A small network for images ``[N, 1, 8, 8]``; logits ``[N, 10]``."""
+    # Every layer is as small as the accuracy allows: certification is 10 000 calls an image.
     return nn.Sequential(
-        nn.Conv2d(1, 16, kernel_size=4, stride=2, padding=1),
-        nn.ReLU(),
+        nn.Conv2d(1, 16, kernel_size=4, stride=2),
+        nn.ReLU(inplace=True),
         nn.Flatten(),
-        nn.Linear(256, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
+        nn.Linear(16 * 3 * 3, 48),
+        nn.ReLU(inplace=True),
+        nn.Linear(48, 10),
     )
 
 
 def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module, float, float]:
     """A :func:`digits_cnn` trained on noisy digits, in eval mode, and the mean and std it expects.
 
-    torch's random state is left as it was.
+    torch's random state and number of threads are left as they were.
     """
     images, labels = data.train_images, data.train_labels
     mean, std = float(images.mean()), float(images.std())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         model = digits_cnn().to(images.device)
         optimizer = torch.optim.AdamW(model.parameters())
@@ -131,6 +131,17 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
                 optimizer.step()
                 schedule.step()
     return model.eval(), mean, std
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Steps this small gain nothing from a second thread, and wait for it where it is not free.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def certify_digits(
@@ -162,8 +173,8 @@ def report(certificates: Certificates, labels: Tensor, clean: float) -> str:
 
     return "\n".join(
         (
-            f"\ndigits, sigma {certificates.sigma:g}: {images} test images, n = {n:,} samples each, "
-            f"alpha = {certificates.alpha:g}",
+            f"\ndigits, sigma {certificates.sigma:g}: {images} test images, "
+            f"n = {n:,} samples each, alpha = {certificates.alpha:g}",
             line("l2 radius", [f"{radius:.2f}" for radius in RADII]),
             line("certified accuracy", percent(accuracy)),
             line("at least, with 99.9 % confidence", percent(lower)),

@@ -12,7 +12,7 @@ class Normalization:
     """mean and std of an image's channels, turned once per device into tensors ``[C]``.
 
     Args:
-        mean, std: a float for all channels, C floats or a tensor ``[C]``; None leaves that step out.
+        mean, std: a float for all channels, C floats or a tensor ``[C]``; None: not this step.
 
     Raises ValueError, naming the argument: not finite, std not above 0, or of a wrong length.
     """

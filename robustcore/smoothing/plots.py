@@ -42,8 +42,9 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
         else:
             height = certificates.certified_accuracy(labels, radii)
         color = f"C{i}"
-        axes.plot(radii, height, color=color, lw=2, label=rf"$\sigma$ = {certificates.sigma:g}")
-        axes.fill_between(radii, height, color=color, alpha=0.12, lw=0)
+        x, y = radii.numpy(), height.numpy()
+        axes.plot(x, y, color=color, lw=2, label=rf"$\sigma$ = {certificates.sigma:g}")
+        axes.fill_between(x, y, color=color, alpha=0.12, lw=0)
         # Where all n samples agree: no more can be certified from n samples.
         axes.axvline(limit, color=color, lw=1, ls=":")
         farthest = max(farthest, limit)
@@ -82,7 +83,7 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
     and as the base classifier saw one of its samples.
     """
     figure = Figure(figsize=(8, 6.5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False).flat
     draw_accuracy(top.subplots(), [(run, labels) for run in runs])
     first = runs[0]
     chosen = first.radius.argsort()[torch.linspace(0, len(first) - 1, 8).long()]
@@ -96,7 +97,7 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
             "abstains" if prediction == ABSTAIN else f"{prediction} within {first.radius[i]:.2f}"
         )
         for axes, image in zip(rows[:, column], (images[i], sample), strict=True):
-            axes.imshow(image[0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(image[0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         color = "tab:green" if prediction == int(labels[i]) else "tab:red"
         rows[0, column].set_title(verdict, fontsize="small", color=color)

@@ -19,12 +19,12 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, *, overwrite: bool, resume: bool) -> None:
-        self.path = path
-        self.settings_path = path.with_name(path.name + ".json")
-        if not path.parent.is_dir():
-            raise _error(f"--out {path}: there is no folder {path.parent}")
         if path.is_dir():
             raise _error(f"--out {path}: is a folder")
+        if not path.parent.is_dir():
+            raise _error(f"--out {path}: there is no folder {path.parent}")
+        self.path = path
+        self.settings_path = path.with_name(path.name + ".json")
         if path.exists() and not (overwrite or resume):
             raise _error(f"--out {path}: exists; give another name, --overwrite or --resume")
         self._resuming = resume and path.exists()

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,7 +164,8 @@ class Smooth:
         Returns:
             The class or ABSTAIN for one image, :class:`Predictions` for a batch.
 
-        Raises and warns as :meth:`certify`. Not differentiable. Source: Cohen et al., 2019, PREDICT.
+        Raises and warns as :meth:`certify`. Not differentiable.
+        Source: Cohen et al., 2019, PREDICT.
         """
         started = time.perf_counter()
         n = require_int("n", n, 1, MAX_SAMPLES)
@@ -223,13 +225,14 @@ class _Sampler:
             device=images.device,
             memory_format=smooth.memory_format,
         )
-        self.noise = {
-            "sigma": smooth.sigma,
-            "seed": seed,
-            "mean": mean,
-            "std": std,
-            "memory_format": smooth.memory_format,
-        }
+        self.add_noise = partial(
+            ops.gaussian_noise,
+            sigma=smooth.sigma,
+            seed=seed,
+            mean=mean,
+            std=std,
+            memory_format=smooth.memory_format,
+        )
 
     @torch.inference_mode()
     def count(self, images: Tensor, first_sample: int, num_samples: int, bar: tqdm[Any]) -> Tensor:
@@ -245,13 +248,12 @@ class _Sampler:
             size = 0
             for block in blocks:
                 out = self.buffer[size : size + block.size]
-                ops.gaussian_noise(
+                self.add_noise(
                     images[block.first_image : block.first_image + block.images],
                     block.samples,
                     image_offset=self.image_offset + block.first_image,
                     sample_offset=first_sample + block.first_sample,
                     out=out.view(block.images, block.samples, *images.shape[1:]),
-                    **self.noise,
                 )
                 size += block.size
             with autocast:
@@ -280,7 +282,7 @@ class _Sampler:
 def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
     if n < smallest:
         raise ValueError(
-            f"n: got {n}, with which nothing can {what} at alpha={alpha} even if all samples agree; "
+            f"n: got {n}, too few to {what} at alpha={alpha} even if all samples agree; "
             f"want at least {smallest}"
         )
 
@@ -302,8 +304,8 @@ def _require_images(x: Any) -> Tensor:
             raise ValueError("x: got NaN or infinite pixels, want finite ones in [0, 1]")
         if low < 0 or high > 1:
             warnings.warn(
-                f"x: pixels range from {low:.4g} to {high:.4g}, outside [0, 1]. sigma and the radii "
-                "are in the units of x; normalise with mean= and std= instead",
+                f"x: pixels range from {low:.4g} to {high:.4g}, outside [0, 1]. sigma and the "
+                "radii are in the units of x; to normalise, give Smooth mean and std",
                 UserWarning,
                 stacklevel=4,
             )

@@ -1,0 +1,298 @@
+"""``robustcore certify`` on a user's modules: rows, resume, shards, refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustcore
+from robustcore.cli import main
+from robustcore.smoothing import Smooth, result_file
+from smoothing.models import Pixels
+
+USER_MODULE = """
+import numpy as np, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+    def forward(self, x):
+        return x.flatten(1)[:, :3] * self.gain
+
+def model():
+    return Net()
+
+def data():
+    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    return [(image, int(image.flatten()[:3].argmax())) for image in images]
+
+def arrays():
+    return [(image.numpy(), np.int64(label)) for image, label in data()]
+
+def bad_pixels():
+    return [(image * float("nan") if i == 1 else image, y) for i, (image, y) in enumerate(data())]
+
+def bytes_instead():
+    return [((image * 255).byte(), y) for image, y in data()]
+
+def no_pairs():
+    return [image for image, _ in data()]
+
+def stream():
+    return iter(data())
+
+def function():
+    return lambda x: x
+
+def flat_logits():
+    return nn.Flatten(0)
+
+a_number = 7
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current directory: a user's module `mine` in it, sys.path and modules restored after."""
+    (tmp_path / "mine.py").write_text(USER_MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def certify(*options, out="out.tsv", model="mine:model", data="mine:data", sigma="0.25"):
+    arguments = ["certify", "--model", model, "--data", data, "--sigma", sigma, "--out", out]
+    return main([*arguments, "--N", "200", "--N0", "20", "--device", "cpu", *options])
+
+
+def rows(path):
+    """The table without its times."""
+    return [line.split("\t")[:5] for line in Path(path).read_text().splitlines()]
+
+
+def test_rows_are_those_of_smooth(folder, capsys):
+    assert certify("--seed", "5") == 0
+    table = rows("out.tsv")
+    assert table[0] == ["idx", "label", "predict", "radius", "correct"]
+    assert Path("out.tsv").read_text().startswith("idx\tlabel\tpredict\tradius\tcorrect\ttime\n")
+    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = Smooth(Pixels(3), 3, 0.25, seed=5).certify(images, n0=20, n=200)
+    assert [int(row[2]) for row in table[1:]] == expected.prediction.tolist()
+    assert [row[3] for row in table[1:]] == [f"{r:.3}" for r in expected.radius.tolist()]
+    assert [row[4] for row in table[1:]] == [str(int(row[1] == row[2])) for row in table[1:]]
+    assert any(row[4] == "1" for row in table[1:])
+    settings = json.loads(Path("out.tsv.json").read_text())
+    assert (settings["seed"], settings["sigma"], settings["N"]) == (5, 0.25, 200)
+    captured = capsys.readouterr()
+    assert "6/6" in captured.err
+    assert captured.out.startswith("out.tsv: 6 images, ")
+
+
+def test_skip_max_and_start_are_parts_of_the_whole(folder):
+    assert certify("--seed", "5", "--no-progress") == 0
+    whole = rows("out.tsv")[1:]
+    assert certify("--seed", "5", "--skip", "2", out="even.tsv") == 0
+    assert certify("--seed", "5", "--skip", "2", "--start", "1", out="odd.tsv") == 0
+    assert certify("--seed", "5", "--max", "4", out="first.tsv") == 0
+    assert certify("--seed", "5", "--max", "99", "--start", "4", out="last.tsv") == 0
+    assert rows("even.tsv")[1:] == whole[::2]
+    assert rows("odd.tsv")[1:] == whole[1::2]
+    assert rows("first.tsv")[1:] + rows("last.tsv")[1:] == whole
+
+
+def test_an_interrupted_run_resumed_equals_the_whole(folder, monkeypatch, capsys):
+    assert certify("--seed", "5", out="whole.tsv") == 0
+    append, written = result_file.ResultFile.append, []
+
+    def interrupted(self, row):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        append(self, row)
+        written.append(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(result_file.ResultFile, "append", interrupted)
+        assert certify("--seed", "5") == 130
+    assert rows("out.tsv") == rows("whole.tsv")[:4]
+    # Cut off within a row, as by a crash; the seed comes from the settings beside the table.
+    Path("out.tsv").write_text(Path("out.tsv").read_text() + "3\t1\t")
+    assert certify("--resume", "--batch", "7") == 0
+    assert rows("out.tsv") == rows("whole.tsv")
+    complete = Path("out.tsv").read_bytes()
+    capsys.readouterr()
+    assert certify("--resume") == 0
+    assert "no image left" in capsys.readouterr().out
+    assert Path("out.tsv").read_bytes() == complete
+
+
+def test_resume_starts_a_table_that_is_not_there(folder):
+    assert certify("--resume", "--seed", "5") == 0
+    assert len(rows("out.tsv")) == 7
+
+
+def test_runs_without_a_seed_differ_and_tell_theirs(folder):
+    assert certify("--N", "5000", "--max", "1") == 0
+    assert certify("--N", "5000", "--max", "1", out="two.tsv") == 0
+    seeds = [
+        json.loads(Path(name).read_text())["seed"] for name in ("out.tsv.json", "two.tsv.json")
+    ]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sigma", "0.5"],
+        ["--N", "300"],
+        ["--N0", "10"],
+        ["--alpha", "0.01"],
+        ["--seed", "6"],
+        ["--mean", "0.5"],
+        ["--skip", "2"],
+        ["--start", "1"],
+        ["--data", "mine:arrays"],
+        ["--checkpoint", "weights.pt"],
+    ],
+)
+def test_resume_refuses_other_settings(folder, capsys, options):
+    torch.save({"gain": torch.ones(3)}, "weights.pt")
+    assert certify("--seed", "5", "--max", "2") == 0
+    before = Path("out.tsv").read_bytes()
+    assert certify("--resume", *options) == 2
+    assert "--resume: out.tsv was made with" in capsys.readouterr().err
+    assert Path("out.tsv").read_bytes() == before
+
+
+def test_resume_goes_on_to_a_larger_max(folder):
+    assert certify("--seed", "5", out="whole.tsv") == 0
+    assert certify("--seed", "5", "--max", "2") == 0
+    assert certify("--resume", "--max", "6") == 0
+    assert rows("out.tsv") == rows("whole.tsv")
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        ("idx\tlabel\n", None, "does not start with the header"),
+        ("", None, "does not start with the header"),
+        (None, "", "cannot read the settings"),
+        (None, "[]", "holds no settings"),
+        ("HEADER1\t0\t0\t0.1\t1\t0\n", None, "are not the first of this run"),
+        ("HEADERx\t0\t0\t0.1\t1\t0\n", None, "a row without an index"),
+    ],
+)
+def test_resume_refuses_what_it_does_not_know(folder, capsys, table, settings, message):
+    assert certify("--seed", "5", "--max", "2") == 0
+    if table is not None:
+        Path("out.tsv").write_text(
+            table.replace("HEADER", "idx\tlabel\tpredict\tradius\tcorrect\ttime\n")
+        )
+    if settings is not None:
+        Path("out.tsv.json").write_text(settings)
+    before = Path("out.tsv").read_bytes()
+    assert certify("--resume") == 2
+    assert message in capsys.readouterr().err
+    assert Path("out.tsv").read_bytes() == before
+
+
+def test_an_existing_table_is_refused_before_anything_is_loaded(folder, capsys):
+    Path("out.tsv").write_text("precious")
+    assert certify(model="no_such_module:model") == 2
+    assert "exists" in capsys.readouterr().err
+    assert Path("out.tsv").read_text() == "precious"
+    assert certify("--overwrite") == 0
+    assert len(rows("out.tsv")) == 7
+
+
+@pytest.mark.parametrize("state", ["plain", "state_dict", "model", "DataParallel"])
+def test_checkpoints(folder, state):
+    weights = {"gain": torch.tensor([0.0, 0.0, 1.0])}
+    if state == "DataParallel":
+        weights = {"module.gain": weights["gain"]}
+    torch.save(weights if state == "plain" else {state: weights, "epoch": 90}, "weights.pt")
+    if state == "DataParallel":
+        torch.save({"state_dict": weights}, "weights.pt")
+    assert certify("--checkpoint", "weights.pt", "--sigma", "0.01") == 0
+    assert {row[2] for row in rows("out.tsv")[1:]} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "mine"}, "want PKG.MODULE:FACTORY"),
+        ({"model": "no_such_module:model"}, "No module named 'no_such_module'"),
+        ({"model": "mine:nothing"}, "has no attribute 'nothing'"),
+        ({"model": "mine:a_number"}, "got a int, want a function"),
+        ({"model": "mine:function"}, "want a torch.nn.Module"),
+        ({"model": "mine:flat_logits"}, "want logits [1, number of classes]"),
+        ({"data": "mine:stream"}, "want a dataset with a length"),
+        ({"data": "mine:no_pairs"}, "item 0 is no (image tensor, integer label)"),
+        ({"data": "mine:bytes_instead"}, "image 0: x: got torch.uint8"),
+        ({"sigma": "0"}, "sigma: got 0.0"),
+        ({"sigma": "nan"}, "sigma: got nan"),
+        ({"out": "no/such/folder.tsv"}, "there is no folder no/such"),
+        ({"out": "."}, "is a folder"),
+        (["--N", "9"], "at least 10"),
+        (["--alpha", "1"], "alpha: got 1.0"),
+        (["--batch", "0"], "batch_size: got 0"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--skip", "0"], "--skip 0"),
+        (["--num-classes", "4"], "image 0: base_classifier: gave"),
+        (["--mean", "0", "0"], "mean: got 2 values for images of 1 channels"),
+        (["--checkpoint", "none.pt"], "none.pt"),
+        (["--checkpoint", "mine.py"], "holds no plain weights"),
+        (["--checkpoint", "other.pt"], "gain"),
+        (["--checkpoint", "list.pt"], "got a list, want a state_dict"),
+        (["--device", "nowhere"], "--device nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(folder, capsys, options, message):
+    torch.save({"weight": torch.ones(3)}, "other.pt")
+    torch.save([1, 2], "list.pt")
+    before = sorted(folder.iterdir())
+    keys = options if isinstance(options, dict) else {}
+    flags = options if isinstance(options, list) else []
+    assert certify("--no-progress", *flags, **keys) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("robustcore: error: ")
+    assert error.count("\n") == 1
+    left = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    assert sorted(left) == before
+
+
+def test_a_bad_image_in_the_middle_keeps_the_rows_before_it(folder, capsys):
+    assert certify(data="mine:bad_pixels") == 2
+    assert "image 1: x: got NaN" in capsys.readouterr().err
+    assert [row[0] for row in rows("out.tsv")] == ["idx", "0"]
+
+
+def test_arrays_and_normalisation(folder):
+    assert certify("--seed", "5") == 0
+    options = ["--seed", "5", "--mean", "0.5", "--std", "0.25", "--num-classes", "3"]
+    assert certify(*options, data="mine:arrays", out="arrays.tsv") == 0
+    # Pixels keep their order under a normalisation that all share.
+    assert rows("arrays.tsv") == rows("out.tsv")
+
+
+def test_as_a_command(folder):
+    command = [sys.executable, "-m", "robustcore"]
+    run = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"robustcore {robustcore.__version__}\n"
+    run = subprocess.run(
+        [*command, *"certify --model mine:model --data mine:data --out out.tsv".split()]
+        + "--sigma 0.25 --N 100".split(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, len(rows("out.tsv"))) == (0, 7), run.stderr
+    run = subprocess.run([*command, "certify"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr

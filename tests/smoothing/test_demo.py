@@ -1,0 +1,87 @@
+"""``robustcore demo --fast``: the numbers make sense and the files are there."""
+
+import pytest
+import torch
+
+from robustcore.cli import main
+from robustcore.smoothing import ABSTAIN, demo
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The folder of one run."""
+    folder = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--fast", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(out):
+    lines = (out / "digits_sigma0.25.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["idx", "label", "predict", "radius", "correct", "time"]
+    return [line.split("\t") for line in lines[1:]]
+
+
+def test_certificates(table):
+    assert [int(row[0]) for row in table] == list(range(demo.FAST.test_images))
+    radius = torch.tensor([float(row[3]) for row in table])
+    correct = torch.tensor([row[4] == "1" for row in table])
+    assert correct.double().mean() > 0.8
+    curve = [float((correct & (radius >= r)).double().mean()) for r in (0.0, 0.2, 0.4, 0.6)]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[2] > 0.25
+    assert curve[3] < curve[0]
+    assert all(float(row[3]) == 0 for row in table if int(row[2]) == ABSTAIN)
+
+
+def test_picture(out):
+    assert (out / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["digits.png", "digits_sigma0.25.tsv"]
+
+
+def test_refuses_to_overwrite(out, capsys):
+    before = (out / "digits.png").read_bytes()
+    assert main(["demo", "--fast", "--out", str(out)]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert (out / "digits.png").read_bytes() == before
+
+
+def test_several_levels_and_what_is_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "FAST", demo.Settings(epochs=2, test_images=20, n=100))
+    assert main(["demo", "--fast", "--sigma", "0.1", "0.5", "--out", str(tmp_path / "new")]) == 0
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["digits.png", "digits_sigma0.1.tsv", "digits_sigma0.5.tsv"]
+    captured = capsys.readouterr()
+    for line in ("certified accuracy", "average certified radius", "abstained", "a second"):
+        assert captured.out.count(f"  {line}") == 2 or line == "a second"
+    assert "digits, sigma 0.5: 20 test images, n = 100 samples each" in captured.out
+    assert "2/2" in captured.err
+
+
+@pytest.mark.parametrize("sigma", ["0", "-1", "nan", "inf"])
+def test_bad_sigma(tmp_path, capsys, sigma):
+    assert main(["demo", "--fast", "--sigma", sigma, "--out", str(tmp_path)]) == 2
+    assert "--sigma: got" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_repeats_the_run_and_leaves_torch_alone():
+    data = demo.load_digits(20)
+    settings = demo.Settings(epochs=1, test_images=20, n=100)
+    state = torch.get_rng_state()
+    first, _ = demo.certify_digits(data, 0.25, settings, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    again, _ = demo.certify_digits(data, 0.25, settings, seed=1)
+    other, _ = demo.certify_digits(data, 0.25, settings, seed=2)
+    assert torch.equal(first.counts, again.counts)
+    assert not torch.equal(first.counts, other.counts)
+
+
+def test_the_split():
+    data = demo.load_digits(500)
+    assert (len(data.train_images), len(data.test_images)) == (1297, 500)
+    pixels = torch.cat([data.train_images, data.test_images])
+    assert pixels.dtype == torch.float32
+    assert (float(pixels.min()), float(pixels.max())) == (0.0, 1.0)
+    # No test image was trained on.
+    assert len(torch.unique(pixels.flatten(1), dim=0)) == 1797
