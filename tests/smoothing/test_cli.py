@@ -286,8 +286,20 @@ def test_as_a_command(folder):
     run = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert run.stdout == f"robustcore {robustcore.__version__}\n"
     run = subprocess.run(
-        [*command, *"certify --model mine:model --data mine:data --out out.tsv".split()]
-        + "--sigma 0.25 --N 100".split(),
+        [
+            *command,
+            "certify",
+            "--model",
+            "mine:model",
+            "--data",
+            "mine:data",
+            "--out",
+            "out.tsv",
+            "--sigma",
+            "0.25",
+            "--N",
+            "100",
+        ],
         capture_output=True,
         text=True,
         check=False,
