@@ -102,9 +102,9 @@ def digits_cnn() -> nn.Sequential:
         nn.Conv2d(1, 16, kernel_size=4, stride=2),
         nn.ReLU(inplace=True),
         nn.Flatten(),
-        nn.Linear(16 * 3 * 3, 48),
+        nn.Linear(16 * 3 * 3, 32),
         nn.ReLU(inplace=True),
-        nn.Linear(48, 10),
+        nn.Linear(32, 10),
     )
 
 

@@ -19,7 +19,7 @@ from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predict
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
 from robustcore.smoothing.checks import require_int, require_positive, require_probability
 from robustcore.smoothing.normalize import Normalization
-from robustcore.smoothing.plan import plan_batches
+from robustcore.smoothing.plan import Block, plan_batches
 
 # The counter space of ops.gaussian_noise.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
@@ -197,7 +197,7 @@ class Smooth:
         mean, std = self._normalization.on(images)
         _warn_if_training(self.base_classifier)
         self.last_seed = secrets.randbits(64) if self.seed is None else self.seed
-        rows = min(batch_size, len(images) * most_samples)
+        rows = max(1, min(batch_size, len(images) * most_samples))
         return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
 
 
@@ -234,7 +234,6 @@ class _Sampler:
             memory_format=smooth.memory_format,
         )
 
-    @torch.inference_mode()
     def count(self, images: Tensor, first_sample: int, num_samples: int, bar: tqdm[Any]) -> Tensor:
         """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device.
 
@@ -243,40 +242,50 @@ class _Sampler:
         votes = images.new_zeros((len(images), self.num_classes), dtype=torch.int64)
         dtype = self.buffer.dtype
         half = dtype in (torch.bfloat16, torch.float16)
+        # Around all batches: autocast keeps its casts of the weights until it is left.
         autocast = torch.autocast(images.device.type, dtype=dtype) if half else nullcontext()
-        for blocks in plan_batches(len(images), num_samples, max(1, self.batch_size)):
-            size = 0
-            for block in blocks:
-                out = self.buffer[size : size + block.size]
-                self.add_noise(
-                    images[block.first_image : block.first_image + block.images],
-                    block.samples,
-                    image_offset=self.image_offset + block.first_image,
-                    sample_offset=first_sample + block.first_sample,
-                    out=out.view(block.images, block.samples, *images.shape[1:]),
-                )
-                size += block.size
-            with autocast:
-                logits = self.model(self.buffer[:size])
-            self._check_logits(logits, size)
-            done = 0
-            for block in blocks:
-                rows = logits[done : done + block.size]
-                rows = rows.unflatten(0, (block.images, block.samples))
-                votes[block.first_image : block.first_image + block.images].add_(
-                    ops.count_votes(rows)
-                )
-                done += block.size
-            bar.update(size)
+        with torch.inference_mode(), autocast:
+            for blocks in plan_batches(len(images), num_samples, self.batch_size):
+                batch = self._fill(images, blocks, first_sample)
+                logits = self.model(batch)
+                self._check_logits(logits, len(batch))
+                row = 0
+                for block in blocks:
+                    ballots = logits[row : row + block.size]
+                    votes[block.first_image : block.first_image + block.images].add_(
+                        ops.count_votes(ballots.view(block.images, block.samples, -1))
+                    )
+                    row += block.size
+                bar.update(row)
         return votes
 
+    def _fill(self, images: Tensor, blocks: list[Block], first_sample: int) -> Tensor:
+        """The buffer's rows with the noisy images of one batch."""
+        row = 0
+        for block in blocks:
+            out = self.buffer[row : row + block.size]
+            self.add_noise(
+                images[block.first_image : block.first_image + block.images],
+                block.samples,
+                image_offset=self.image_offset + block.first_image,
+                sample_offset=first_sample + block.first_sample,
+                out=out.view(block.images, block.samples, *images.shape[1:]),
+            )
+            row += block.size
+        return self.buffer[:row]
+
     def _check_logits(self, logits: Any, size: int) -> None:
-        wanted = f"want floating logits [{size}, {self.num_classes}], one column a class"
         if not isinstance(logits, Tensor):
-            raise TypeError(f"base_classifier: gave a {type(logits).__name__}, {wanted}")
-        if logits.shape != (size, self.num_classes) or not logits.is_floating_point():
+            got: str = type(logits).__name__
+        elif logits.shape != (size, self.num_classes) or not logits.is_floating_point():
             got = f"{logits.dtype} of shape {list(logits.shape)}"
-            raise ValueError(f"base_classifier: gave {got} for a batch of {size}, {wanted}")
+        else:
+            return
+        error = ValueError if isinstance(logits, Tensor) else TypeError
+        raise error(
+            f"base_classifier: gave {got} for a batch of {size}, "
+            f"want floating logits [{size}, {self.num_classes}], one column a class"
+        )
 
 
 def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:

@@ -230,7 +230,8 @@ def test_leaves_the_world_as_it_was(images):
         lambda *_: states.append((torch.is_inference_mode_enabled(), model.training))
     )
     images.requires_grad_(True)
-    result = Smooth(model, 3, 0.25).certify(images, n=100)
+    smooth = Smooth(model, 3, 0.25)
+    results = smooth.certify(images, n=100), smooth.predict(images, n=100)
     assert set(states) == {(True, False)}
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
@@ -239,7 +240,7 @@ def test_leaves_the_world_as_it_was(images):
     assert images.grad is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
-    assert not result.counts.is_inference()
+    assert not any(result.counts.is_inference() for result in results)
 
 
 def test_a_model_in_training_mode_is_warned_of_once_and_left_so(images):
