@@ -24,10 +24,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo",
         help="train and certify a small network on real data, with a table and a picture",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument(
-        "--family", choices=sorted(DEMOS), default="smoothing", help="what to demonstrate"
+        "--family",
+        choices=sorted(DEMOS),
+        default="smoothing",
+        help="what to demonstrate (%(default)s)",
     )
     for module in DEMOS.values():
         module.add_arguments(command)
@@ -36,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "certify",
         help="certify your own model on your own data by randomized smoothing",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     certify_cli.add_arguments(command)
     command.set_defaults(run=certify_cli.run)

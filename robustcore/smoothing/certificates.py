@@ -52,8 +52,10 @@ class _Result:
 class Certificates(_Result):
     """Certified classes and radii of B images; radii are l2 and in pixel units.
 
-    Each row holds with probability at least ``1 - alpha`` over the noise. Source: Cohen, Rosenfeld
-    and Kolter, "Certified adversarial robustness via randomized smoothing", 2019.
+    Each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
+    rounding of image plus noise is not accounted for (Voracek and Hein, 2022, on what that costs).
+    Source: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized
+    smoothing", 2019.
     """
 
     radius: Tensor

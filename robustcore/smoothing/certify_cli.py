@@ -39,18 +39,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--sigma", type=float, required=True, help="noise level in pixel units")
     add("--out", type=Path, required=True, metavar="FILE", help="table to write (.tsv)")
-    add("--start", type=int, default=0, help="index of the first image")
-    add("--skip", type=int, default=1, help="take every SKIP-th image")
-    add("--max", type=int, default=-1, help="stop before image MAX (-1: the last one)")
-    add("--N0", type=int, default=100, help="samples that choose the class")
-    add("--N", type=int, default=100_000, help="samples that bound its probability")
-    add("--alpha", type=float, default=0.001, help="failure probability of a certificate")
-    add("--batch", type=int, default=1000, help="images in a call of the base classifier")
-    add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--seed", type=int, default=None, help="of the noise (default: from the operating system)")
-    add("--num-classes", type=int, default=None, help="default: found by one call of the model")
-    add("--mean", type=float, nargs="+", help="of each channel, taken off after the noise")
-    add("--std", type=float, nargs="+", help="of each channel, divided by after the noise")
+    add("--start", type=int, default=0, help="index of the first image (%(default)s)")
+    add("--skip", type=int, default=1, help="take every SKIP-th image (%(default)s)")
+    add("--max", type=int, default=-1, help="stop before image MAX (all)")
+    add("--N0", type=int, default=100, help="samples that choose the class (%(default)s)")
+    add("--N", type=int, default=100_000, help="samples that bound its probability (%(default)s)")
+    add(
+        "--alpha",
+        type=float,
+        default=0.001,
+        help="failure probability of a certificate (%(default)s)",
+    )
+    add("--batch", type=int, default=1000, help="images in one call of the model (%(default)s)")
+    add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="of the noise (a fresh one from the operating system)",
+    )
+    add("--num-classes", type=int, default=None, help="columns of the logits (found by one call)")
+    add(
+        "--mean",
+        type=float,
+        nargs="+",
+        help="one value or one a channel, taken off after the noise",
+    )
+    add(
+        "--std",
+        type=float,
+        nargs="+",
+        help="one value or one a channel, divided by after the noise",
+    )
     add("--no-progress", action="store_true", help="show no progress bar")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace an existing table")

@@ -45,10 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the demo's options."""
     add = parser.add_argument
     add("--fast", action="store_true", help="less of everything: a few seconds")
-    add("--out", type=Path, default=Path("robustcore-demo"), help="folder of table and picture")
-    add("--sigma", type=float, nargs="+", default=[0.25], help="noise levels, one model each")
-    add("--seed", type=int, default=0, help="of training and certification")
-    add("--device", default="cpu", help="cpu, cuda, ...")
+    add(
+        "--out",
+        type=Path,
+        default=Path("robustcore-demo"),
+        help="folder of tables and picture (%(default)s)",
+    )
+    add(
+        "--sigma", type=float, nargs="+", default=[0.25], help="noise levels, one model each (0.25)"
+    )
+    add("--seed", type=int, default=0, help="of training and certification (%(default)s)")
+    add("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     add("--overwrite", action="store_true", help="replace the files of an earlier run")
 
 

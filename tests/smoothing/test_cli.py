@@ -66,9 +66,13 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-def certify(*options, out="out.tsv", model="mine:model", data="mine:data", sigma="0.25"):
-    arguments = ["certify", "--model", model, "--data", data, "--sigma", sigma, "--out", out]
-    return main([*arguments, "--N", "200", "--N0", "20", "--device", "cpu", *options])
+def arguments(*options, out="out.tsv", model="mine:model", data="mine:data", sigma="0.25"):
+    required = ["certify", "--model", model, "--data", data, "--sigma", sigma, "--out", out]
+    return [*required, "--N", "200", "--N0", "20", "--device", "cpu", *options]
+
+
+def certify(*options, **required):
+    return main(arguments(*options, **required))
 
 
 def rows(path):
@@ -285,25 +289,7 @@ def test_as_a_command(folder):
     command = [sys.executable, "-m", "robustcore"]
     run = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert run.stdout == f"robustcore {robustcore.__version__}\n"
-    run = subprocess.run(
-        [
-            *command,
-            "certify",
-            "--model",
-            "mine:model",
-            "--data",
-            "mine:data",
-            "--out",
-            "out.tsv",
-            "--sigma",
-            "0.25",
-            "--N",
-            "100",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = subprocess.run([*command, *arguments()], capture_output=True, check=False)
     assert (run.returncode, len(rows("out.tsv"))) == (0, 7), run.stderr
     with pytest.raises(SystemExit, match="2"):
         main(["certify"])

@@ -244,19 +244,21 @@ def test_leaves_the_world_as_it_was(images):
 
 
 def test_a_model_in_training_mode_is_warned_of_once_and_left_so(images):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
-    model[1].eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).eval()
+    model[1].train()  # one part of it is enough
     with pytest.warns(UserWarning, match="training mode") as caught:
         Smooth(model, 3, 0.25).certify(images, n=100, batch_size=10)
     assert [warning.filename for warning in caught] == [__file__]
-    assert model.training
-    assert not model[1].training
+    assert not model.training
+    assert model[1].training
 
 
 def test_images_outside_the_unit_range_are_warned_of(images):
     with pytest.warns(UserWarning, match=r"from -?\d.* to 255, outside \[0, 1\]") as caught:
         Smooth(Pixels(2), 2, 0.25).predict(images / images.max() * 255, n=100)
     assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match=r"to 1, outside \[0, 1\]"):
+        Smooth(Pixels(2), 2, 0.25).predict(2 * images.round() - 1, n=100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Smooth(Pixels(2), 2, 0.25).predict(images.round(), n=100)
