@@ -88,6 +88,10 @@ def _one(module: Any) -> float:
     return 1.0
 
 
+_NON_EXPANSIVE = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Tanh, nn.Softplus, nn.Hardtanh,
+    nn.PixelUnshuffle, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d,
+)  # fmt: skip
 _BOUNDS: dict[type[nn.Module], Callable[[Any], float | None]] = {
     nn.Linear: _linear,
     nn.Conv2d: _convolution,
@@ -99,8 +103,8 @@ _BOUNDS: dict[type[nn.Module], Callable[[Any], float | None]] = {
     nn.ELU: lambda module: max(1.0, abs(module.alpha)),
     nn.Sigmoid: lambda module: 0.25,
     nn.Dropout: lambda module: None if module.training and module.p > 0 else 1.0,
-    **dict.fromkeys((nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Tanh, nn.Softplus, nn.Hardtanh, nn.PixelUnshuffle, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d), _one),
-}  # fmt: skip
+    **dict.fromkeys(_NON_EXPANSIVE, _one),
+}
 
 
 def margin_certificate(

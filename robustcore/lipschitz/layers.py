@@ -188,7 +188,8 @@ class CRCHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]``."""
-        return self.linear2(softplus(self.linear1(x.flatten(1)), self.beta))
+        logits: Tensor = self.linear2(softplus(self.linear1(x.flatten(1)), self.beta))
+        return logits
 
     def lipschitz_bound(self) -> float:
         """Of the logits: the product of the two matrices' norms."""

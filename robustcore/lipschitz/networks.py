@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from robustcore.lipschitz.layers import (
 )
 from robustcore.lipschitz.soc import SOC
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "maxmin": MaxMin,
     "householder": Householder,
     "householder2": lambda channels: Householder(channels, order=2),
 }
-_POOLINGS = {
+_POOLINGS: dict[str, Callable[[int], nn.Module]] = {
     "max": lambda channels: ProjectionPool2d(channels, "max"),
     "projection": ProjectionPool2d,
 }
@@ -61,7 +61,7 @@ class LipConvNet(nn.Module):
         num_classes: of the logits.
         version: ``"soc"`` (2021: strided convolutions go straight to the doubled width) or
             ``"improved"`` (2022: one more convolution in front; strided convolutions are square,
-            then channel pairs are pooled; the last stage is all 1 x 1).
+            then channel pairs are pooled, not before a CRC head; the last stage is all 1 x 1).
         in_channels, init_channels: of the image, and of the first stage's convolutions.
         input_size: side of the square images, a multiple of ``2**stages``.
         stages: 5 as published, for 32 x 32.
@@ -128,7 +128,9 @@ class LipConvNet(nn.Module):
         if version == "soc":
             channels = self._build_soc(in_channels, init_channels, block_size, stages)
         else:
-            channels = self._build_improved(in_channels, init_channels, block_size, stages)
+            channels = self._build_improved(
+                in_channels, init_channels, block_size, stages, keeps_all=head == "crc"
+            )
         features = channels * (input_size // 2**stages) ** 2
         last: nn.Module
         if head == "orthogonal":
@@ -160,7 +162,9 @@ class LipConvNet(nn.Module):
             width = channels
         return channels
 
-    def _build_improved(self, channels: int, width: int, block_size: int, stages: int) -> int:
+    def _build_improved(
+        self, channels: int, width: int, block_size: int, stages: int, keeps_all: bool
+    ) -> int:
         self.init_layer = self._square(channels, width, 3, 1, pools=False)
         channels = width
         for stage in range(stages):
@@ -171,7 +175,7 @@ class LipConvNet(nn.Module):
                 strided = i == (0 if final else block_size - 1)
                 stride, out = (2, 4 * channels) if strided else (1, channels)
                 k = 1 if final else 3
-                pools = i == block_size - 1
+                pools = i == block_size - 1 and not (final and keeps_all)
                 blocks.append(self._square(channels, out, k, stride, pools))
                 channels = out // 2 if pools else out
             self.add_module(f"block{stage + 1}", nn.Sequential(*blocks))

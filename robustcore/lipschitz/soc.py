@@ -168,7 +168,7 @@ class SOC(nn.Module):
             return torch.conv2d(x, kernel)
         return apply_series(x, kernel, frozen.series, self.recompute)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _freeze(self) -> _Frozen:
         tensors = (self.weight, self.scale, self._u1, self._v1, self._u3, self._v3)
         if any(t.is_inference() for t in tensors):
@@ -196,9 +196,10 @@ class SOC(nn.Module):
 
     def _exponential(self, kernel: Tensor) -> Tensor:
         """``exp(kernel)`` as a 1 x 1 kernel, of norm at most 1 with its entries rounded."""
-        matrix = torch.linalg.matrix_exp(kernel[:, :, 0, 0].double())
+        matrix: Tensor = torch.linalg.matrix_exp(kernel[:, :, 0, 0].double())
         error = max(torch.finfo(kernel.dtype).eps / 2, 1e-15) * math.sqrt(kernel.shape[0])
-        return (matrix / (1 + error)).to(kernel.dtype)[:, :, None, None]
+        matrix = (matrix / (1 + error)).to(kernel.dtype)
+        return matrix[:, :, None, None]
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class SOC(nn.Module):
         series = exp_series(self._radius, degree=self.train_degree, contractive=True)
         return apply_series(x, kernel.to(x.dtype), series, self.recompute)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _train_kernel(self) -> Tensor:
         with torch.autocast(self.weight.device.type, enabled=False):
             skewed = skew(self.weight)
@@ -255,7 +256,8 @@ class SOC(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SOC:
         self._frozen = None
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_frozen": None}

@@ -90,7 +90,8 @@ def apply_series(x: Tensor, kernel: Tensor, series: Series, recompute: bool = Fa
         return x * series.coefficients[0] + 0 * kernel.sum()
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or kernel.requires_grad)
     if needs_grad or torch._C._functorch.peek_interpreter_stack() is not None:
-        return _ConvExp.apply(x, kernel, series, recompute)[0]
+        y: Tensor = _ConvExp.apply(x, kernel, series, recompute)[0]
+        return y
     return _evaluate(*_laid_out(x, kernel), series, None)
 
 
@@ -220,7 +221,7 @@ class _ConvExp(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
-            _, vjp = torch.func.vjp(lambda *inputs: _reference(*inputs, ctx.series), x, kernel)
+            _, vjp = torch.func.vjp(lambda x, kernel: _reference(x, kernel, ctx.series), x, kernel)
             return *vjp(grad), None, None
         grads = _backward(x, kernel, kept, grad, ctx.series, *ctx.needs_input_grad[:2])
         return *grads, None, None
@@ -309,9 +310,11 @@ def _evaluate_kept(x: Tensor, kernel: Tensor, series: Series, parts: list[Tensor
 
 def _weight_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     padding = [kernel.shape[2] // 2, kernel.shape[3] // 2]
-    return _convolution_backward(
+    gradients = _convolution_backward(
         grad, x, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
-    )[1]
+    )
+    weight_gradient: Tensor = gradients[1]
+    return weight_gradient
 
 
 @torch.library.register_fake("robustcore::conv_exp_update")

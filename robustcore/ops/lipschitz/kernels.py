@@ -56,7 +56,8 @@ def skew(weight: Tensor) -> Tensor:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want [C, C, kh, kw]")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want odd sides kh, kw")
-    return _Skew.apply(weight)
+    out: Tensor = _Skew.apply(weight)
+    return out
 
 
 class _Skew(torch.autograd.Function):
@@ -194,8 +195,8 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
     """Differentiable upper bound of the norm of any convolution, from its four reshapes.
 
     ``sqrt(kh kw)`` times the smallest spectral norm of the reshapes (out h) x (in w), (out w) x
-    (in h), out x (in h w), in x (out h w). With a stride s the third counts ``ceil(kh / s) ceil(kw /
-    s)`` in place of ``kh kw``: that many patches share a pixel.
+    (in h), out x (in h w), in x (out h w). With a stride s the third counts
+    ``ceil(kh / s) ceil(kw / s)`` in place of ``kh kw``: that many patches share a pixel.
 
     Args:
         kernel: ``[O, I, kh, kw]``, floating.

@@ -35,7 +35,8 @@ def maxmin(x: Tensor) -> Tensor:
     """
     _check_pairs(x)
     last = _is_channels_last(x)
-    return _MaxMin.apply(_laid_out(x, last), last)[0]
+    out: Tensor = _MaxMin.apply(_laid_out(x, last), last)[0]
+    return out
 
 
 def householder(x: Tensor, theta: Tensor) -> Tensor:
@@ -121,7 +122,8 @@ def _laid_out(t: Tensor, channels_last: bool) -> Tensor:
 
 def _apply_map(x: Tensor, theta: Tensor, index: int) -> Tensor:
     last = _is_channels_last(x)
-    return _PairMap.apply(_laid_out(x, last), theta, index, last)
+    out: Tensor = _PairMap.apply(_laid_out(x, last), theta, index, last)
+    return out
 
 
 class _MaxMin(torch.autograd.Function):
@@ -180,7 +182,7 @@ class _PairMap(torch.autograd.Function):
         x, theta = ctx.saved_tensors
         index, last = ctx.index, ctx.last
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
-            _, vjp = torch.func.vjp(lambda *inputs: _reference(*inputs, index), x, theta)
+            _, vjp = torch.func.vjp(lambda x, theta: _reference(x, theta, index), x, theta)
             return *vjp(grad), None, None
         table = _table(theta, x.dtype, index)
         grad_x, terms = _pair_map_backward(_laid_out(grad, last), x, table, index, last)
@@ -259,7 +261,8 @@ def _with_channels(x: Tensor, channels: Any, last: bool) -> Tensor:
     sizes = [x.shape[0], channels, *x.shape[2:]]
     if not last:
         return x.new_empty(sizes)
-    return x.new_empty([sizes[0], *sizes[2:], sizes[1]]).permute(0, 3, 1, 2)
+    moved: Tensor = x.new_empty([sizes[0], *sizes[2:], sizes[1]]).permute(0, 3, 1, 2)
+    return moved
 
 
 def _bits_shape(x: Tensor, last: bool) -> tuple[Any, Any]:

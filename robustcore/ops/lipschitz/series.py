@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from scipy import special
 
 _MAX_DEGREE = 500
@@ -70,10 +71,11 @@ def exp_series(
         raise ValueError(f"degree: got {degree!r}, want an integer in [0, {_MAX_DEGREE}]")
     if method not in ("chebyshev", "taylor"):
         raise ValueError(f"method: got {method!r}, want 'chebyshev' or 'taylor'")
-    return _series(float(radius), tol, degree, method, contractive)
+    series: Series = _cached(float(radius), tol, degree, method, contractive)
+    return series
 
 
-@lru_cache(maxsize=4096)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _series(
     radius: float, tol: float | None, degree: int | None, method: str, contractive: bool
 ) -> Series:
@@ -116,3 +118,6 @@ def _series(
         return Series(tuple(values), 1 / radius, 2 / radius, 1.0, error, lipschitz)
     values = [scale / math.factorial(k) for k in range(degree + 1)]
     return Series(tuple(values), 1.0, 1.0, 0.0, error, lipschitz)
+
+
+_cached = lru_cache(maxsize=4096)(_series)
