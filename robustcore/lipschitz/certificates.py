@@ -151,14 +151,17 @@ def margin_certificate(
             f"head: got {type(head).__name__}, want a NormalizedLinear or an nn.Linear; "
             "for a CRCHead see crc_certificate"
         )
-    return _smallest(margins / (bound * constants), margins, chosen)
+    # Equal rows: the margin cannot change. Kept out of the quotient, whose gradient would be NaN.
+    fixed = constants == 0
+    radii = margins / (bound * constants.masked_fill(fixed, 1.0))
+    radii = torch.where(fixed & (margins != 0), margins.sign() * math.inf, radii)
+    return _smallest(radii, chosen)
 
 
-def _smallest(radii: Tensor, margins: Tensor, chosen: Tensor) -> Tensor:
-    """Over the other classes; equal rows with equal logits are 0 / 0: no margin, no radius."""
-    radii = torch.where(margins.isnan(), margins, radii.nan_to_num(nan=0.0, posinf=math.inf))
+def _smallest(radii: Tensor, chosen: Tensor) -> Tensor:
+    """Over the classes that were not chosen; NaN if there is one."""
     own = torch.zeros_like(radii, dtype=torch.bool).scatter(1, chosen[:, None], True)
-    return radii.masked_fill(own & ~margins.isnan(), math.inf).amin(1)
+    return radii.masked_fill(own & ~radii.isnan(), math.inf).amin(1)
 
 
 def crc_certificate(
@@ -197,7 +200,7 @@ def crc_certificate(
     # The same quotient without cancellation, and without a division by a curvature of 0.
     root = (gradient**2 + 2 * curvature * margins.clamp(min=0)).clamp(min=1e-300).sqrt()
     radii = 2 * margins / ((root + gradient) * bound)
-    return _smallest(radii, margins, chosen)
+    return _smallest(radii, chosen)
 
 
 def certificate_loss(logits: Tensor, labels: Tensor, certificates: Tensor, gamma: float) -> Tensor:
