@@ -85,6 +85,7 @@ def train(data: Digits, settings: Settings, gamma: float, seed: int) -> LipConvN
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = digits_net(settings.depth).to(images.device)
+        head = model.body_and_head()[1]
         # Unit rows bound the logits by the image's norm: a larger temperature lets the loss end.
         sharpness = 8.0
         optimizer = torch.optim.AdamW(model.parameters())
@@ -95,9 +96,7 @@ def train(data: Digits, settings: Settings, gamma: float, seed: int) -> LipConvN
         for _ in tqdm(range(settings.epochs), desc="train", unit="epoch"):
             for batch in torch.randperm(len(images)).split(64):
                 logits = model(images[batch])
-                certificates = margin_certificate(
-                    logits, 1.0, head=model.last_layer, labels=labels[batch]
-                )
+                certificates = margin_certificate(logits, 1.0, head=head, labels=labels[batch])
                 loss = certificate_loss(sharpness * logits, labels[batch], certificates, gamma)
                 optimizer.zero_grad()
                 loss.backward()
@@ -145,7 +144,7 @@ def figure(certificate: Certificate, images: Tensor, labels: Tensor) -> Any:
     from matplotlib.figure import Figure
 
     whole = Figure(figsize=(8, 5.5), layout="constrained")
-    top, bottom = whole.subfigures(2, 1, height_ratios=(3, 1))
+    top, bottom = whole.subfigures(2, 1, height_ratios=(3, 1))  # type: ignore[misc]
     axes = top.subplots()
     radii = torch.linspace(0, float(certificate.radius.max()), 1001, dtype=torch.float64)
     height = certificate.certified_accuracy(labels, radii)

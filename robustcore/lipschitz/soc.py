@@ -14,7 +14,7 @@ from robustcore.ops.lipschitz.conv_exp import apply_series
 from robustcore.ops.lipschitz.kernels import skew
 
 # Training forwards between two looks at the operator's norm, and what it may grow in between.
-_REFRESH, _MARGIN = 200, 1.1
+_REFRESH, _MARGIN = 200, 1.05
 # What the published layers keep that follows from the rest, by either repository's names.
 _DERIVED = ("u2", "v2", "u4", "v4")
 
@@ -204,16 +204,16 @@ class SOC(nn.Module):
     # ---- training --------------------------------------------------------------------------------
 
     def _train_map(self, x: Tensor) -> Tensor:
-        kernel = self._train_kernel()
+        kernel = self._train_kernel(x.shape[2], x.shape[3])
         channels = self.weight.shape[0]
         if self.kernel_size == 1 and x.numel() > 8 * channels**2:
             # Many positions a channel: one matrix exponential costs less than the series.
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
-        series = exp_series(self._radius, degree=self.train_degree, contractive=True)
+        series = exp_series(self._radius, degree=self.train_degree)
         return apply_series(x, kernel.to(x.dtype), series, self.recompute)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _train_kernel(self) -> Tensor:
+    def _train_kernel(self, height: int, width: int) -> Tensor:
         with torch.autocast(self.weight.device.type, enabled=False):
             skewed = skew(self.weight)
             refresh = self._until_refresh == 0
@@ -223,7 +223,7 @@ class SOC(nn.Module):
                     old.copy_(new)
             kernel = self._kernel(vectors, skewed)
             if refresh:
-                self._radius = _MARGIN * _operator_norm(kernel.detach())
+                self._radius = _MARGIN * _operator_norm(kernel.detach(), height, width)
         self._until_refresh = (_REFRESH if refresh else self._until_refresh) - 1
         return kernel
 
@@ -297,12 +297,12 @@ def _reshapes(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _operator_norm(kernel: Tensor) -> float:
-    """About the norm of the convolution, from below: enough to train with, not to certify."""
+def _operator_norm(kernel: Tensor, height: int, width: int) -> float:
+    """About the norm of the convolution on such images: enough to train with, not to certify."""
     c, _, k, _ = kernel.shape
-    side = 4 * k if k > 1 else 1
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, c, side, side, generator=generator).to(kernel)
+    # A larger image says little more.
+    x = torch.randn(1, c, min(height, 16), min(width, 16), generator=generator).to(kernel)
     norm = torch.linalg.vector_norm(x)
     for _ in range(16):
         x = torch.conv2d(x / norm.clamp(min=1e-30), kernel, padding=k // 2)

@@ -153,17 +153,15 @@ void pair_cases(const PairShape& shape) {
 
 int main() {
   for (const DType dtype : kDTypes) {
-    for (const int64_t n : {1, 7, 64, 5000}) {
-      for (int parts = 0; parts < 8; ++parts) update_case(dtype, n, parts);
+    for (const int parts : {0, 1, 6, 7}) {
+      update_case(dtype, 7, parts);
+      update_case(dtype, 5000, parts);
     }
-    skew_case(dtype, 1, 1);
     skew_case(dtype, 3, 9);
     skew_case(dtype, 19, 25);
-    for (const PairShape& shape :
-         {PairShape{1, 1, 1, dtype}, PairShape{2, 3, 5, dtype}, PairShape{70, 9, 1, dtype},
-          PairShape{3, 16, 1, dtype}, PairShape{1, 2, 4500, dtype}}) {
-      pair_cases(shape);
-    }
+    pair_cases({2, 3, 5, dtype});
+    pair_cases({70, 9, 1, dtype});
+    pair_cases({1, 2, 4500, dtype});
   }
   std::printf("%d cases differ\n", failures);
   return failures < 99 ? failures : 99;

@@ -221,7 +221,8 @@ class _ConvExp(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
-            _, vjp = torch.func.vjp(lambda x, kernel: _reference(x, kernel, ctx.series), x, kernel)
+            series = ctx.series
+            vjp = torch.func.vjp(lambda x, kernel: _reference(x, kernel, series), x, kernel)[1]
             return *vjp(grad), None, None
         grads = _backward(x, kernel, kept, grad, ctx.series, *ctx.needs_input_grad[:2])
         return *grads, None, None

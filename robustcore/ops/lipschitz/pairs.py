@@ -182,7 +182,7 @@ class _PairMap(torch.autograd.Function):
         x, theta = ctx.saved_tensors
         index, last = ctx.index, ctx.last
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
-            _, vjp = torch.func.vjp(lambda x, theta: _reference(x, theta, index), x, theta)
+            vjp = torch.func.vjp(lambda x, theta: _reference(x, theta, index), x, theta)[1]
             return *vjp(grad), None, None
         table = _table(theta, x.dtype, index)
         grad_x, terms = _pair_map_backward(_laid_out(grad, last), x, table, index, last)
@@ -301,7 +301,8 @@ def _merged(t: Tensor, dim: int | None, size: int, last: bool) -> Tensor:
 
 
 def _split(t: Tensor, size: int) -> Tensor:
-    return t.unflatten(0, (size, -1))
+    parts: Tensor = t.unflatten(0, (size, -1))
+    return parts
 
 
 @torch.library.register_vmap("robustcore::maxmin")
