@@ -306,7 +306,7 @@ def test_certificate_loss():
     loss = lip.certificate_loss(logits, labels, certificates, 0.1)
     expected = nn.functional.cross_entropy(logits, labels)
     expected = expected - 0.1 * certificates.clamp(min=0).mean()
-    assert float(loss) == pytest.approx(float(expected))
+    assert loss.item() == pytest.approx(expected.item())
     loss.backward()
     assert logits.grad.isfinite().all()
 
