@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from robustcore._build import __version__
-from robustcore.smoothing import certify_cli, demo
+from robustcore.lipschitz import demo as lipschitz_demo
+from robustcore.smoothing import certify_cli
+from robustcore.smoothing import demo as smoothing_demo
 
 # One demo a family: a module with add_arguments(parser) and run(args).
-DEMOS = {"smoothing": demo}
+DEMOS = {"smoothing": smoothing_demo, "lipschitz": lipschitz_demo}
 
 
 def build_parser() -> argparse.ArgumentParser:

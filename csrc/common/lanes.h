@@ -102,6 +102,13 @@ struct Scalar {
   static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
     return a != a;
   }
+  static RC_HOST_DEVICE uint32_t less_mask(Float a, Float b) {
+    return a < b;
+  }
+  // Lane i is b's where bit i of the mask is set, else a's; higher bits are ignored.
+  static RC_HOST_DEVICE Float blend(uint32_t mask, Float a, Float b) {
+    return mask & 1 ? b : a;
+  }
 
   // Words 0 and 2 are radii, 1 and 3 angles: two Box-Muller pairs of one counter.
   template <class Pair>
@@ -192,6 +199,14 @@ struct Avx2 {
   static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
   }
+  static RC_HOST_DEVICE uint32_t less_mask(Float a, Float b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static RC_HOST_DEVICE Float blend(uint32_t mask, Float a, Float b) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bit);
+    return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
+  }
 
   // A 64-bit lane holds one counter. Words 0 and 2 share a vector of radii, 1 and 3 one of angles;
   // the pair's outputs then interleave to z0 z1 z2 z3 of each counter with one unpack.
@@ -280,6 +295,12 @@ struct Avx512 {
   }
   static RC_HOST_DEVICE uint32_t nan_mask(Float a) {
     return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  }
+  static RC_HOST_DEVICE uint32_t less_mask(Float a, Float b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+  }
+  static RC_HOST_DEVICE Float blend(uint32_t mask, Float a, Float b) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), a, b);
   }
 
   template <class Pair>  // as in Avx2

@@ -1,5 +1,26 @@
 """The ops: differentiable functions on tensors, CPU and CUDA, one module a family."""
 
+from robustcore.ops.lipschitz import (
+    conv_exp,
+    conv_norm_bound,
+    conv_spectral_bound,
+    exp_series,
+    householder,
+    maxmin,
+    projection_pool,
+    skew_kernel,
+)
 from robustcore.ops.smoothing import count_votes, gaussian_noise
 
-__all__ = ["count_votes", "gaussian_noise"]
+__all__ = [
+    "conv_exp",
+    "conv_norm_bound",
+    "conv_spectral_bound",
+    "count_votes",
+    "exp_series",
+    "gaussian_noise",
+    "householder",
+    "maxmin",
+    "projection_pool",
+    "skew_kernel",
+]

@@ -1,0 +1,181 @@
+"""SOC against the published sequence: training steps, inference, a whole LipConvNet's memory.
+
+The published layer (Singla and Feizi, "Skew orthogonal convolutions", 2021) is its sequence of
+operations, written from its description: at every forward the skew kernel, one power iteration on
+four reshapes (training), and the Taylor series by autograd, 5 terms in training and 12 in eval.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, pad, pixel_unshuffle
+
+from robustcore.lipschitz import SOC, LipConvNet, MaxMin
+from robustcore.ops import exp_series
+
+TRAIN_TERMS, EVAL_TERMS = 5, 12
+SHAPES = {  # channels, side: about the same work each
+    "64 x 32x32x32": (32, 32),
+    "64 x 64x16x16": (64, 16),
+    "64 x 128x8x8": (128, 8),
+    "64 x 256x4x4": (256, 4),
+}
+IMPLS = ["robustcore", "robustcore, recompute", "published"]
+
+
+def unit(t):
+    """t over its norm, which goes through the host as published."""
+    return t / max(float(t.square().sum().sqrt()), 1e-12)
+
+
+class PublishedSOC(nn.Module):
+    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, scale=0.7):
+        super().__init__()
+        self.stride, self.out_channels, self.scale = stride, out_channels, scale
+        c, k = max(in_channels * stride**2, out_channels), kernel_size
+        self.weight = nn.Parameter(torch.randn(c, c, k, k) / c**0.5)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        shapes = [(1, c, 1, k), (1, c, k, 1), (1, c, k, k), (c, 1, k, k)]
+        self.u = [unit(torch.randn(shape)) for shape in shapes]
+        self.v = [None] * 4
+        with torch.no_grad():
+            for _ in range(50):
+                self.iterate(self.skew())
+
+    def skew(self):
+        return 0.5 * (self.weight - self.weight.transpose(0, 1).flip(2, 3))
+
+    def iterate(self, kernel):
+        for i, (over_v, over_u) in enumerate(
+            (((1, 3), (0, 2)), ((1, 2), (0, 3)), ((1, 2, 3), (0,)), ((0, 2, 3), (1,)))
+        ):
+            self.v[i] = unit((kernel * self.u[i]).sum(over_v, keepdim=True))
+            self.u[i] = unit((kernel * self.v[i]).sum(over_u, keepdim=True))
+
+    def kernel(self):
+        kernel = self.skew()
+        if self.training:
+            with torch.no_grad():
+                self.iterate(kernel)
+        norms = [(kernel * u * v).sum() for u, v in zip(self.u, self.v, strict=True)]
+        return self.scale * kernel / torch.stack(norms).min()
+
+    def forward(self, x):
+        kernel = self.kernel()
+        if self.stride > 1:
+            x = pixel_unshuffle(x, self.stride)
+        channels = len(kernel)
+        if x.shape[1] < channels:
+            x = pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+        term = y = x
+        for i in range(1, (TRAIN_TERMS if self.training else EVAL_TERMS) + 1):
+            term = conv2d(term, kernel, padding=kernel.shape[2] // 2) / i
+            y = y + term
+        return y[:, : self.out_channels] + self.bias.view(1, -1, 1, 1)
+
+
+def layers(channels, device):
+    """Ours and the published layer with the same weight."""
+    torch.manual_seed(0)
+    ours = SOC(channels, channels, scale=0.7, tol=2.5e-6).to(device)
+    theirs = PublishedSOC(channels, channels)
+    theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias})
+    with torch.no_grad():
+        for _ in range(200):
+            theirs.iterate(theirs.skew())
+    return ours, theirs.to(device)
+
+
+def polynomial_errors(layer, side):
+    """Largest distances of the two training polynomials to exp, up to the norm on such images."""
+    kernel = layer._train_kernel(side, side).detach()
+    x = torch.randn(1, len(kernel), side, side, device=kernel.device)
+    for _ in range(60):
+        x = torch.conv2d(x / x.norm(), kernel, padding=kernel.shape[2] // 2)
+    t = 1j * torch.linspace(0, float(x.norm()), 201, dtype=torch.float64)
+    taylor = sum(t**i / math.factorial(i) for i in range(TRAIN_TERMS + 1))
+    series = exp_series(layer._radius, degree=layer.train_degree)
+    after = before = torch.zeros_like(t)
+    for k in range(series.degree, -1, -1):
+        step = series.step if k else series.first
+        after, before = series.coefficients[k] + step * t * after + series.carry * before, after
+    return (after - t.exp()).abs().max(), (taylor - t.exp()).abs().max()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("case", SHAPES)
+def test_training_step(case, impl, measure, device):
+    channels, side = SHAPES[case]
+    ours, theirs = layers(channels, device)
+    error, published = polynomial_errors(ours, side)
+    assert error <= published
+    layer = theirs if impl == "published" else ours
+    ours.recompute = "recompute" in impl
+    x = torch.randn(64, channels, side, side, device=device)
+    if layer is ours:  # the layout that its output has, and a network of it keeps
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    grad = torch.randn_like(x)
+
+    def step():
+        x.grad = layer.weight.grad = layer.bias.grad = None
+        layer(x).backward(grad)
+
+    measure(f"SOC training step: {case}", impl, step)
+
+
+@pytest.mark.parametrize("impl", ["robustcore", "published"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_inference(case, impl, measure, device):
+    channels, side = SHAPES[case]
+    ours, theirs = (layer.eval() for layer in layers(channels, device))
+    x = torch.randn(64, channels, side, side, device=device)
+    with torch.no_grad():
+        ours_y, theirs_y = ours(x), theirs(x)
+        # The power iterations of the two differ a little.
+        assert (ours_y - theirs_y).norm() < 2e-2 * x.norm()
+        layer = theirs if impl == "published" else ours
+        if layer is ours:
+            x = x.contiguous(memory_format=torch.channels_last)
+        frozen = ours._frozen
+        measure(f"SOC inference: {case}", impl, lambda: layer(x))
+        assert ours._frozen is frozen  # nothing was rebuilt
+
+
+class PublishedMaxMin(nn.Module):
+    def forward(self, x):
+        a, b = x.split(x.shape[1] // 2, 1)
+        return torch.cat([torch.max(a, b), torch.min(a, b)], dim=1)
+
+
+def published_net(net):
+    """The same network out of the published layers."""
+    layers = []
+    for module in net.modules():
+        if isinstance(module, SOC):
+            layers.append(
+                PublishedSOC(
+                    module.in_channels, module.out_channels, module.kernel_size, module.stride
+                )
+            )
+        elif isinstance(module, MaxMin):
+            layers.append(PublishedMaxMin())
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_network_training_step(impl, measure, device):
+    torch.manual_seed(0)
+    net = LipConvNet(20, 10, recompute="recompute" in impl).to(device)
+    if impl == "published":
+        net = published_net(net).to(device)
+    x = torch.rand(32, 3, 32, 32, device=device)
+    labels = torch.randint(10, (32,), device=device)
+
+    def step():
+        net.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(net(x), labels).backward()
+
+    measure("LipConvNet-20 training step, 32 images", impl, step, rounds=3)

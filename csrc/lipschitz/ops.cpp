@@ -1,0 +1,254 @@
+// Schemas and checks of the lipschitz ops. Nothing is allocated or written before every check has
+// passed. Memory comes dense, contiguous or channels last: the Python side brings it there, because
+// convolutions hand it over like that anyway.
+#include <cmath>
+
+#include "common/cuda_stream.h"
+#include "common/tensor.h"
+#include "lipschitz/launch.h"
+
+namespace robustcore::lipschitz {
+namespace {
+
+// Calls launch_cuda(args..., stream) or launch_cpu(args...) for tensors where `on` is.
+template <class Cpu, class Cuda, class... Args>
+void run(const Tensor& on, const Cpu& launch_cpu, const Cuda& launch_cuda, const Args&... args) {
+  if (on.is_cuda()) {
+    on_cuda(on, [&](void* stream) { launch_cuda(args..., stream); });
+  } else {
+    launch_cpu(args...);
+  }
+}
+
+bool same_layout(const Tensor& t, const Tensor& z) {
+  if (t.dim() != z.dim() || t.scalar_type() != z.scalar_type()) return false;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) != z.size(d) || (t.size(d) != 1 && t.stride(d) != z.stride(d))) return false;
+  }
+  return true;
+}
+
+// Every element once, without holes, in whatever order of dimensions.
+bool is_dense(const Tensor& t) {
+  int64_t reach = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.stride(d) == 0 && t.size(d) > 1) return false;
+    reach += (t.size(d) - 1) * t.stride(d);
+  }
+  return t.numel() == 0 || reach == t.numel();
+}
+
+void conv_exp_update(const Tensor& z, const OptionalTensor& a, const OptionalTensor& b,
+                     const OptionalTensor& total,  // all [N, C, H, W], laid out alike
+                     double alpha, double beta, double gamma, double total_scale, double delta,
+                     Tensor out, OptionalTensor total_out) {
+  check(is_dense(z), "z: has holes or repeats, shape ", shape_of(z), "; want dense memory");
+  check(!total == !total_out, "total_out: want it exactly where total is given");
+  const auto data = [&](const char* name, const OptionalTensor& t) -> void* {
+    if (!t) return nullptr;
+    check_same_device(name, *t, z, "z");
+    check(same_layout(*t, z), name, ": got ", torch::headeronly::toString(t->scalar_type()), " ",
+          shape_of(*t), ", want the dtype, shape and strides of z ", shape_of(z));
+    return const_cast<void*>(t->const_data_ptr());
+  };
+  UpdateArgs args{};
+  args.count = z.numel();
+  args.dtype = floating_dtype("z", z.scalar_type());
+  args.z = z.const_data_ptr();
+  args.a = data("a", a);
+  args.b = data("b", b);
+  args.total = data("total", total);
+  args.out = data("out", out);
+  args.total_out = data("total_out", total_out);
+  args.alpha = alpha, args.beta = beta, args.gamma = gamma;
+  args.total_scale = total_scale, args.delta = delta;
+  if (args.count > 0) run(z, update_cpu, update_cuda, args);
+}
+
+Tensor skew(const Tensor& weight) {  // [C, C, kh, kw], contiguous
+  check(weight.dim() == 4 && weight.size(0) == weight.size(1) && weight.size(2) % 2 == 1 &&
+            weight.size(3) % 2 == 1,
+        "weight: got shape ", shape_of(weight), ", want [C, C, kh, kw] with odd kh, kw");
+  check(weight.is_contiguous(), "weight: want it contiguous");
+  SkewArgs args{};
+  args.channels = weight.size(0);
+  args.taps = weight.size(2) * weight.size(3);
+  args.dtype = floating_dtype("weight", weight.scalar_type());
+  Tensor out = torch::stable::empty_like(weight);
+  args.weight = weight.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  if (weight.numel() > 0) run(weight, skew_cpu, skew_cuda, args);
+  return out;
+}
+
+// [N, C, *D] as rows of pairs. `halves` is 2 where C counts both members, else 1.
+PairShape pair_shape(const char* name, const Tensor& t, bool channels_last, int64_t halves) {
+  check(t.dim() >= 2, name, ": got shape ", shape_of(t), ", want [N, C, *D]");
+  check(t.size(1) % halves == 0, name, ": got ", t.size(1),
+        " channels, want an even number: they pair up");
+  PairShape shape{t.size(0), t.size(1) / halves, 1, floating_dtype(name, t.scalar_type())};
+  for (int64_t d = 2; d < t.dim(); ++d) shape.pixels *= t.size(d);
+  int64_t expected = 1;
+  const auto lies = [&](int64_t d) {
+    const bool ok = t.size(d) == 1 || t.stride(d) == expected;
+    expected *= t.size(d);
+    return ok;
+  };
+  bool ok = true;
+  if (channels_last) ok = lies(1);
+  for (int64_t d = t.dim() - 1; d >= 2; --d) ok = lies(d) && ok;
+  if (!channels_last) ok = lies(1) && ok;
+  ok = lies(0) && ok;
+  check(ok || t.numel() == 0, name, ": want ", channels_last ? "channels_last" : "contiguous",
+        " memory");
+  if (channels_last) shape.rows *= shape.pixels, shape.pixels = 1;
+  return shape;
+}
+
+// Like t, with another number of channels.
+Tensor with_channels(const Tensor& t, int64_t channels, bool channels_last) {
+  std::vector<int64_t> sizes, strides(t.dim(), 1);
+  for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(d == 1 ? channels : t.size(d));
+  int64_t stride = 1;
+  const auto lay = [&](int64_t d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  };
+  if (channels_last) lay(1);
+  for (int64_t d = t.dim() - 1; d >= 2; --d) lay(d);
+  if (!channels_last) lay(1);
+  lay(0);
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(t.scalar_type())),
+      t.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
+      t.is_cuda() ? t.get_device_index() : 0, &handle));
+  return Tensor(handle);
+}
+
+std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
+  MaxMinArgs args{};
+  args.shape = pair_shape("x", x, channels_last, 2);
+  Tensor out = with_channels(x, x.size(1), channels_last);
+  Tensor bits =
+      torch::stable::new_empty(x, {args.shape.rows, args.shape.bytes()}, ScalarType::Byte);
+  args.x = x.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  args.bits = bits.mutable_data_ptr<uint8_t>();
+  if (x.numel() > 0) run(x, maxmin_cpu, maxmin_cuda, args);
+  return {out, bits};
+}
+
+Tensor maxmin_swap(const Tensor& x, const Tensor& bits, bool channels_last) {
+  SwapArgs args{};
+  args.shape = pair_shape("x", x, channels_last, 2);
+  check_same_device("bits", bits, x, "x");
+  check(bits.scalar_type() == ScalarType::Byte && bits.dim() == 2 && bits.is_contiguous() &&
+            bits.size(0) == args.shape.rows && bits.size(1) == args.shape.bytes(),
+        "bits: got ", shape_of(bits), ", want uint8 [", args.shape.rows, ", ", args.shape.bytes(),
+        "]");
+  Tensor out = with_channels(x, x.size(1), channels_last);
+  args.x = x.const_data_ptr();
+  args.bits = bits.const_data_ptr<uint8_t>();
+  args.out = out.mutable_data_ptr();
+  if (x.numel() > 0) run(x, swap_cpu, swap_cuda, args);
+  return out;
+}
+
+Map checked_map(int64_t map) {
+  check(map >= 0 && map < 3, "map: got ", map, ", want 0, 1 or 2");
+  return static_cast<Map>(map);
+}
+
+struct MapSizes {
+  int64_t entries, outputs, angles;
+};
+
+MapSizes sizes_of(Map map) {
+  MapSizes sizes{};
+  dispatch_map(map, [&](auto m) { sizes = {m.kEntries, m.kOutputs, m.kAngles}; });
+  return sizes;
+}
+
+const void* table_data(const Tensor& table, const Tensor& x, int64_t entries, int64_t channels) {
+  check_same_device("table", table, x, "x");
+  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check(table.dim() == 2 && table.size(0) == entries && table.size(1) == channels &&
+            table.is_contiguous() && table.scalar_type() == dtype,
+        "table: got ", shape_of(table), ", want a contiguous table [", entries, ", ", channels,
+        "] of ", torch::headeronly::toString(dtype));
+  return table.const_data_ptr();
+}
+
+Tensor pair_map(const Tensor& x,      // [N, 2 C, *D]
+                const Tensor& table,  // [entries, C]
+                int64_t map_index, bool channels_last) {
+  const Map map = checked_map(map_index);
+  const MapSizes sizes = sizes_of(map);
+  MapArgs args{};
+  args.shape = pair_shape("x", x, channels_last, 2);
+  args.table = table_data(table, x, sizes.entries, args.shape.channels);
+  Tensor out = with_channels(x, sizes.outputs * args.shape.channels, channels_last);
+  args.x = x.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  if (x.numel() > 0) run(x, map_cpu, map_cuda, map, args);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> pair_map_backward(const Tensor& grad, const Tensor& x,
+                                             const Tensor& table, int64_t map_index,
+                                             bool channels_last) {
+  const Map map = checked_map(map_index);
+  const MapSizes sizes = sizes_of(map);
+  MapBackwardArgs args{};
+  args.shape = pair_shape("x", x, channels_last, 2);
+  args.table = table_data(table, x, sizes.entries, args.shape.channels);
+  check_same_device("grad", grad, x, "x");
+  const PairShape of_grad = pair_shape("grad", grad, channels_last, sizes.outputs);
+  check(of_grad.rows == args.shape.rows && of_grad.run() == args.shape.run() &&
+            of_grad.dtype == args.shape.dtype,
+        "grad: got ", shape_of(grad), ", which is not of x ", shape_of(x));
+  Tensor grad_x = with_channels(x, x.size(1), channels_last);
+  Tensor grad_angle = with_channels(x, sizes.angles * args.shape.channels, channels_last);
+  args.x = x.const_data_ptr();
+  args.grad = grad.const_data_ptr();
+  args.grad_x = grad_x.mutable_data_ptr();
+  args.grad_angle = grad_angle.mutable_data_ptr();
+  if (x.numel() > 0) run(x, map_backward_cpu, map_backward_cuda, map, args);
+  return {grad_x, grad_angle};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
+  m.def(
+      "conv_exp_update(Tensor z, Tensor? a, Tensor? b, Tensor? total, float alpha, float beta, "
+      "float gamma, float total_scale, float delta, Tensor(a!) out, Tensor(b!)? total_out) -> ()");
+  m.def("skew(Tensor weight) -> Tensor");
+  m.def("maxmin(Tensor x, bool channels_last) -> (Tensor, Tensor)");
+  m.def("maxmin_swap(Tensor x, Tensor bits, bool channels_last) -> Tensor");
+  m.def("pair_map(Tensor x, Tensor table, int map, bool channels_last) -> Tensor");
+  m.def(
+      "pair_map_backward(Tensor grad, Tensor x, Tensor table, int map, bool channels_last) -> "
+      "(Tensor, Tensor)");
+}
+
+template <class Library>
+void implement(Library& m) {
+  m.impl("conv_exp_update", TORCH_BOX(&conv_exp_update));
+  m.impl("skew", TORCH_BOX(&skew));
+  m.impl("maxmin", TORCH_BOX(&maxmin));
+  m.impl("maxmin_swap", TORCH_BOX(&maxmin_swap));
+  m.impl("pair_map", TORCH_BOX(&pair_map));
+  m.impl("pair_map_backward", TORCH_BOX(&pair_map_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
+  implement(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
+  implement(m);
+}
+
+}  // namespace robustcore::lipschitz

@@ -1,0 +1,228 @@
+#include "lipschitz/simd.h"
+
+namespace robustcore::lipschitz {
+inline namespace RC_ISA {
+namespace {
+
+// ---- update --------------------------------------------------------------------------------------
+
+// Plain loops over contiguous memory: the compiler's vectors reach the memory's speed here. The
+// pointers may alias element by element, which is why `ivdep` is right and `restrict` is not.
+template <class E, bool kA, bool kB, bool kTotal>
+void update_run(const UpdateArgs& args, int64_t first, int64_t last) {
+  using T = Arithmetic<E>;
+  const E* z = static_cast<const E*>(args.z);
+  const E* a = static_cast<const E*>(args.a);
+  const E* b = static_cast<const E*>(args.b);
+  const E* total = static_cast<const E*>(args.total);
+  E* out = static_cast<E*>(args.out);
+  E* total_out = static_cast<E*>(args.total_out);
+  const T alpha = static_cast<T>(args.alpha), beta = static_cast<T>(args.beta);
+  const T gamma = static_cast<T>(args.gamma), delta = static_cast<T>(args.delta);
+  const T total_scale = static_cast<T>(args.total_scale);
+#pragma GCC ivdep
+  for (int64_t i = first; i < last; ++i) {
+    T v = alpha * convert<T>(z[i]);
+    if constexpr (kA) v = multiply_add(beta, convert<T>(a[i]), v);
+    if constexpr (kB) v = multiply_add(gamma, convert<T>(b[i]), v);
+    out[i] = convert<E>(v);
+    if constexpr (kTotal) {
+      total_out[i] = convert<E>(multiply_add(delta, v, total_scale * convert<T>(total[i])));
+    }
+  }
+}
+
+void update(const UpdateArgs& args, int64_t begin, int64_t end) {
+  const int64_t first = begin * kUpdateRun;
+  const int64_t last = end * kUpdateRun < args.count ? end * kUpdateRun : args.count;
+  dispatch(args.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    const auto with_total = [&](auto a, auto b) {
+      constexpr bool kA = decltype(a)::value, kB = decltype(b)::value;
+      return args.total ? update_run<E, kA, kB, true>(args, first, last)
+                        : update_run<E, kA, kB, false>(args, first, last);
+    };
+    if (args.a && args.b) return with_total(std::true_type{}, std::true_type{});
+    if (args.a) return with_total(std::true_type{}, std::false_type{});
+    if (args.b) return with_total(std::false_type{}, std::true_type{});
+    return with_total(std::false_type{}, std::false_type{});
+  });
+}
+
+// ---- skew ----------------------------------------------------------------------------------------
+
+void skew(const SkewArgs& args, int64_t begin, int64_t end) {
+  const int64_t n = args.channels, taps = args.taps;
+  dispatch(args.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    using T = Arithmetic<E>;
+    const E* weight = static_cast<const E*>(args.weight);
+    E* out = static_cast<E*>(args.out);
+    const int64_t o1 = end * kSkewRun < n ? end * kSkewRun : n;
+    for (int64_t o0 = begin * kSkewRun; o0 < o1; o0 += kSkewRun) {
+      const int64_t o_end = o0 + kSkewRun < o1 ? o0 + kSkewRun : o1;
+      for (int64_t i0 = 0; i0 < n; i0 += kSkewRun) {
+        const int64_t i_end = i0 + kSkewRun < n ? i0 + kSkewRun : n;
+        for (int64_t o = o0; o < o_end; ++o) {
+          for (int64_t i = i0; i < i_end; ++i) {
+            const E* p = weight + (o * n + i) * taps;
+            const E* q = weight + (i * n + o) * taps + taps - 1;
+            E* r = out + (o * n + i) * taps;
+            for (int64_t t = 0; t < taps; ++t) {
+              r[t] = convert<E>((convert<T>(p[t]) - convert<T>(q[-t])) * T(0.5));
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// ---- maxmin --------------------------------------------------------------------------------------
+
+void maxmin(const MaxMinArgs& args, int64_t begin, int64_t end) {
+  const PairShape& shape = args.shape;
+  const int64_t run = shape.run();
+  dispatch(shape.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    PairTiling(shape).for_each(shape, begin, end, [&](int64_t row, int64_t first, int64_t last) {
+      const E* x = static_cast<const E*>(args.x) + row * 2 * run;
+      E* out = static_cast<E*>(args.out) + row * 2 * run;
+      uint8_t* bits = args.bits + row * shape.bytes();
+      int64_t i = first;
+      if constexpr (std::is_same_v<E, float> && Lanes::kFloats >= 8) {
+        for (; i + Lanes::kFloats <= last; i += Lanes::kFloats) {
+          const auto a = Lanes::load(x + i), b = Lanes::load(x + run + i);
+          const uint32_t keep = ~Lanes::less_mask(a, b);
+          Lanes::store(out + i, Lanes::blend(keep, b, a));
+          Lanes::store(out + run + i, Lanes::blend(keep, a, b));
+          memcpy(bits + i / 8, &keep, Lanes::kFloats / 8);
+        }
+      }
+      for (; i < last; i += 8) {
+        uint8_t byte = 0;
+        for (int64_t j = i; j < last && j < i + 8; ++j) {
+          const E a = x[j], b = x[run + j];
+          using T = Arithmetic<E>;
+          const bool keep = !(convert<T>(a) < convert<T>(b));
+          out[j] = keep ? a : b;
+          out[run + j] = keep ? b : a;
+          byte |= static_cast<uint8_t>(keep << (j - i));
+        }
+        bits[i / 8] = byte;
+      }
+    });
+  });
+}
+
+void swap(const SwapArgs& args, int64_t begin, int64_t end) {
+  const PairShape& shape = args.shape;
+  const int64_t run = shape.run();
+  dispatch(shape.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    PairTiling(shape).for_each(shape, begin, end, [&](int64_t row, int64_t first, int64_t last) {
+      const E* x = static_cast<const E*>(args.x) + row * 2 * run;
+      E* out = static_cast<E*>(args.out) + row * 2 * run;
+      const uint8_t* bits = args.bits + row * shape.bytes();
+      int64_t i = first;
+      if constexpr (std::is_same_v<E, float> && Lanes::kFloats >= 8) {
+        for (; i + Lanes::kFloats <= last; i += Lanes::kFloats) {
+          uint32_t keep = 0;
+          memcpy(&keep, bits + i / 8, Lanes::kFloats / 8);
+          const auto a = Lanes::load(x + i), b = Lanes::load(x + run + i);
+          Lanes::store(out + i, Lanes::blend(keep, b, a));
+          Lanes::store(out + run + i, Lanes::blend(keep, a, b));
+        }
+      }
+      for (; i < last; ++i) {
+        const bool keep = bits[i / 8] >> (i % 8) & 1;
+        const E a = x[i], b = x[run + i];
+        out[i] = keep ? a : b;
+        out[run + i] = keep ? b : a;
+      }
+    });
+  });
+}
+
+// ---- maps of pairs -------------------------------------------------------------------------------
+
+// Calls body(i, numbers) for pairs [first, last) of a row; `numbers` are those of pair i's channel.
+template <class M, class T, class Body>
+RC_HOST_DEVICE void for_each_pair(const PairShape& shape, const void* table_data, int64_t first,
+                                  int64_t last, const Body& body) {
+  const T* table = static_cast<const T*>(table_data);
+  const int64_t channels = shape.channels;
+  T k[M::kEntries];
+  if (shape.pixels == 1) {
+#pragma GCC ivdep
+    for (int64_t i = first; i < last; ++i) {
+      T own[M::kEntries];
+      for (int j = 0; j < M::kEntries; ++j) own[j] = table[j * channels + i];
+      body(i, own);
+    }
+    return;
+  }
+  for (int64_t i = first; i < last;) {
+    const int64_t c = i / shape.pixels;
+    const int64_t stop = (c + 1) * shape.pixels < last ? (c + 1) * shape.pixels : last;
+    for (int j = 0; j < M::kEntries; ++j) k[j] = table[j * channels + c];
+#pragma GCC ivdep
+    for (; i < stop; ++i) body(i, k);
+  }
+}
+
+template <class M>
+void map(const MapArgs& args, int64_t begin, int64_t end) {
+  const PairShape& shape = args.shape;
+  const int64_t run = shape.run();
+  dispatch(shape.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    using T = Arithmetic<E>;
+    PairTiling(shape).for_each(shape, begin, end, [&](int64_t row, int64_t first, int64_t last) {
+      const E* x = static_cast<const E*>(args.x) + row * 2 * run;
+      E* out = static_cast<E*>(args.out) + row * M::kOutputs * run;
+      for_each_pair<M, T>(shape, args.table, first, last, [&](int64_t i, const T* k) {
+        T v[M::kOutputs];
+        M::forward(k, convert<T>(x[i]), convert<T>(x[run + i]), v);
+        for (int j = 0; j < M::kOutputs; ++j) out[j * run + i] = convert<E>(v[j]);
+      });
+    });
+  });
+}
+
+template <class M>
+void map_backward(const MapBackwardArgs& args, int64_t begin, int64_t end) {
+  const PairShape& shape = args.shape;
+  const int64_t run = shape.run();
+  dispatch(shape.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    using T = Arithmetic<E>;
+    PairTiling(shape).for_each(shape, begin, end, [&](int64_t row, int64_t first, int64_t last) {
+      const E* x = static_cast<const E*>(args.x) + row * 2 * run;
+      const E* grad = static_cast<const E*>(args.grad) + row * M::kOutputs * run;
+      E* grad_x = static_cast<E*>(args.grad_x) + row * 2 * run;
+      E* grad_angle = static_cast<E*>(args.grad_angle) + row * M::kAngles * run;
+      for_each_pair<M, T>(shape, args.table, first, last, [&](int64_t i, const T* k) {
+        T g[M::kOutputs], v[2], angle[M::kAngles];
+        for (int j = 0; j < M::kOutputs; ++j) g[j] = convert<T>(grad[j * run + i]);
+        M::backward(k, convert<T>(x[i]), convert<T>(x[run + i]), g, v, angle);
+        grad_x[i] = convert<E>(v[0]);
+        grad_x[run + i] = convert<E>(v[1]);
+        for (int j = 0; j < M::kAngles; ++j) grad_angle[j * run + i] = convert<E>(angle[j]);
+      });
+    });
+  });
+}
+
+}  // namespace
+}  // namespace RC_ISA
+
+const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
+    update,
+    skew,
+    maxmin,
+    swap,
+    {map<Householder>, map<Householder2>, map<Projection>},
+    {map_backward<Householder>, map_backward<Householder2>, map_backward<Projection>}};
+
+}  // namespace robustcore::lipschitz

@@ -1,0 +1,41 @@
+"""1-Lipschitz networks: orthogonal convolutions and deterministic l2 certificates."""
+
+from robustcore.lipschitz.certificates import (
+    Certificate,
+    certificate_loss,
+    certify,
+    crc_certificate,
+    exact_products,
+    lipschitz_bound,
+    margin_certificate,
+)
+from robustcore.lipschitz.layers import (
+    CRCHead,
+    Householder,
+    MaxMin,
+    NormalizedLinear,
+    ProjectionPool2d,
+)
+from robustcore.lipschitz.networks import LipConvNet, Normalize
+from robustcore.lipschitz.soc import SOC
+from robustcore.ops import conv_norm_bound, conv_spectral_bound
+
+__all__ = [
+    "SOC",
+    "CRCHead",
+    "Certificate",
+    "Householder",
+    "LipConvNet",
+    "MaxMin",
+    "Normalize",
+    "NormalizedLinear",
+    "ProjectionPool2d",
+    "certificate_loss",
+    "certify",
+    "conv_norm_bound",
+    "conv_spectral_bound",
+    "crc_certificate",
+    "exact_products",
+    "lipschitz_bound",
+    "margin_certificate",
+]

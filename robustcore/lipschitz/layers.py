@@ -1,0 +1,214 @@
+"""Activations, pooling and heads of 1-Lipschitz networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, softplus
+
+from robustcore import ops
+
+
+class MaxMin(nn.Module):
+    """``cat(max(a, b), min(a, b))`` of the halves of the channels, see :func:`ops.maxmin`.
+
+    Args:
+        channels: of the input; only checked to be even.
+    """
+
+    def __init__(self, channels: int | None = None) -> None:
+        super().__init__()
+        if channels is not None:
+            _half("channels", channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 2 C, *D]`` to the same shape."""
+        return ops.maxmin(x)
+
+    def lipschitz_bound(self) -> float:
+        """1: it permutes the inputs."""
+        return 1.0
+
+
+class Householder(nn.Module):
+    """Channel pairs folded along learnable angles, see :func:`ops.householder`.
+
+    Args:
+        channels: of the input, even.
+        order: 1, angles starting at pi / 2 (a sort of each pair), or 2, starting at random.
+        device, dtype: of ``theta``, ``[channels / 2]`` or ``[3, channels / 2]``, radians.
+
+    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        order: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        half = _half("channels", channels)
+        if order not in (1, 2):
+            raise ValueError(f"order: got {order!r}, want 1 or 2")
+        self.channels, self.order = channels, order
+        if order == 1:
+            theta = torch.full((half,), math.pi / 2, device=device, dtype=dtype)
+        else:
+            theta = math.pi * torch.rand(3, half, device=device, dtype=dtype)
+        self.theta = nn.Parameter(theta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, channels, *D]`` to the same shape."""
+        return ops.householder(x, self.theta)
+
+    def lipschitz_bound(self) -> float:
+        """1: continuous, and an isometry on each piece."""
+        return 1.0
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.channels}, order={self.order}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # Published: theta [1, C, 1, 1], or three parameters.
+        parts = [f"{prefix}theta{i}" for i in range(3)]
+        if all(part in state_dict for part in parts):
+            state_dict[prefix + "theta"] = torch.stack([state_dict.pop(part) for part in parts])
+        elif prefix + "theta" in state_dict:
+            state_dict[prefix + "theta"] = state_dict[prefix + "theta"].reshape(self.theta.shape)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class ProjectionPool2d(nn.Module):
+    """Channel pairs pooled to one by a learnable signed distance, see :func:`ops.projection_pool`.
+
+    Args:
+        channels: of the input, even; half as many come out.
+        theta: first angle in radians; default: random in [0, pi]. ``"max"`` pools to the larger
+            of each pair, without a parameter.
+        device, dtype: of ``theta`` ``[channels / 2]``.
+
+    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        theta: float | str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        half = _half("channels", channels)
+        self.channels = channels
+        if theta == "max":
+            self.register_parameter("theta", None)
+            return
+        if isinstance(theta, str) or (theta is not None and not 0 <= theta <= math.pi):
+            raise ValueError(f"theta: got {theta!r}, want an angle in [0, pi], None or 'max'")
+        angles = torch.rand(half, device=device, dtype=dtype) * math.pi
+        self.theta = nn.Parameter(angles if theta is None else torch.full_like(angles, theta))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, channels, *D]`` to ``[N, channels / 2, *D]``."""
+        if self.theta is None:
+            return torch.maximum(*x.chunk(2, dim=1))
+        return ops.projection_pool(x, self.theta)
+
+    def lipschitz_bound(self) -> float:
+        """1: a distance to a set."""
+        return 1.0
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.channels}" + ("" if self.theta is not None else ", theta='max'")
+
+
+class NormalizedLinear(nn.Linear):
+    """A linear layer whose rows have unit norm: last-layer normalisation.
+
+    ``[N, *]`` is flattened to ``[N, in_features]``. The bias is as given.
+    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    """
+
+    def normalized_weight(self) -> Tensor:
+        """``[out_features, in_features]`` with unit rows."""
+        return normalize(self.weight, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, out_features]``."""
+        return linear(x.flatten(1), self.normalized_weight(), self.bias)
+
+    def lipschitz_bound(self) -> float:
+        """Largest singular value of the normalised weight."""
+        return matrix_norm_bound(self.normalized_weight())
+
+
+class CRCHead(nn.Module):
+    """Linear, softplus, Linear: a head whose curvature bounds give larger certificates.
+
+    Args:
+        in_features, num_classes: of the logits ``[N, num_classes]``; inputs ``[N, *]`` are
+            flattened.
+        hidden: width between; default in_features.
+        beta: of the softplus ``log(1 + exp(beta t)) / beta``, whose second derivative is at most
+            ``beta / 4``.
+        device, dtype: of the parameters.
+
+    Source: Singla and Feizi, "Second-order provable defenses", 2020 (CRC); Singla, Singla and
+    Feizi, 2022.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        hidden: int | None = None,
+        beta: float = 1.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not beta > 0 or not math.isfinite(beta):
+            raise ValueError(f"beta: got {beta}, want a finite number above 0")
+        hidden = in_features if hidden is None else hidden
+        self.beta = beta
+        self.linear1 = nn.Linear(in_features, hidden, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(hidden, num_classes, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]``."""
+        logits: Tensor = self.linear2(softplus(self.linear1(x.flatten(1)), self.beta))
+        return logits
+
+    def lipschitz_bound(self) -> float:
+        """Of the logits: the product of the two matrices' norms."""
+        return matrix_norm_bound(self.linear1.weight) * matrix_norm_bound(self.linear2.weight)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        for name in ("_u", "_v"):  # published: singular vectors that follow from the weights
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def matrix_norm_bound(matrix: Tensor) -> float:
+    """The spectral norm in float64, with a margin of 1e-12 for its rounding."""
+    return float(torch.linalg.matrix_norm(matrix.detach().double(), ord=2)) * (1 + 1e-12)
+
+
+def _half(name: str, channels: Any) -> int:
+    if not isinstance(channels, int) or channels < 2 or channels % 2:
+        raise ValueError(f"{name}: got {channels!r}, want an even integer: channels pair up")
+    return channels // 2

@@ -1,0 +1,224 @@
+"""LipConvNet: the published 1-Lipschitz networks for images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcore.lipschitz.certificates import lipschitz_bound
+from robustcore.lipschitz.layers import (
+    CRCHead,
+    Householder,
+    MaxMin,
+    NormalizedLinear,
+    ProjectionPool2d,
+)
+from robustcore.lipschitz.soc import SOC
+
+_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "maxmin": MaxMin,
+    "householder": Householder,
+    "householder2": lambda channels: Householder(channels, order=2),
+}
+_POOLINGS: dict[str, Callable[[int], nn.Module]] = {
+    "max": lambda channels: ProjectionPool2d(channels, "max"),
+    "projection": ProjectionPool2d,
+}
+
+
+class Normalize(nn.Module):
+    """``(x - shift) / scale`` with buffers that broadcast to the image."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As x."""
+        return (x - self.shift) / self.scale
+
+    def lipschitz_bound(self) -> float:
+        """``1 / min(scale)``."""
+        return 1 / float(self.scale.double().abs().min())
+
+
+class LipConvNet(nn.Module):
+    """Orthogonal convolutions and isometric activations: a 1-Lipschitz classifier of images.
+
+    ``depth`` convolutions in ``stages`` equal stages, the last of a stage with stride 2; the last
+    stage's strided one is 1 x 1. Width doubles with every stage.
+
+    Args:
+        depth: a multiple of ``stages``.
+        num_classes: of the logits.
+        version: ``"soc"`` (2021: strided convolutions go straight to the doubled width) or
+            ``"improved"`` (2022: one more convolution in front; strided convolutions are square,
+            then channel pairs are pooled, not before a CRC head; the last stage is all 1 x 1).
+        in_channels, init_channels: of the image, and of the first stage's convolutions.
+        input_size: side of the square images, a multiple of ``2**stages``.
+        stages: 5 as published, for 32 x 32.
+        activation: ``maxmin``, ``householder`` or ``householder2``.
+        pooling: of pairs in the improved version: ``max`` or ``projection``.
+        head: ``orthogonal`` (a 1 x 1 SOC), ``normalized`` (last-layer normalisation) or ``crc``.
+        mean, std: of the channels, part of the network: its constant is ``1 / min(std)``.
+        scale: of the SOCs; default 0.7 for "soc" and 1 for "improved", as published.
+        options: further arguments of SOC: train_degree, tol, recompute.
+
+    Forward: ``[N, in_channels, S, S]`` to logits ``[N, num_classes]``. Parameters have the names of
+    singlasahil14/SOC or improved_l2_robustness, so their checkpoints load. Raises ValueError naming
+    the argument.
+    Source: Singla and Feizi, 2021; Singla, Singla and Feizi, 2022.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        *,
+        version: str = "soc",
+        in_channels: int = 3,
+        init_channels: int = 32,
+        input_size: int = 32,
+        stages: int = 5,
+        activation: str = "maxmin",
+        pooling: str = "max",
+        head: str = "orthogonal",
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        scale: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for name, value, wanted in (
+            ("version", version, ("soc", "improved")),
+            ("activation", activation, tuple(_ACTIVATIONS)),
+            ("pooling", pooling, tuple(_POOLINGS)),
+            ("head", head, ("orthogonal", "normalized", "crc")),
+        ):
+            if value not in wanted:
+                raise ValueError(f"{name}: got {value!r}, want one of {wanted}")
+        if depth < stages or depth % stages:
+            raise ValueError(f"depth: got {depth}, want a multiple of {stages} stages")
+        if input_size % 2**stages:
+            raise ValueError(f"input_size: got {input_size}, want a multiple of {2**stages}")
+        if init_channels % 2:
+            raise ValueError(f"init_channels: got {init_channels}, want an even number")
+        for name, values in (("shift", mean), ("scale", std)):
+            tensor = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+            if len(tensor) not in (1, in_channels) or not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name}: got {values}, want a number or {in_channels}")
+            self.register_buffer(name, tensor.expand(in_channels, 1, 1).clone())
+        if not bool((self.scale > 0).all()):
+            raise ValueError(f"std: got {std}, want numbers above 0")
+        options["scale"] = (0.7 if version == "soc" else 1.0) if scale is None else scale
+        self.version, self._options = version, options
+        self._activation, self._pooling = _ACTIVATIONS[activation], _POOLINGS[pooling]
+        block_size = depth // stages
+        if version == "soc":
+            channels = self._build_soc(in_channels, init_channels, block_size, stages)
+        else:
+            channels = self._build_improved(
+                in_channels, init_channels, block_size, stages, keeps_all=head == "crc"
+            )
+        features = channels * (input_size // 2**stages) ** 2
+        last: nn.Module
+        if head == "orthogonal":
+            last = SOC(features, num_classes, 1, **options)
+            if version == "improved":
+                last = nn.Sequential(OrderedDict(ortho=last))
+        elif head == "normalized":
+            last = NormalizedLinear(features, num_classes)
+        else:
+            last = CRCHead(features, num_classes)
+        self.add_module(self._head_name, last)
+
+    @property
+    def _head_name(self) -> str:
+        return "last_layer" if self.version == "soc" else "logits_layer"
+
+    def _build_soc(self, channels: int, width: int, block_size: int, stages: int) -> int:
+        for stage in range(stages):
+            blocks = []
+            for i in range(block_size):
+                last = i == block_size - 1
+                stride, k = (2, 1 if stage == stages - 1 else 3) if last else (1, 3)
+                block = nn.Sequential()
+                block.add_module("conv", SOC(channels, width * stride, k, stride, **self._options))
+                channels = width * stride
+                block.add_module("activation", self._activation(channels))
+                blocks.append(block)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            width = channels
+        return channels
+
+    def _build_improved(
+        self, channels: int, width: int, block_size: int, stages: int, keeps_all: bool
+    ) -> int:
+        self.init_layer = self._square(channels, width, 3, 1, pools=False)
+        channels = width
+        for stage in range(stages):
+            blocks = []
+            for i in range(block_size):
+                final = stage == stages - 1
+                # The last stage halves its image first.
+                strided = i == (0 if final else block_size - 1)
+                stride, out = (2, 4 * channels) if strided else (1, channels)
+                k = 1 if final else 3
+                pools = i == block_size - 1 and not (final and keeps_all)
+                blocks.append(self._square(channels, out, k, stride, pools))
+                channels = out // 2 if pools else out
+            self.add_module(f"block{stage + 1}", nn.Sequential(*blocks))
+        return channels
+
+    def _square(self, channels: int, out: int, k: int, stride: int, pools: bool) -> nn.Sequential:
+        block = nn.Sequential()
+        block.add_module("ortho", SOC(channels, out, k, stride, **self._options))
+        block.add_module("act", self._pooling(out) if pools else self._activation(out))
+        return block
+
+    def _blocks(self) -> list[nn.Module]:
+        return [child for name, child in self.named_children() if name != self._head_name]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads: ``[N, F, 1, 1]``."""
+        x = (x - self.shift) / self.scale
+        for block in self._blocks():
+            x = block(x)
+        return x.flatten(1)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]``."""
+        head: nn.Module = getattr(self, self._head_name)
+        return torch.flatten(head(self.features(x)), 1)
+
+    def body_and_head(self) -> tuple[nn.Sequential, nn.Module | None]:
+        """The network up to the features, and the head; None, and all, if that is orthogonal."""
+        head: nn.Module = getattr(self, self._head_name)
+        body = [Normalize(self.shift, self.scale), *self._blocks()]
+        body += [nn.Flatten(), nn.Unflatten(1, (-1, 1, 1))]
+        if isinstance(head, (NormalizedLinear, CRCHead)):
+            return nn.Sequential(*body), head
+        return nn.Sequential(*body, head, nn.Flatten()), None
+
+    def lipschitz_bound(self) -> float:
+        """Of the logits, in eval mode; see :func:`robustcore.lipschitz.lipschitz_bound`."""
+        body, head = self.body_and_head()
+        return lipschitz_bound(body) * (1.0 if head is None else lipschitz_bound(head))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        for name in ("shift", "scale"):  # not in the checkpoints of singlasahil14/SOC
+            state_dict.setdefault(prefix + name, getattr(self, name).detach())
+        super()._load_from_state_dict(state_dict, prefix, *arguments)

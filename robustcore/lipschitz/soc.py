@@ -1,0 +1,310 @@
+"""The skew orthogonal convolution layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad, pixel_unshuffle
+
+from robustcore.ops.lipschitz import Series, conv_norm_bound, exp_series
+from robustcore.ops.lipschitz.conv_exp import apply_series
+from robustcore.ops.lipschitz.kernels import skew
+
+# Training forwards between two looks at the operator's norm, and what it may grow in between.
+_REFRESH, _MARGIN = 200, 1.05
+# What the published layers keep that follows from the rest, by either repository's names.
+_DERIVED = ("u2", "v2", "u4", "v4")
+
+
+class _Frozen(NamedTuple):
+    """What eval needs, derived from one state of the parameters."""
+
+    key: tuple[Any, ...]
+    vectors: tuple[Tensor, ...]
+    kernel: Tensor  # or, 1 x 1, its exponential
+    series: Series | None  # None: the kernel is the layer's matrix
+
+
+class SOC(nn.Module):
+    """Orthogonal convolution ``y = exp(L) x``, L the convolution with a normalised skew kernel.
+
+    A drop-in for ``nn.Conv2d(..., padding=kernel_size // 2)``: ``[N, in, H, W]`` to ``[N, out, H /
+    stride, W / stride]``. The free parameter is ``weight`` ``[C, C, k, k]``, C = max(out, in *
+    stride**2), and ``L = scale * S / sigma`` with its skew part S and the smallest norm sigma of
+    S's reshapes. A stride rearranges pixels into channels first; missing channels are padded with
+    zeros, surplus ones dropped.
+
+    In training a polynomial of degree ``train_degree`` stands for the exponential, with power
+    iterations for sigma. In eval the degree follows from ``tol`` and a rigorous bound of L's norm,
+    and the polynomial is scaled so that the layer is 1-Lipschitz; kernel, norms and degree are kept
+    until a parameter or buffer changes (an in-place change through ``.data`` cannot be seen).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, bias: as ``nn.Conv2d``; kernel_size is odd.
+        train_degree: convolutions of a training forward. At scale 0.7 and k = 3 degree 4 is nearer
+            to the exponential than the published 5 terms.
+        tol: largest ``norm(y - exp(L) x) / norm(x)`` in eval, before rounding.
+        scale: the published correction: 0.7 in "Skew orthogonal convolutions" (2021), 1 in
+            "Improved deterministic l2 robustness" (2022); 1 x 1 kernels take 1.
+        recompute: keep x alone for backward.
+        device, dtype: of the parameters.
+
+    Loads the checkpoints of both published repositories. Raises ValueError naming the argument.
+    Source: Singla and Feizi, "Skew orthogonal convolutions", 2021.
+    """
+
+    bias: Tensor | None
+    scale: Tensor
+    _u1: Tensor
+    _v1: Tensor
+    _u3: Tensor
+    _v3: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        *,
+        train_degree: int = 4,
+        tol: float = 1e-6,
+        scale: float = 1.0,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("stride", stride),
+            ("train_degree", train_degree),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, want an integer of at least 1")
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: got {kernel_size!r}, want an odd integer")
+        if not scale > 0 or not math.isfinite(scale):
+            raise ValueError(f"scale: got {scale}, want a finite number above 0")
+        exp_series(1.0, tol)  # complains about a tol that is none
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.train_degree, self.tol, self.recompute = train_degree, tol, recompute
+        inner, k = in_channels * stride**2, kernel_size
+        c = max(out_channels, inner)
+        self.weight = nn.Parameter(torch.empty(c, c, k, k, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(self.weight.new_empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.register_buffer("scale", self.weight.new_full((), scale if k > 1 else 1.0))
+        # Singular vectors of the reshapes (out h) x (in w) and out x (in h w), shaped as published.
+        # The two others have the same norms, because the kernel is skew.
+        for name, shape in (
+            ("_u1", (1, c, 1, k)),
+            ("_v1", (c, 1, k, 1)),
+            ("_u3", (1, c, k, k)),
+            ("_v3", (c, 1, 1, 1)),
+        ):
+            self.register_buffer(name, self.weight.new_empty(shape))
+        self._frozen: _Frozen | None = None
+        self._radius, self._until_refresh = 1.0, 0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As published: weight N(0, 1 / C), bias uniform within 1 / sqrt(out)."""
+        nn.init.normal_(self.weight, std=self.weight.shape[0] ** -0.5)
+        if self.bias is not None:
+            limit = self.out_channels**-0.5
+            nn.init.uniform_(self.bias, -limit, limit)
+        with torch.no_grad():
+            for vector in (self._u1, self._v1, self._u3, self._v3):
+                vector.normal_().div_(torch.linalg.vector_norm(vector))
+        self._until_refresh = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x: got shape {list(x.shape)}, want [N, {self.in_channels}, H, W]")
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(f"x: got shape {list(x.shape)}, want sides that {self.stride} divides")
+        if self.stride > 1:
+            x = pixel_unshuffle(x, self.stride)
+        channels = self.weight.shape[0]
+        if x.shape[1] < channels:
+            x = pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+        if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = self._train_map(x) if self.training else self._eval_map(x)
+        y = y[:, : self.out_channels]
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def lipschitz_bound(self) -> float:
+        """Bound of the eval-mode layer's Lipschitz constant: 1, by its scaling.
+
+        In exact arithmetic. Rounding adds to each output an error of about ``degree * eps *
+        norm(x)``, with the eps of the convolutions' precision. Raises ValueError if the weight is
+        not finite.
+        """
+        series = self._freeze().series
+        return 1.0 if series is None else series.lipschitz
+
+    # ---- eval ------------------------------------------------------------------------------------
+
+    def _eval_map(self, x: Tensor) -> Tensor:
+        frozen = self._freeze()
+        kernel = frozen.kernel
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            kernel = self._kernel(frozen.vectors)  # the same values, with a way back to the weight
+            if frozen.series is None:
+                kernel = self._exponential(kernel)
+        kernel = kernel.to(x.dtype)
+        if frozen.series is None:
+            return torch.conv2d(x, kernel)
+        return apply_series(x, kernel, frozen.series, self.recompute)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _freeze(self) -> _Frozen:
+        tensors = (self.weight, self.scale, self._u1, self._v1, self._u3, self._v3)
+        if any(t.is_inference() for t in tensors):
+            return self._derive(())  # nothing tells whether such a tensor has changed
+        key = tuple((t._version, t.data_ptr(), t.dtype, t.device) for t in tensors)
+        if self._frozen is None or self._frozen.key[0] != key or self._frozen.key[2] != self.tol:
+            # The aliases keep the memory from being used again at the same address.
+            self._frozen = self._derive((key, tuple(t.detach() for t in tensors), self.tol))
+        return self._frozen
+
+    @torch.no_grad()
+    def _derive(self, key: tuple[Any, ...]) -> _Frozen:
+        if not bool(self.weight.isfinite().all()):
+            raise ValueError("weight: is not finite, the layer has no bound")
+        with torch.autocast(self.weight.device.type, enabled=False):
+            vectors = self._iterated(skew(self.weight), 30)
+            kernel = self._kernel(vectors)
+            if self.kernel_size == 1:
+                return _Frozen(key, vectors, self._exponential(kernel), None)
+            # A finer grid is tighter; wide kernels leave time for a coarse one.
+            channels = kernel.shape[0]
+            grid = 32 if channels <= 64 else 16 if channels <= 256 else 8
+            radius = float(conv_norm_bound(kernel, max(grid, 2 * self.kernel_size)))
+        return _Frozen(key, vectors, kernel, exp_series(radius, self.tol, contractive=True))
+
+    def _exponential(self, kernel: Tensor) -> Tensor:
+        """``exp(kernel)`` as a 1 x 1 kernel, of norm at most 1 with its entries rounded."""
+        matrix: Tensor = torch.linalg.matrix_exp(kernel[:, :, 0, 0].double())
+        error = max(torch.finfo(kernel.dtype).eps / 2, 1e-15) * math.sqrt(kernel.shape[0])
+        matrix = (matrix / (1 + error)).to(kernel.dtype)
+        return matrix[:, :, None, None]
+
+    # ---- training --------------------------------------------------------------------------------
+
+    def _train_map(self, x: Tensor) -> Tensor:
+        kernel = self._train_kernel(x.shape[2], x.shape[3])
+        channels = self.weight.shape[0]
+        if self.kernel_size == 1 and x.numel() > 8 * channels**2:
+            # Many positions a channel: one matrix exponential costs less than the series.
+            return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
+        series = exp_series(self._radius, degree=self.train_degree)
+        return apply_series(x, kernel.to(x.dtype), series, self.recompute)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _train_kernel(self, height: int, width: int) -> Tensor:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            skewed = skew(self.weight)
+            refresh = self._until_refresh == 0
+            vectors = self._iterated(skewed.detach(), 50 if refresh else 1)
+            with torch.no_grad():
+                for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
+                    old.copy_(new)
+            kernel = self._kernel(vectors, skewed)
+            if refresh:
+                self._radius = _MARGIN * _operator_norm(kernel.detach(), height, width)
+        self._until_refresh = (_REFRESH if refresh else self._until_refresh) - 1
+        return kernel
+
+    def _kernel(self, vectors: tuple[Tensor, ...], skewed: Tensor | None = None) -> Tensor:
+        """L, differentiable in the weight; the singular vectors count as constants."""
+        skewed = skew(self.weight) if skewed is None else skewed
+        u1, v1, u3, v3 = vectors
+        mixed, flat = _reshapes(skewed)
+        sigma = torch.minimum(
+            torch.dot(v1.flatten(), mixed @ u1.flatten()),
+            torch.dot(v3.flatten(), flat @ u3.flatten()),
+        )
+        # A zero kernel stays zero.
+        return skewed * (self.scale / sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.5))
+
+    @torch.no_grad()
+    def _iterated(self, skewed: Tensor, iterations: int) -> tuple[Tensor, ...]:
+        """The singular vectors after power iterations."""
+        u1, v1, u3, v3 = (t.flatten() for t in (self._u1, self._v1, self._u3, self._v3))
+        mixed, flat = _reshapes(skewed)
+        for _ in range(iterations):
+            v1 = normalize(mixed @ u1, dim=0)
+            u1 = normalize(v1 @ mixed, dim=0)
+            v3 = normalize(flat @ u3, dim=0)
+            u3 = normalize(v3 @ flat, dim=0)
+        shaped = zip((u1, v1, u3, v3), (self._u1, self._v1, self._u3, self._v3), strict=True)
+        return tuple(new.view_as(old) for new, old in shaped)
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SOC:
+        self._frozen = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frozen": None}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # The names of singlasahil14/SOC; improved_l2_robustness has ours, and no scale.
+        for old, new in (
+            ("random_conv_filter", "weight"),
+            ("correction", "scale"),
+            *((name, f"_{name}") for name in ("u1", "v1", "u3", "v3")),
+        ):
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        for name in _DERIVED:
+            state_dict.pop(prefix + name, None)
+            state_dict.pop(f"{prefix}_{name}", None)
+        scale = state_dict.setdefault(prefix + "scale", self.scale.detach())
+        state_dict[prefix + "scale"] = scale.reshape(())
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self._frozen = None
+        self._until_refresh = 0
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, bias={self.bias is not None}, "
+            f"train_degree={self.train_degree}, tol={self.tol:g}"
+        )
+
+
+def _reshapes(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    c, _, k, _ = kernel.shape
+    return kernel.permute(0, 2, 1, 3).reshape(c * k, c * k), kernel.reshape(c, -1)
+
+
+@torch.no_grad()
+def _operator_norm(kernel: Tensor, height: int, width: int) -> float:
+    """About the norm of the convolution on such images: enough to train with, not to certify."""
+    c, _, k, _ = kernel.shape
+    generator = torch.Generator().manual_seed(0)
+    # A larger image says little more.
+    x = torch.randn(1, c, min(height, 16), min(width, 16), generator=generator).to(kernel)
+    norm = torch.linalg.vector_norm(x)
+    for _ in range(16):
+        x = torch.conv2d(x / norm.clamp(min=1e-30), kernel, padding=k // 2)
+        norm = torch.linalg.vector_norm(x)
+    return max(float(norm), 1e-3)

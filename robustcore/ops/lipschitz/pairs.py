@@ -1,0 +1,353 @@
+"""Maps of channel pairs: channel c of the first half with channel c of the second."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
+
+_maxmin = torch.ops.robustcore.maxmin.default
+_swap = torch.ops.robustcore.maxmin_swap.default
+_pair_map = torch.ops.robustcore.pair_map.default
+_pair_map_backward = torch.ops.robustcore.pair_map_backward.default
+
+# The maps of csrc/lipschitz/lipschitz.h: their index, and the angles they give gradients for.
+_HOUSEHOLDER, _HOUSEHOLDER2, _PROJECTION = 0, 1, 2
+_ANGLES = {_HOUSEHOLDER: 1, _HOUSEHOLDER2: 3, _PROJECTION: 1}
+
+
+def maxmin(x: Tensor) -> Tensor:
+    """``cat(max(a, b), min(a, b))`` of the halves a, b of the channels: an isometry.
+
+    Args:
+        x: ``[N, 2 C, *D]``, floating, any strides; channels_last is kept.
+
+    Returns:
+        As x. Every output is one of its pair's inputs, NaNs keep their place.
+
+    Keeps one bit a pair for backward. Differentiable to any order; where a pair ties, the gradients
+    keep their places. Raises TypeError or ValueError naming x.
+    Source: Anil, Lucas, Grosse, "Sorting out Lipschitz function approximation", 2019.
+    """
+    _check_pairs(x)
+    last = _is_channels_last(x)
+    out: Tensor = _MaxMin.apply(_laid_out(x, last), last)[0]
+    return out
+
+
+def householder(x: Tensor, theta: Tensor) -> Tensor:
+    """Pairs folded by learnable reflections (order 1) or reflections and a rotation (order 2).
+
+    Order 1, at angle t: where ``s = a sin(t/2) - b cos(t/2)`` is above 0 the pair (a, b) becomes
+    ``(a cos t + b sin t, a sin t - b cos t)``; t = pi/2 sorts the pair. Order 2 cuts the plane into
+    four sectors. Both are isometries on each piece, and 1-Lipschitz.
+
+    Args:
+        x: ``[N, 2 C, *D]``, floating, any strides; channels_last is kept.
+        theta: ``[C]`` for order 1; ``[3, C]`` for order 2, clamped to [0, 2 pi]. Radians.
+
+    Returns:
+        As x. Differentiable to any order in x and theta. Raises TypeError or ValueError naming the
+        argument.
+    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    """
+    _check_pairs(x)
+    order2 = theta.dim() == 2
+    _check_theta(x, theta, 3 if order2 else 1)
+    if order2:
+        theta = theta.clamp(0.0, 2 * math.pi)
+    return _apply_map(x, theta, _HOUSEHOLDER2 if order2 else _HOUSEHOLDER)
+
+
+def projection_pool(x: Tensor, theta: Tensor) -> Tensor:
+    """Each pair replaced by its signed distance to a set with a corner: 1-Lipschitz pooling.
+
+    With ``phi = atan2(b, a)`` in [0, 2 pi) and t in [0, pi]: up to ``(t + pi)/2`` the value is ``-a
+    sin(t/2) + b cos(t/2)``, up to ``(3 pi - t)/2`` it is ``hypot(a, b)``, beyond ``-a sin(t/2) - b
+    cos(t/2)``.
+
+    Args:
+        x: ``[N, 2 C, *D]``, floating, any strides; channels_last is kept.
+        theta: ``[C]``, clamped to [0, pi]. Radians.
+
+    Returns:
+        ``[N, C, *D]``. Differentiable to any order in x and theta. Raises TypeError or ValueError
+        naming the argument.
+    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    """
+    _check_pairs(x)
+    _check_theta(x, theta, 1)
+    return _apply_map(x, theta.clamp(0.0, math.pi), _PROJECTION)
+
+
+def _check_pairs(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, want a floating dtype")
+    if x.dim() < 2:
+        raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, *D]")
+    if x.shape[1] % 2:
+        raise ValueError(f"x: got {x.shape[1]} channels, want an even number: they pair up")
+
+
+def _check_theta(x: Tensor, theta: Any, rows: int) -> None:
+    want = [x.shape[1] // 2] if rows == 1 else [rows, x.shape[1] // 2]
+    if not isinstance(theta, Tensor) or list(theta.shape) != want:
+        got = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+        raise ValueError(f"theta: got {got}, want a tensor {want}, angles of each channel pair")
+    if theta.device != x.device or not theta.is_floating_point():
+        raise TypeError(
+            f"theta: got {theta.dtype} on {theta.device}, want a floating dtype on x's {x.device}"
+        )
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    # By strides: vmap does not answer is_contiguous(memory_format=...).
+    if x.dim() != 4 or x.shape[1] == 1 or x.shape[2] * x.shape[3] == 1:
+        return False
+    _, c, h, w = x.shape
+    return x.stride() == (h * w * c, 1, w * c, c)
+
+
+def _laid_out(t: Tensor, channels_last: bool) -> Tensor:
+    if not channels_last:
+        return t.contiguous()
+    return t.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _apply_map(x: Tensor, theta: Tensor, index: int) -> Tensor:
+    last = _is_channels_last(x)
+    out: Tensor = _PairMap.apply(_laid_out(x, last), theta, index, last)
+    return out
+
+
+class _MaxMin(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, last):
+        return _maxmin(x, last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.last = inputs[1]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (bits,) = ctx.saved_tensors
+        return _Swap.apply(grad, bits, ctx.last), None
+
+
+class _Swap(torch.autograd.Function):
+    """Linear, and its own transpose."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, bits, last):
+        return _swap(_laid_out(x, last), bits, last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, bits, ctx.last = inputs
+        ctx.save_for_backward(bits)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (bits,) = ctx.saved_tensors
+        return _Swap.apply(grad, bits, ctx.last), None, None
+
+
+class _PairMap(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, theta, index, last):
+        return _pair_map(x, _table(theta, x.dtype, index), index, last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, theta, ctx.index, ctx.last = inputs
+        ctx.save_for_backward(x, theta)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, theta = ctx.saved_tensors
+        index, last = ctx.index, ctx.last
+        if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
+            vjp = torch.func.vjp(lambda x, theta: _reference(x, theta, index), x, theta)[1]
+            return *vjp(grad), None, None
+        table = _table(theta, x.dtype, index)
+        grad_x, terms = _pair_map_backward(_laid_out(grad, last), x, table, index, last)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        dims = [0, *range(2, x.dim())]
+        grad_theta = terms.sum(dims, dtype=table.dtype).unflatten(0, (_ANGLES[index], -1))
+        if index == _HOUSEHOLDER2:
+            both, turn, first = grad_theta
+            grad_theta = torch.stack([both + first, both, turn])
+        else:
+            grad_theta = grad_theta[0]
+        return grad_x, grad_theta.to(theta.dtype), None, None
+
+
+def _table(theta: Tensor, dtype: torch.dtype, index: int) -> Tensor:
+    """The numbers a channel that the kernels read, see csrc/lipschitz/lipschitz.h."""
+    theta = theta.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if index != _HOUSEHOLDER2:
+        angles = [theta / 2, theta] if index == _HOUSEHOLDER else [theta / 2]
+        return torch.stack([f for angle in angles for f in (angle.cos(), angle.sin())])
+    first, second, third = theta
+    ends = [second / 2, (second + third) / 2, math.pi + third / 2]
+    numbers = [f for angle in [first / 2, *ends[:2]] for f in (angle.cos(), angle.sin())]
+    numbers.append((ends[1] > math.pi).to(theta.dtype))
+    rest = [ends[2], first + second, third, first]
+    return torch.stack(numbers + [f for angle in rest for f in (angle.cos(), angle.sin())])
+
+
+def _reference(x: Tensor, theta: Tensor, index: int) -> Tensor:
+    """The maps in operations of torch."""
+    a, b = x.chunk(2, dim=1)
+    shape = [-1, *[1] * (x.dim() - 2)]
+    table = [row.reshape(shape).to(x.dtype) for row in _table(theta, x.dtype, index)]
+
+    def angle(t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.reshape(shape).to(x.dtype)
+        return t.cos(), t.sin()
+
+    if index == _HOUSEHOLDER:
+        cos, sin = angle(theta)
+        fold = a * table[1] - b * table[0] > 0
+        return torch.cat(
+            [torch.where(fold, a * cos + b * sin, a), torch.where(fold, a * sin - b * cos, b)], 1
+        )
+    if index == _PROJECTION:
+        cos, sin = angle(theta / 2)
+        up = _upper(a, b)
+        near = up & (a * table[0] + b * table[1] > 0)
+        middle = (up | (b * table[1] - a * table[0] > 0)) & ~near
+        norm = torch.linalg.vector_norm(torch.stack([a, b]), dim=0)
+        side = torch.where(near, b, -b)
+        return torch.where(middle, norm, side * cos - a * sin)
+    u, v = a * table[0] + b * table[1], b * table[0] - a * table[1]
+    up = _upper(u, v)
+    left = [u * table[j + 1] - v * table[j] > 0 for j in (2, 4, 7)]
+    before = [up & left[0], torch.where(table[6] > 0, up | left[1], up & left[1]), up | left[2]]
+    first, second, third = theta
+    out_a, out_b = a, b
+    for condition, t, sign in (
+        (~before[2], first, 1),
+        (before[2] & ~before[1], third, -1),
+        (before[1] & ~before[0], first + second, 1),
+    ):
+        cos, sin = angle(t)
+        out_a = torch.where(condition, a * cos + b * sin, out_a)
+        out_b = torch.where(condition, sign * (a * sin - b * cos), out_b)
+    return torch.cat([torch.where(before[0], a, out_a), torch.where(before[0], b, out_b)], 1)
+
+
+def _upper(a: Tensor, b: Tensor) -> Tensor:
+    return (b > 0) | ((b == 0) & (a >= 0))
+
+
+def _with_channels(x: Tensor, channels: Any, last: bool) -> Tensor:
+    sizes = [x.shape[0], channels, *x.shape[2:]]
+    if not last:
+        return x.new_empty(sizes)
+    moved: Tensor = x.new_empty([sizes[0], *sizes[2:], sizes[1]]).permute(0, 3, 1, 2)
+    return moved
+
+
+def _bits_shape(x: Tensor, last: bool) -> tuple[Any, Any]:
+    pixels = math.prod(x.shape[2:])
+    rows, run = x.shape[0], x.shape[1] // 2 * pixels
+    return (rows * pixels, (x.shape[1] // 2 + 7) // 8) if last else (rows, (run + 7) // 8)
+
+
+@torch.library.register_fake("robustcore::maxmin")
+def _(x, last):
+    out = _with_channels(x, x.shape[1], last)
+    return out, x.new_empty(_bits_shape(x, last), dtype=torch.uint8)
+
+
+@torch.library.register_fake("robustcore::maxmin_swap")
+def _(x, bits, last):
+    return _with_channels(x, x.shape[1], last)
+
+
+@torch.library.register_fake("robustcore::pair_map")
+def _(x, table, index, last):
+    channels = x.shape[1] // 2 if index == _PROJECTION else x.shape[1]
+    return _with_channels(x, channels, last)
+
+
+@torch.library.register_fake("robustcore::pair_map_backward")
+def _(grad, x, table, index, last):
+    angles = _with_channels(x, x.shape[1] // 2 * _ANGLES[index], last)
+    return _with_channels(x, x.shape[1], last), angles
+
+
+def _merged(t: Tensor, dim: int | None, size: int, last: bool) -> Tensor:
+    """Images of all mapped calls behind each other."""
+    t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return _laid_out(t.flatten(0, 1), last)
+
+
+def _split(t: Tensor, size: int) -> Tensor:
+    parts: Tensor = t.unflatten(0, (size, -1))
+    return parts
+
+
+@torch.library.register_vmap("robustcore::maxmin")
+def _(info, in_dims, x, last):
+    size = info.batch_size
+    out, bits = _maxmin(_merged(x, in_dims[0], size, last), last)
+    return (_split(out, size), _split(bits, size)), (0, 0)
+
+
+@torch.library.register_vmap("robustcore::maxmin_swap")
+def _(info, in_dims, x, bits, last):
+    size = info.batch_size
+    bits = bits.expand(size, *bits.shape) if in_dims[1] is None else bits.movedim(in_dims[1], 0)
+    merged = _merged(x, in_dims[0], size, last)
+    return _split(_swap(merged, bits.flatten(0, 1).contiguous(), last), size), 0
+
+
+def _map_calls(op: Any, info: Any, in_dims: Any, arguments: Any, last: bool) -> Any:
+    """vmap as a loop, for tables that differ from call to call."""
+    results = []
+    for i in range(info.batch_size):
+        call = [a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)]
+        results.append(
+            op(*[_laid_out(a, last) if isinstance(a, Tensor) and a.dim() > 2 else
+                 a.contiguous() if isinstance(a, Tensor) else a for a in call])
+        )  # fmt: skip
+    if isinstance(results[0], tuple):
+        columns = tuple(torch.stack(column) for column in zip(*results, strict=True))
+        return columns, tuple(0 for _ in columns)
+    return torch.stack(results), 0
+
+
+@torch.library.register_vmap("robustcore::pair_map")
+def _(info, in_dims, x, table, index, last):
+    if in_dims[1] is not None:
+        return _map_calls(_pair_map, info, in_dims, (x, table, index, last), last)
+    out = _pair_map(_merged(x, in_dims[0], info.batch_size, last), table, index, last)
+    return _split(out, info.batch_size), 0
+
+
+@torch.library.register_vmap("robustcore::pair_map_backward")
+def _(info, in_dims, grad, x, table, index, last):
+    size = info.batch_size
+    if in_dims[2] is not None:
+        return _map_calls(_pair_map_backward, info, in_dims, (grad, x, table, index, last), last)
+    grad, x = (_merged(t, d, size, last) for t, d in zip((grad, x), in_dims[:2], strict=True))
+    results = _pair_map_backward(grad, x, table, index, last)
+    return tuple(_split(t, size) for t in results), (0, 0)

@@ -1,0 +1,168 @@
+// Executes the lipschitz kernels of cuda.cu through the shim and compares them with the CPU
+// kernels, bit for bit. Prints one line a case; the exit status is the number of cases that differ
+// (at most 99).
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "common/philox.h"
+#include "lipschitz/launch.h"
+#include "lipschitz/simd.h"
+
+using namespace robustcore;
+using namespace robustcore::lipschitz;
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
+int failures = 0;
+
+void report(const std::string& name, bool same) {
+  std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
+  failures += !same;
+}
+
+size_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// 16-aligned memory of n elements; poison shows what nobody wrote.
+struct Buffer {
+  std::vector<double> words;
+  size_t bytes;
+
+  Buffer(int64_t n, DType dtype, unsigned char poison = 0)
+      : words(n * size_of(dtype) / 8 + 2), bytes(n * size_of(dtype)) {
+    std::memset(words.data(), poison, words.size() * 8);
+  }
+  void* data() {
+    return words.data();
+  }
+  bool operator==(const Buffer& other) const {
+    return std::memcmp(words.data(), other.words.data(), bytes) == 0;
+  }
+};
+
+// Values in (-2, 2) that exercise rounding, many of them equal in magnitude or zero.
+Buffer values(int64_t n, DType dtype, uint64_t seed) {
+  Buffer buffer(n, dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t counter[4] = {static_cast<uint32_t>(i), 0, 0, 0};
+    uint32_t out[4];
+    philox4x32(counter, seed, out);
+    float v = static_cast<float>(static_cast<int32_t>(out[0])) * 0x1p-30f;
+    if (out[1] % 8 == 0) v = static_cast<float>(static_cast<int>(out[2] % 3)) - 1;
+    dispatch(dtype, [&](auto tag) {
+      using E = decltype(tag);
+      static_cast<E*>(buffer.data())[i] = convert<E>(v);
+    });
+  }
+  return buffer;
+}
+
+std::string label(const char* what, DType dtype, int64_t a, int64_t b, int64_t c) {
+  return std::string(what) + " dtype " + std::to_string(static_cast<int>(dtype)) + " " +
+         std::to_string(a) + "x" + std::to_string(b) + "x" + std::to_string(c);
+}
+
+void update_case(DType dtype, int64_t n, int parts) {
+  Buffer z = values(n, dtype, 1), a = values(n, dtype, 2), b = values(n, dtype, 3),
+         t = values(n, dtype, 4);
+  Buffer out[2] = {{n, dtype, 0xCD}, {n, dtype, 0xAB}};
+  Buffer total[2] = {{n, dtype, 0xCD}, {n, dtype, 0xAB}};
+  for (const bool cuda : {false, true}) {
+    UpdateArgs args{n,       dtype, z.data(), nullptr, nullptr, nullptr, out[cuda].data(),
+                    nullptr, 0.7,   -1.3,     1.0,     0.9,     0.1};
+    if (parts & 1) args.a = a.data();
+    if (parts & 2) args.b = b.data();
+    if (parts & 4) args.total = t.data(), args.total_out = total[cuda].data();
+    if (cuda) {
+      update_cuda(args, nullptr);
+    } else {
+      simd_baseline.update(args, 0, update_units(args));
+    }
+  }
+  report(label("update", dtype, n, parts, 0),
+         out[0] == out[1] && (!(parts & 4) || total[0] == total[1]));
+}
+
+void skew_case(DType dtype, int64_t channels, int64_t taps) {
+  const int64_t n = channels * channels * taps;
+  Buffer weight = values(n, dtype, 5), cpu(n, dtype, 0xCD), gpu(n, dtype, 0xAB);
+  SkewArgs args{channels, taps, dtype, weight.data(), cpu.data()};
+  simd_baseline.skew(args, 0, skew_units(args));
+  args.out = gpu.data();
+  skew_cuda(args, nullptr);
+  report(label("skew", dtype, channels, taps, 0), cpu == gpu);
+}
+
+void pair_cases(const PairShape& shape) {
+  const auto name = [&](const char* what) {
+    return label(what, shape.dtype, shape.rows, shape.channels, shape.pixels);
+  };
+  const int64_t pairs = shape.rows * shape.run(), units = PairTiling(shape).units(shape);
+  Buffer x = values(2 * pairs, shape.dtype, 6);
+  Buffer cpu(2 * pairs, shape.dtype, 0xCD), gpu(2 * pairs, shape.dtype, 0xAB);
+  std::vector<uint8_t> bits[2];
+  for (auto& b : bits) b.assign(shape.rows * shape.bytes(), 0x55);
+  MaxMinArgs maxmin{shape, x.data(), cpu.data(), bits[0].data()};
+  simd_baseline.maxmin(maxmin, 0, units);
+  maxmin.out = gpu.data(), maxmin.bits = bits[1].data();
+  maxmin_cuda(maxmin, nullptr);
+  report(name("maxmin"), cpu == gpu && bits[0] == bits[1]);
+
+  SwapArgs swap{shape, gpu.data(), bits[0].data(), cpu.data()};
+  simd_baseline.swap(swap, 0, units);
+  report(name("swap restores"), cpu == x);
+  Buffer swapped(2 * pairs, shape.dtype, 0xAB);
+  swap.out = swapped.data();
+  swap_cuda(swap, nullptr);
+  report(name("swap"), cpu == swapped);
+
+  const DType wide = shape.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  for (const Map map : {Map::kHouseholder, Map::kHouseholder2, Map::kProjection}) {
+    dispatch_map(map, [&](auto m) {
+      Buffer table = values(m.kEntries * shape.channels, wide, 7);
+      Buffer grad = values(m.kOutputs * pairs, shape.dtype, 8);
+      Buffer out[2] = {{m.kOutputs * pairs, shape.dtype, 0xCD},
+                       {m.kOutputs * pairs, shape.dtype, 0xAB}};
+      Buffer grad_x[2] = {{2 * pairs, shape.dtype, 0xCD}, {2 * pairs, shape.dtype, 0xAB}};
+      Buffer angle[2] = {{m.kAngles * pairs, shape.dtype, 0xCD},
+                         {m.kAngles * pairs, shape.dtype, 0xAB}};
+      for (const bool cuda : {false, true}) {
+        const MapArgs args{shape, x.data(), table.data(), out[cuda].data()};
+        const MapBackwardArgs back{
+            shape, x.data(), table.data(), grad.data(), grad_x[cuda].data(), angle[cuda].data()};
+        if (cuda) {
+          map_cuda(map, args, nullptr);
+          map_backward_cuda(map, back, nullptr);
+        } else {
+          simd_baseline.map[static_cast<int>(map)](args, 0, units);
+          simd_baseline.map_backward[static_cast<int>(map)](back, 0, units);
+        }
+      }
+      const std::string which = " map " + std::to_string(static_cast<int>(map));
+      report(name("forward") + which, out[0] == out[1]);
+      report(name("backward") + which, grad_x[0] == grad_x[1] && angle[0] == angle[1]);
+    });
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const DType dtype : kDTypes) {
+    for (const int parts : {0, 1, 6, 7}) {
+      update_case(dtype, 7, parts);
+      update_case(dtype, 5000, parts);
+    }
+    skew_case(dtype, 3, 9);
+    skew_case(dtype, 19, 25);
+    pair_cases({2, 3, 5, dtype});
+    pair_cases({70, 9, 1, dtype});
+    pair_cases({1, 2, 4500, dtype});
+  }
+  std::printf("%d cases differ\n", failures);
+  return failures < 99 ? failures : 99;
+}
