@@ -2,8 +2,8 @@
 
 import torch  # noqa: F401  (first: it loads the libtorch that the extension links to)
 
-from robustcore import ops, smoothing
+from robustcore import density, ops, smoothing
 from robustcore._build import __version__, build_info
 from robustcore._interop import as_tensor
 
-__all__ = ["__version__", "as_tensor", "build_info", "ops", "smoothing"]
+__all__ = ["__version__", "as_tensor", "build_info", "density", "ops", "smoothing"]

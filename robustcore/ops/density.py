@@ -60,6 +60,12 @@ def grad_norm(grad: Tensor, p: float = 2.0) -> Tensor:
     return norm.to(grad.dtype)
 
 
+def dual_direction(grad: Tensor, p: float) -> Tensor:
+    """The direction v ``[N, *D]`` with ``<v, grad> = grad_norm(grad, p)`` and dual norm 1."""
+    norm = _norm(grad, p)
+    return _norm_backward(torch.ones_like(norm), grad, norm, p)
+
+
 def check_p(p: Any) -> float:
     """p as a float in [1, inf]."""
     if isinstance(p, bool) or not isinstance(p, (int, float)):
