@@ -54,7 +54,7 @@ def integrated_gradients(
         with torch.enable_grad():
             at = (start + path * ((i + 0.5) / steps)).detach().requires_grad_()
             values = score(check_logits(model(at), at))
-            total += gradients([Point(at, values)], create_graph=False)
+            total += gradients(model, score, [Point(at, values)], create_graph=False)
     return path * total / steps
 
 
@@ -183,7 +183,7 @@ def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: in
         with torch.enable_grad():
             at = at.detach().requires_grad_()
             values = lse_score(check_logits(model(at), at))
-            return gradients([Point(at, values)], create_graph=False)
+            return gradients(model, lse_score, [Point(at, values)], create_graph=False)
 
     clean = gradient(x)
     curve = [ops.grad_norm(gradient(noisy) - clean) for noisy in _noisy(x, sigmas, seed)]

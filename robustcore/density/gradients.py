@@ -68,7 +68,12 @@ def check_logits(logits: Any, x: Tensor) -> Tensor:
         nan = ops.logsumexp(logits.detach()).isnan()
         if nan.any():
             raise ValueError(f"logits: NaN in rows {nan.nonzero().flatten().tolist()}")
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return widen(logits)
+
+
+def widen(t: Tensor) -> Tensor:
+    """t in float32 at least."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def _capturing(x: Tensor) -> bool:
@@ -106,18 +111,22 @@ def leaf(x: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().requires_grad_()
 
 
-def gradients(points: Sequence[Point], create_graph: bool) -> Tensor:
+def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:
     """The weighted sum of the points' gradients ``[N, *D]``, in float32 at least."""
     total: Any = 0
     for x, values, weight in points:
+        g: Tensor | None
         # Rows are independent, so the gradient of the sum holds every row's own.
-        (g,) = torch.autograd.grad(
-            values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
-        )
+        if torch.compiler.is_compiling():
+            # The one form of an input gradient that torch.compile traces; it calls the model anew.
+            g = torch.func.grad(lambda at: score(widen(model(at))).sum())(x.detach())
+        else:
+            (g,) = torch.autograd.grad(
+                values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
+            )
         if g is None:
             raise ValueError("logits: do not depend on x; want those of model(x), x requiring grad")
-        g = g if g.dtype == torch.float64 else g.float()
-        total = total + weight * g
+        total = total + weight * widen(g)
     return total
 
 
@@ -132,7 +141,7 @@ def gradient_norm(
     track = torch.is_grad_enabled()
     second = track and mode == "double_backward"
     with torch.enable_grad():
-        g = gradients(points, create_graph=second)
+        g = gradients(model, score, points, create_graph=second)
     norm = ops.grad_norm(g if second else g.detach(), p)
     if second or not track:
         return norm
@@ -142,13 +151,9 @@ def gradient_norm(
     slope: Any = 0
     for x, _, weight in points:
         shift = (step * weight * u).to(x.dtype)
-        ahead, behind = (score(_float(model(x.detach() + s))) for s in (shift, -shift))
+        ahead, behind = (score(widen(model(x.detach() + s))) for s in (shift, -shift))
         slope = slope + (ahead - behind) * (length / (2 * step))
     return norm + (slope - slope.detach())
-
-
-def _float(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

@@ -151,7 +151,7 @@ def curvature_penalty(
     score = loss_score(check_target(target, call.logits))
     with torch.enable_grad():
         here = Point(call.x, score(call.logits), -1.0)
-        sign = -gradients([here], create_graph=False).sign()
+        sign = -gradients(model, score, [here], create_graph=False).sign()
         length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
         z = h * sign / torch.where(length == 0, 1, length)
         moved = (call.x.detach() + z.to(x.dtype)).requires_grad_()

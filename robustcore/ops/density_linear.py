@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from robustcore.ops.density import _arithmetic, _check_floating, _needs_grad
+from robustcore.ops.density import _arithmetic, _check_floating, _tracked
 from robustcore.ops.smoothing import _map_calls
 
 _chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
@@ -64,7 +63,7 @@ def linear_logsumexp(
             raise TypeError("targets: want an int64 tensor")
         if targets.shape != (n,):
             raise ValueError(f"targets: got shape {list(targets.shape)}, want [{n}]")
-    if _needs_grad(features, weight, bias):
+    if _tracked(features, weight, bias):
         lse, target = _LinearLogSumExp.apply(features, weight, bias, targets)
     else:
         lse, target = _linear_lse(features, weight, bias, targets)
@@ -113,10 +112,14 @@ class _LinearLogSumExpBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, grad_target, features, weight, bias, targets, lse, *needs):
+    def forward(
+        grad, grad_target, features, weight, bias, targets, lse, need_features, need_weight,
+        need_bias,
+    ):  # fmt: skip
         return _linear_lse_backward(
-            grad, grad_target, features, weight, bias, targets, lse, *needs
-        )
+            grad, grad_target, features, weight, bias, targets, lse, need_features, need_weight,
+            need_bias,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -142,15 +145,20 @@ class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments):
-        return _linear_lse_double_backward(*arguments)
+    def forward(
+        v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, targets, lse,
+        grad_features, need_grad, need_target, need_features, need_weight, need_bias,
+    ):  # fmt: skip
+        return _linear_lse_double_backward(
+            v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, targets, lse,
+            grad_features, need_grad, need_target, need_features, need_weight, need_bias,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         pass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         raise RuntimeError("linear_logsumexp: differentiable twice, and this is the third time")
 
@@ -193,7 +201,7 @@ class _Chunks:
         return self.features.new_empty(size, dtype=self.type)
 
     def over_rows(self) -> Iterator[slice]:
-        for r in range(0, self.rows, CHUNK_ROWS):
+        for r in range(0, max(self.rows, 1), CHUNK_ROWS):  # an empty batch is one empty chunk
             yield slice(r, min(r + CHUNK_ROWS, self.rows))
 
     def over_classes(self) -> Iterator[slice]:
