@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from robustcore._build import __version__
+from robustcore.density import demo as density_demo
 from robustcore.smoothing import certify_cli, demo
 
 # One demo a family: a module with add_arguments(parser) and run(args).
-DEMOS = {"smoothing": demo}
+DEMOS = {"density": density_demo, "smoothing": demo}
 
 
 def build_parser() -> argparse.ArgumentParser:

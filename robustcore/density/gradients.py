@@ -98,12 +98,13 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return str(value)
 
 
-def resolve_mode(mode: str) -> str:
+def resolve_mode(mode: str, model: Model) -> str:
     """What "auto" stands for: torch.compile has no double backward, all else has."""
     check_choice("mode", mode, MODES)
     if mode != "auto":
         return mode
-    return "finite_difference" if torch.compiler.is_compiling() else "double_backward"
+    compiled = torch.compiler.is_compiling() or hasattr(model, "_orig_mod")
+    return "finite_difference" if compiled else "double_backward"
 
 
 def leaf(x: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ the model, and differentiable in the model's parameters by one of two modes:
   kind of activation checkpointing.
 * ``finite_difference``: the value is exact, its derivative a central difference of the score, with
   an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32.
-  First-order code only: it compiles and checkpoints. It calls the model twice more.
-* ``auto``: double_backward, but finite_difference inside ``torch.compile``.
+  First-order code only: it compiles and checkpoints. It calls the model twice more. Works with a
+  compiled model, and inside a compiled step (fullgraph) of a model that writes no buffers, which
+  BatchNorm does in training mode.
+* ``auto``: double_backward, but finite_difference where torch.compile is in play.
 
 BatchNorm in training mode: the penalty sees the statistics of the batch that made ``logits``, and
 its derivative goes through them; the gradient of a sample then includes its effect on the others'
@@ -200,7 +202,7 @@ class _Call:
         self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
     ) -> None:
         check_x(x)
-        self.model, self.p, self.mode, self.step = model, check_p(p), resolve_mode(mode), step
+        self.model, self.p, self.mode, self.step = model, check_p(p), resolve_mode(mode, model), step
         if not step > 0:
             raise ValueError(f"step: got {step}, want a number above 0")
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
