@@ -1,5 +1,6 @@
 // Elementary functions and uniform words to normals, by our own polynomials so that every device
-// gives the same float32 bits; in float64 lanes exp and log are the platform's. The minimax coefficients were fitted in 40-digit arithmetic (Remez) and rounded to float32.
+// gives the same float32 bits; in float64 lanes exp and log are the platform's. The minimax
+// coefficients were fitted in 40-digit arithmetic (Remez) and rounded to float32.
 #pragma once
 
 #include <type_traits>

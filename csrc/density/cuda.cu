@@ -101,7 +101,8 @@ __device__ int64_t target_column(const Logits& logits, int64_t row) {
 // ---- log-sum-exp ---------------------------------------------------------------------------------
 
 template <class In, int kWarps>
-__global__ void __launch_bounds__(kThreads, kBlocks<In>) lse_kernel(const __grid_constant__ LseArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<In>)
+    lse_kernel(const __grid_constant__ LseArgs args) {
   using T = Arithmetic<In>;
   using L = OneLane<T>;
   const Logits& logits = args.logits;
@@ -226,7 +227,8 @@ struct Elements {
 };
 
 template <class In, Norm kNorm, int kWarps>
-__global__ void __launch_bounds__(kThreads, kBlocks<In>) norm_kernel(const __grid_constant__ NormArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<In>)
+    norm_kernel(const __grid_constant__ NormArgs args) {
   using T = Arithmetic<In>;
   using L = OneLane<T>;
   const Team<kWarps> team;

@@ -24,10 +24,10 @@ struct PerRow {
 // Rows of a matrix that may be a chunk of columns of a wider one.
 struct Logits {
   int64_t rows, classes;
-  StridedView z;            // [rows, classes]
-  const void* bias;         // [classes], arithmetic type; null: 0
-  const int64_t* targets;   // [rows]; null: none
-  int64_t first_class;      // of column 0, in the classes that targets count
+  StridedView z;           // [rows, classes]
+  const void* bias;        // [classes], arithmetic type; null: 0
+  const int64_t* targets;  // [rows]; null: none
+  int64_t first_class;     // of column 0, in the classes that targets count
 };
 
 // lse[n] = log sum_k exp(z[n, k] + bias[k]).
@@ -61,8 +61,8 @@ struct LseHessArgs {
   DType dtype;         // of curvature and weights
 };
 
-// norm[n] = (sum_k |g[n, k]|^p)^(1/p), scaled so that nothing overflows or vanishes; p = infinity is
-// the maximum.
+// norm[n] = (sum_k |g[n, k]|^p)^(1/p), scaled so that nothing overflows or vanishes; p = infinity
+// is the maximum.
 struct NormArgs {
   int64_t rows, elements;
   StridedView g;
@@ -172,8 +172,7 @@ RC_HOST_DEVICE typename L::Float norm_term(typename L::Float u, typename L::Real
 // Two runs of powers as one; L is of one lane.
 template <class L, Norm kNorm>
 RC_HOST_DEVICE Scaled<typename L::Real> add_power(Scaled<typename L::Real> a,
-                                                  Scaled<typename L::Real> b,
-                                                  typename L::Real p) {
+                                                  Scaled<typename L::Real> b, typename L::Real p) {
   const auto max = L::max(a.max, b.max), scale = scale_of(max);
   if constexpr (kNorm == Norm::kInf) return {max, a.sum + b.sum};
   return {max, L::fma(a.sum, norm_term<L, kNorm>(a.max / scale, p),
@@ -197,8 +196,8 @@ RC_HOST_DEVICE typename L::Real norm_of(Scaled<typename L::Real> total, typename
   return total.max * exp<L>(log<L>(total.sum) / p);
 }
 
-// sign(g) (|g| / norm)^(p - 1); at infinity sign(g) where |g| is the norm. `scale` is the norm, or 1
-// where that is 0.
+// sign(g) (|g| / norm)^(p - 1); at infinity sign(g) where |g| is the norm. `scale` is the norm, or
+// 1 where that is 0.
 template <class L, Norm kNorm>
 RC_HOST_DEVICE typename L::Float dual(typename L::Float g, typename L::Float scale,
                                       typename L::Real p) {

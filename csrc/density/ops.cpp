@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor> logsumexp_double_backward(const Tensor& v,       // [
 
 // ---- the same on a chunk of classes, for linear_logsumexp ----------------------------------------
 
-void logsumexp_chunk_(Tensor max, Tensor sum, Tensor lse,  // [N]
+void logsumexp_chunk_(Tensor max, Tensor sum, Tensor lse,   // [N]
                       const OptionalTensor& target_logits,  // [N]
                       const Tensor& logits,                 // [N, C]
                       const OptionalTensor& bias,           // [C]
@@ -158,12 +158,12 @@ void logsumexp_chunk_(Tensor max, Tensor sum, Tensor lse,  // [N]
   RC_LAUNCH_ON(logits, lse, args);
 }
 
-void logsumexp_chunk_weights_(Tensor logits,                        // [N, C]
-                              const OptionalTensor& bias,           // [C]
-                              const Tensor& grad,                   // [N]
-                              const Tensor& lse,                    // [N]
-                              const OptionalTensor& targets,        // [N]
-                              const OptionalTensor& grad_target,    // [N]
+void logsumexp_chunk_weights_(Tensor logits,                      // [N, C]
+                              const OptionalTensor& bias,         // [C]
+                              const Tensor& grad,                 // [N]
+                              const Tensor& lse,                  // [N]
+                              const OptionalTensor& targets,      // [N]
+                              const OptionalTensor& grad_target,  // [N]
                               int64_t first_class) {
   LseGradArgs args{};
   args.logits = chunk_of(logits, bias, targets, first_class);

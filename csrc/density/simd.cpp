@@ -27,8 +27,7 @@ RC_HOST_DEVICE void for_lanes(int64_t count, const Step& step) {
 }
 
 template <class L>
-RC_HOST_DEVICE typename L::Float load(const typename L::Real* p, int n,
-                                      typename L::Real pad) {
+RC_HOST_DEVICE typename L::Float load(const typename L::Real* p, int n, typename L::Real pad) {
   return n == L::kFloats ? L::load(p) : L::load_partial(p, n, pad);
 }
 
@@ -169,8 +168,7 @@ void lse_rows(const LseArgs& args, int64_t begin, int64_t end) {
 }
 
 void lse(const LseArgs& args, int64_t begin, int64_t end) {
-  with_arithmetic(args.logits.z.dtype,
-                  [&](auto t) { lse_rows<decltype(t)>(args, begin, end); });
+  with_arithmetic(args.logits.z.dtype, [&](auto t) { lse_rows<decltype(t)>(args, begin, end); });
 }
 
 template <class T>
@@ -286,9 +284,8 @@ void norm_rows(const NormArgs& args, int64_t begin, int64_t end) {
 
 void norm(const NormArgs& args, int64_t begin, int64_t end) {
   with_arithmetic(args.g.dtype, [&](auto t) {
-    with_norm(args.p, [&](auto kind) {
-      norm_rows<decltype(t), decltype(kind)::value>(args, begin, end);
-    });
+    with_norm(args.p,
+              [&](auto kind) { norm_rows<decltype(t), decltype(kind)::value>(args, begin, end); });
   });
 }
 

@@ -5,8 +5,8 @@
 
 namespace robustcore::density {
 
-// A kernel processes rows [begin, end). A row is summed by one thread, so the result does not depend
-// on how threads share them out.
+// A kernel processes rows [begin, end). A row is summed by one thread, so the result does not
+// depend on how threads share them out.
 struct SimdKernels {
   void (*lse)(const LseArgs&, int64_t begin, int64_t end);
   void (*lse_grad)(const LseGradArgs&, int64_t begin, int64_t end);

@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
     shown: dict[str, Tensor] = {}
     lines = ["training\tweight\tseed\tleakage\tleakage_share\tpgd20_accuracy\taccuracy\n"]
     for seed in range(args.seed, args.seed + settings.seeds):
-        data = BlockDigits(*(t.to(args.device) for t in load_block_digits(settings.test_images, seed)))
+        data = BlockDigits(
+            *(t.to(args.device) for t in load_block_digits(settings.test_images, seed))
+        )
         for name, (_, weight) in TRAININGS.items():
             model = train(name, data, settings.epochs, seed)
             score = evaluate(model, data, seed)

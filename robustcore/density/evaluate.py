@@ -128,9 +128,7 @@ def _order(x: Tensor, attributions: Tensor, most_salient_first: bool) -> Tensor:
         raise ValueError(
             f"attributions: got shape {list(attributions.shape)}, want {list(x.shape)} as x"
         )
-    order = attributions.abs().flatten(1).argsort(
-        dim=1, descending=most_salient_first, stable=True
-    )
+    order = attributions.abs().flatten(1).argsort(dim=1, descending=most_salient_first, stable=True)
     return order.argsort(dim=1).view(x.shape)
 
 

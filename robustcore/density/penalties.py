@@ -202,7 +202,12 @@ class _Call:
         self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
     ) -> None:
         check_x(x)
-        self.model, self.p, self.mode, self.step = model, check_p(p), resolve_mode(mode, model), step
+        self.model, self.p, self.mode, self.step = (
+            model,
+            check_p(p),
+            resolve_mode(mode, model),
+            step,
+        )
         if not step > 0:
             raise ValueError(f"step: got {step}, want a number above 0")
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from robustcore import ops
 from robustcore.ops.density import dual_direction
-from testing import SIMD, assert_close, assert_same, check_gradients, check_repeatable, relayouts, shapes
+from testing import (
+    SIMD,
+    assert_close,
+    assert_same,
+    check_gradients,
+    check_repeatable,
+    relayouts,
+    shapes,
+)
 
 INF = float("inf")
 P = [1.0, 1.5, 2.0, 3.0, 7.5, INF]
@@ -48,7 +56,9 @@ def test_nothing_overflows_or_vanishes(p):
         )
         v = dual_direction(g * scale, p)
         if scale > 1e-40:
-            torch.testing.assert_close((v * (g * scale)).double().sum(1), norm.double(), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                (v * (g * scale)).double().sum(1), norm.double(), rtol=1e-5, atol=0
+            )
 
 
 @pytest.mark.parametrize("p", P)

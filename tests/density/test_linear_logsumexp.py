@@ -72,7 +72,9 @@ def test_any_chunks(shape, with_bias, small_chunks):
 
 def test_gradients(small_chunks, device):
     features, weight, bias, targets = layer(7, 3, 9, torch.float64)
-    features, weight, bias = (t.detach().to(device).requires_grad_() for t in (features, weight, bias))
+    features, weight, bias = (
+        t.detach().to(device).requires_grad_() for t in (features, weight, bias)
+    )
     targets = targets.to(device)
     check_gradients(ops.linear_logsumexp, features, weight)
     check_gradients(lambda *t: ops.linear_logsumexp(*t, targets=targets), features, weight, bias)

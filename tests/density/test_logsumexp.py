@@ -19,7 +19,18 @@ from testing import (
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LOW = [torch.float16, torch.bfloat16]
-SHAPES = [(1, 1), (3, 1), (1, 7), (5, 10), (4, 32), (3, 33), (6, 100), (2, 1023), (2, 1025), (3, 5000)]
+SHAPES = [
+    (1, 1),
+    (3, 1),
+    (1, 7),
+    (5, 10),
+    (4, 32),
+    (3, 33),
+    (6, 100),
+    (2, 1023),
+    (2, 1025),
+    (3, 5000),
+]
 INF, NAN = float("inf"), float("nan")
 raw = torch.ops.robustcore
 
