@@ -1,8 +1,8 @@
 """BlockDigits: the 8x8 handwritten digits of scikit-learn, made as BlockMNIST is from MNIST.
 
-Each image ``[1, 16, 8]`` stacks a digit block and a null block (a frame with a diagonal, the same in
-every image); only the digit says the class. Which is on top is random in training and fixed in the
-test set, where the digit is on top, so that what an attribution puts on the lower half has leaked.
+Each image ``[1, 16, 8]`` stacks a digit block and a null block (a frame with a diagonal, the same
+in every image); only the digit says the class. Which is on top is random in training and fixed in
+the test set, where the digit is, so that what an attribution puts on the lower half has leaked.
 
 Source: Shah, Jain, Netrapalli, "Do input gradients highlight discriminative features?", 2021;
 digits: Alpaydin and Kaynak, 1998.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class BlockDigits(NamedTuple):
-    """Images ``[B, 1, 16, 8]`` float32 in [0, 1], labels ``[B]``, and where the test null block is."""
+    """Images ``[B, 1, 16, 8]`` float32 in [0, 1], labels ``[B]``, and the test null block."""
 
     train_images: Tensor
     train_labels: Tensor

@@ -1,4 +1,4 @@
-"""``robustcore demo --family density``: what three trainings make an MLP rely on, on BlockDigits."""
+"""``robustcore demo --family density``: what three trainings make an MLP rely on."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train(name: str, data: BlockDigits, epochs: int, seed: int) -> nn.Module:
-    """An MLP 128-256-256-10 trained one of the three ways; torch's random state is left as it was."""
+    """An MLP 128-256-256-10, trained one of the three ways; torch's random state stays."""
     penalty, weight = TRAININGS[name]
     images, labels = data.train_images, data.train_labels
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +166,7 @@ def report(scores: dict[str, list[Score]], settings: Settings) -> str:
             f"{mean.robust:>9.1%}{mean.accuracy:>10.1%}"
         )
     text.append(
-        "leakage: l2 norm of the integrated gradients in the block without a digit; share: of their "
-        "whole norm"
+        "leakage: l2 norm of the integrated gradients in the block without a digit; share: of "
+        "their whole norm"
     )
     return "\n".join(text)

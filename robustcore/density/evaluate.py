@@ -1,7 +1,7 @@
 """What a model relies on: attributions, and measures of how well they and the model hold up.
 
-The model is used as it is (put it in eval mode) and called without gradients in its parameters being
-kept. ``x`` is ``[N, *D]``, ``target`` int64 ``[N]`` (default: the model's own answer).
+The model is used as it is (put it in eval mode); no gradients of its parameters are kept. ``x`` is
+``[N, *D]``, ``target`` int64 ``[N]`` (default: the model's own answer).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def integrated_gradients(
 ) -> Tensor:
     """Integrated gradients of the target's logit from ``baseline`` (default 0) to x.
 
-    ``(x - baseline) * mean of grad f`` over ``steps`` midpoints; shaped as x, float32 at least. They
-    sum to ``f(x) - f(baseline)`` up to the midpoint rule's error. Source: Sundararajan, Taly, Yan,
+    ``(x - baseline) * mean of grad f`` over ``steps`` midpoints; shaped as x, float32 at least. It
+    sums to ``f(x) - f(baseline)`` up to the midpoint rule's error. Source: Sundararajan, Taly, Yan,
     "Axiomatic attribution for deep networks", 2017.
     """
     check_x(x)

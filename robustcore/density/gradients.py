@@ -109,7 +109,9 @@ def resolve_mode(mode: str, model: Model) -> str:
 
 def leaf(x: Tensor) -> Tensor:
     """x as something a gradient can be taken in, still part of the graph it may come from."""
-    return x if x.requires_grad else x.detach().requires_grad_()
+    if x.requires_grad or torch.compiler.is_compiling():  # see gradients()
+        return x
+    return x.detach().requires_grad_()
 
 
 def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:
@@ -128,7 +130,8 @@ def gradients(model: Model, score: Score, points: Sequence[Point], create_graph:
         if g is None:
             raise ValueError("logits: do not depend on x; want those of model(x), x requiring grad")
         total = total + weight * widen(g)
-    return total
+    gradient: Tensor = total
+    return gradient
 
 
 def gradient_norm(
@@ -137,7 +140,8 @@ def gradient_norm(
     """norm_p of :func:`gradients` for each sample, differentiable in the model's parameters.
 
     By finite differences, the value is exact and its derivative is that of the score along the dual
-    direction v of the gradient: ``(score(x + step u) - score(x - step u)) |v| / (2 step)``, u = v/|v|.
+    direction v of the gradient: ``(score(x + step u) - score(x - step u)) |v| / (2 step)``,
+    u = v / |v|.
     """
     track = torch.is_grad_enabled()
     second = track and mode == "double_backward"
@@ -154,7 +158,8 @@ def gradient_norm(
         shift = (step * weight * u).to(x.dtype)
         ahead, behind = (score(widen(model(x.detach() + s))) for s in (shift, -shift))
         slope = slope + (ahead - behind) * (length / (2 * step))
-    return norm + (slope - slope.detach())
+    surrogate: Tensor = slope - slope.detach()
+    return norm + surrogate
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

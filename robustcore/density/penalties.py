@@ -1,12 +1,13 @@
 """Gradient penalties with one signature, so that changing a name compares them.
 
-Each is added to a training loss with a weight: ``loss + weight * penalty(model, x, logits=logits)``.
+Each is added to a training loss with a weight:
+``loss + weight * penalty(model, x, logits=logits)``.
 
 Conventions. ``x`` ``[N, *D]`` is a batch in any units. ``logits``, if given, are ``model(x)`` of an
-x that requires grad: then one forward serves loss and penalty. ``target`` ``[N]`` int64 is the class
-that a penalty on one logit or on the loss looks at (default: the model's own answer). The norm is
-per sample, p in [1, inf], then reduced. The penalty is computed in float32 whatever autocast does to
-the model, and differentiable in the model's parameters by one of two modes:
+x that requires grad: then one forward serves loss and penalty. ``target`` ``[N]`` int64 is the
+class that a penalty on one logit or on the loss looks at (default: the model's own answer). The
+norm is per sample, p in [1, inf], then reduced. The penalty is computed in float32 whatever
+autocast does to the model, and differentiable in the model's parameters by one of two modes:
 
 * ``double_backward``: exact; any model, not inside ``torch.compile`` and not through the reentrant
   kind of activation checkpointing.
@@ -92,7 +93,7 @@ def input_gradient_penalty(
     step: float = STEP,
     of: str = "loss",
 ) -> Tensor:
-    """``norm_p`` of the input gradient of the cross entropy, or with ``of="logit"`` of the target's.
+    """``norm_p`` of the input gradient of the cross entropy, or of the target's logit.
 
     Conventions, modes and errors: see the module. Source: Drucker and LeCun, "Improving
     generalization performance using double backpropagation", 1992; Ross and Doshi-Velez, 2018.
@@ -156,7 +157,7 @@ def curvature_penalty(
         sign = -gradients(model, score, [here], create_graph=False).sign()
         length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
         z = h * sign / torch.where(length == 0, 1, length)
-        moved = (call.x.detach() + z.to(x.dtype)).requires_grad_()
+        moved = leaf(call.x.detach() + z.to(x.dtype))
         there = Point(moved, score(check_logits(model(moved), moved)))
     return reduce(gradient_norm(model, score, [there, here], call.p, call.mode, step), reduction)
 
@@ -177,8 +178,8 @@ def attribution_penalty(
     """``norm_p`` of the integrated gradients of the loss on the way from ``baseline`` to x.
 
     The published IG-SUM takes p = 1, the clean images as baseline and adversarial ones as x, weight
-    0.1; the default baseline is 0. ``steps`` is the number of points of the Riemann sum, the last of
-    which is x. Conventions, modes and errors: see the module. Source: Chen et al., "Robust
+    0.1; the default baseline is 0. ``steps`` is the number of points of the Riemann sum, the last
+    of which is x. Conventions, modes and errors: see the module. Source: Chen et al., "Robust
     attribution regularization", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
@@ -190,7 +191,7 @@ def attribution_penalty(
     with torch.enable_grad():
         points = [Point(call.x, score(call.logits), weight)]
         for i in range(1, steps):
-            at = (x.detach() - path * (i / steps)).requires_grad_()
+            at = leaf(x.detach() - path * (i / steps))
             points.append(Point(at, score(check_logits(model(at), at)), weight))
     return reduce(gradient_norm(model, score, points, call.p, call.mode, step), reduction)
 
@@ -218,7 +219,7 @@ class _Call:
         else:
             if not x.requires_grad:
                 raise ValueError(
-                    "x: has to require grad, and logits to be model(x) of it, where logits are given"
+                    "x: has to require grad where logits are given, and logits to be model(x) of it"
                 )
             self.x = x
         self.logits = check_logits(logits, x)

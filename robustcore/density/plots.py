@@ -18,7 +18,7 @@ except ImportError as error:
 def attribution_figure(
     images: Tensor, names: Sequence[str], attributions: Sequence[Tensor]
 ) -> Figure:
-    """Images ``[B, 1, H, W]`` and below each the attributions of every model, on one colour scale."""
+    """Images ``[B, 1, H, W]`` and below each the models' attributions, on one colour scale."""
     figure = Figure(figsize=(8, 1.6 * (1 + len(names))), layout="constrained")
     rows = figure.subplots(1 + len(names), len(images))
     limit = max(float(a.abs().max()) for a in attributions)

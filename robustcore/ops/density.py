@@ -28,13 +28,13 @@ def logsumexp(logits: Tensor) -> Tensor:
 
     Raises TypeError or RuntimeError naming the argument. Differentiable to any order: forward,
     backward and double backward are one kernel each, and only logits and the result are kept, whose
-    rounding the gradients carry (a relative 6e-8 |lse|). The same bits on any number of threads and, but for float64, on any device. Autocast leaves it
-    alone: it is as exact as its input.
+    rounding the gradients carry (a relative 6e-8 |lse|). The same bits on any number of threads
+    and, but for float64, on any device. Autocast leaves it alone: it is as exact as its input.
     """
     _check_floating("logits", logits)
     if logits.dim() != 2:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K]")
-    lse = _LogSumExp.apply(logits) if _tracked(logits) else _lse(logits)
+    lse: Tensor = _LogSumExp.apply(logits) if _tracked(logits) else _lse(logits)
     return lse.to(logits.dtype)
 
 
@@ -46,8 +46,8 @@ def grad_norm(grad: Tensor, p: float = 2.0) -> Tensor:
         p: in [1, inf].
 
     Returns:
-        ``[N]`` in the dtype of grad, computed in float32 (float64 for float64). It is scaled inside,
-        so that nothing overflows or vanishes on the way.
+        ``[N]`` in the dtype of grad, computed in float32 (float64 for float64). Scaled inside, so
+        that nothing overflows or vanishes on the way.
 
     Raises TypeError, ValueError or RuntimeError naming the argument. Differentiable to any order.
     Where the norm is 0, every derivative is 0; so is the second at an element that is 0 when p < 2.
@@ -57,14 +57,15 @@ def grad_norm(grad: Tensor, p: float = 2.0) -> Tensor:
     if grad.dim() < 1:
         raise ValueError("grad: got a 0-d tensor, want [N, *D]")
     p = check_p(p)
-    norm = _GradNorm.apply(grad, p) if _tracked(grad) else _norm(grad, p)
+    norm: Tensor = _GradNorm.apply(grad, p) if _tracked(grad) else _norm(grad, p)
     return norm.to(grad.dtype)
 
 
 def dual_direction(grad: Tensor, p: float) -> Tensor:
     """The direction v ``[N, *D]`` with ``<v, grad> = grad_norm(grad, p)`` and dual norm 1."""
     norm = _norm(grad, p)
-    return _norm_backward(torch.ones_like(norm), grad, norm, p)
+    direction: Tensor = _norm_backward(torch.ones_like(norm), grad, norm, p)
+    return direction
 
 
 def check_p(p: Any) -> float:
@@ -243,7 +244,7 @@ def _arithmetic(t: Tensor) -> torch.dtype:
 
 
 def _rows_are_independent(op, columns):
-    """A vmap rule: the mapped dimension joins the rows. ``columns``: how many inputs are tensors."""
+    """A vmap rule: the mapped dimension joins the rows. ``columns``: tensors among the inputs."""
 
     def rule(info, in_dims, *arguments):
         tensors = [

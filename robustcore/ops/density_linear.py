@@ -37,7 +37,7 @@ def linear_logsumexp(
             class outside is NaN.
 
     Returns:
-        ``[N]`` in the dtype of features; with targets a pair, the second ``[N]`` the target's logit.
+        ``[N]`` in the dtype of features; with targets a pair, the second the targets' logits.
 
     Products and sums are in float32 whatever the input, in float64 for float64; the extra memory is
     a buffer of at most 4096 x 1024 of them (two in the double backward) and a few times the
@@ -163,7 +163,7 @@ class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
         raise RuntimeError("linear_logsumexp: differentiable twice, and this is the third time")
 
 
-def _needed(ctx) -> list[bool]:
+def _needed(ctx: Any) -> list[bool]:
     """Which of features, weight and bias this backward pass is for.
 
     ``needs_input_grad`` says what can have a gradient; a penalty asks for that of features alone,
@@ -277,7 +277,7 @@ def _linear_lse_backward(
     for c in chunks.over_classes():
         w = chunks.part(weight, c)
         d_w = d_weight[c] if need_weight and weight.dtype == chunks.type else torch.empty_like(w)
-        d_b = 0
+        d_b: Any = 0
         for r in chunks.over_rows():
             e = chunks.part(features, r)
             g = chunks.product(buffer, e, w)
@@ -317,8 +317,8 @@ def _linear_lse_double_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # With u = v_features W^T + E v_weight^T + v_bias, the first derivatives meet their cotangents in
-    # L = sum_n grad[n] <p[n], u[n]> + grad_target[n] u[n, target[n]]. So with dot = <p, u>,
+    # With u = v_features W^T + E v_weight^T + v_bias, the first derivatives meet their cotangents
+    # in L = sum_n grad[n] <p[n], u[n]> + grad_target[n] u[n, target[n]]. So with dot = <p, u>,
     # R = grad p (u - dot) and G = grad p + one-hot grad_target:
     #   grad: dot, features: R W + G v_weight, weight: R^T E + G^T v_features, bias: sum_n R.
     chunks = _Chunks(features, weight, bias)
@@ -326,7 +326,7 @@ def _linear_lse_double_backward(
     targets = None if targets is None else targets.contiguous()
     v_bias = None if v_bias is None else v_bias.to(chunks.type).contiguous()
 
-    def logits_and_u(r: slice, c: slice) -> tuple[Tensor, ...]:
+    def logits_and_u(r: slice, c: slice) -> tuple[Any, ...]:
         e, w = chunks.part(features, r), chunks.part(weight, c)
         v_e = None if v_features is None else chunks.part(v_features, r)
         v_w = None if v_weight is None else chunks.part(v_weight, c)
@@ -345,10 +345,11 @@ def _linear_lse_double_backward(
     if targets is not None:
         u_target = _target_of_u(chunks, targets, v_features, v_weight, v_bias)
     dot = grad.new_zeros(chunks.rows)
-    if v_weight is None and v_bias is None and not need_grad and features.dtype == chunks.type:
+    lone = v_weight is None and v_bias is None and not need_grad
+    if lone and v_features is not None and features.dtype == chunks.type:
         # <p, u> without a pass of its own, from the gradient that is already there.
         dot = (v_features * grad_features).sum(1)
-        if targets is not None:
+        if grad_target is not None:
             dot = dot - grad_target * u_target
         dot = torch.where(grad == 0, 0, dot / torch.where(grad == 0, 1, grad))
     else:
@@ -363,7 +364,7 @@ def _linear_lse_double_backward(
         for c in chunks.over_classes():
             same = need_weight and weight.dtype == chunks.type
             d_w = d_weight[c] if same else d_weight.new_empty(weight[c].shape, dtype=chunks.type)
-            d_b = 0
+            d_b: Any = 0
             for r in chunks.over_rows():
                 e, w, v_e, v_w, z, u = logits_and_u(r, c)
                 _chunk_curvature(

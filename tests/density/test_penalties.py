@@ -49,8 +49,8 @@ def run(penalty, model, x, **kwargs):
     """The penalty, and its gradient in all parameters as one vector."""
     torch.manual_seed(2)
     value = penalty(model, x, **kwargs)
-    grads = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
-    return value.detach(), torch.cat([g.flatten() for g in grads if g is not None])
+    grads = torch.autograd.grad(value, list(model.parameters()), materialize_grads=True)
+    return value.detach(), torch.cat([g.flatten() for g in grads])
 
 
 def gradient(values, x):
