@@ -35,6 +35,7 @@ struct Scalar {
   using Float = float;
   using Int = int32_t;
   using Uint = uint32_t;
+  using Real = float;  // what one lane of a Float holds
   static constexpr int kFloats = 1, kVectors = 4, kElements = 4;
 
   static RC_HOST_DEVICE Word word(uint32_t v) {
@@ -85,13 +86,19 @@ struct Scalar {
     *p = v;
   }
 
-  // For searches: a load of n lanes that pads with -infinity, a maximum, and comparisons as bit
-  // masks.
-  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
-    return n > 0 ? *p : -INFINITY;
+  // Ends of rows and searches: a load of the first n lanes (at most all) that pads the others, its
+  // store, maxima and minima that return b where either is a NaN, and comparisons as bit masks.
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n, float pad = -INFINITY) {
+    return n > 0 ? *p : pad;
+  }
+  static RC_HOST_DEVICE void store_partial(float* p, Float v, int n) {
+    if (n > 0) *p = v;
   }
   static RC_HOST_DEVICE Float max(Float a, Float b) {
     return a > b ? a : b;
+  }
+  static RC_HOST_DEVICE Float min(Float a, Float b) {
+    return a < b ? a : b;
   }
   static RC_HOST_DEVICE float reduce_max(Float a) {
     return a;
@@ -118,6 +125,43 @@ struct Scalar {
   }
 };
 
+// One float64 lane, for kernels of floats that also serve float64; not for Philox.
+struct ScalarDouble {
+  using Float = double;
+  using Uint = uint64_t;
+  using Real = double;
+  static constexpr int kFloats = 1;
+
+  static RC_HOST_DEVICE Float splat(double v) {
+    return v;
+  }
+  static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
+    return ::fma(a, b, c);
+  }
+  template <class To, class From>
+  static RC_HOST_DEVICE To as(From v) {
+    return bit_cast<To>(v);
+  }
+  static RC_HOST_DEVICE Float load(const double* p) {
+    return *p;
+  }
+  static RC_HOST_DEVICE void store(double* p, Float v) {
+    *p = v;
+  }
+  static RC_HOST_DEVICE Float load_partial(const double* p, int n, double pad = -INFINITY) {
+    return n > 0 ? *p : pad;
+  }
+  static RC_HOST_DEVICE void store_partial(double* p, Float v, int n) {
+    if (n > 0) *p = v;
+  }
+  static RC_HOST_DEVICE Float max(Float a, Float b) {
+    return a > b ? a : b;
+  }
+  static RC_HOST_DEVICE Float min(Float a, Float b) {
+    return a < b ? a : b;
+  }
+};
+
 #if !defined(__CUDACC__) && defined(__AVX2__)
 struct Avx2 {
   using Word = __m256i;
@@ -126,6 +170,7 @@ struct Avx2 {
   // GCC and Clang give these types the operators of their lanes.
   typedef int32_t Int __attribute__((vector_size(32)));
   typedef uint32_t Uint __attribute__((vector_size(32)));
+  using Real = float;
   static constexpr int kFloats = 8, kVectors = 2, kElements = 16;
 
   static RC_HOST_DEVICE Word word(uint32_t v) {
@@ -179,14 +224,22 @@ struct Avx2 {
     _mm256_storeu_ps(p, v);
   }
 
-  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
+  static RC_HOST_DEVICE __m256i first_lanes(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
-    return _mm256_blendv_ps(splat(-INFINITY), _mm256_maskload_ps(p, mask),
-                            _mm256_castsi256_ps(mask));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+  }
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n, float pad = -INFINITY) {
+    const __m256i mask = first_lanes(n);
+    return _mm256_blendv_ps(splat(pad), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+  }
+  static RC_HOST_DEVICE void store_partial(float* p, Float v, int n) {
+    _mm256_maskstore_ps(p, first_lanes(n), v);
   }
   static RC_HOST_DEVICE Float max(Float a, Float b) {
     return _mm256_max_ps(a, b);
+  }
+  static RC_HOST_DEVICE Float min(Float a, Float b) {
+    return _mm256_min_ps(a, b);
   }
   static RC_HOST_DEVICE float reduce_max(Float a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -229,6 +282,7 @@ struct Avx512 {
   using Float = __m512;
   typedef int32_t Int __attribute__((vector_size(64)));
   typedef uint32_t Uint __attribute__((vector_size(64)));
+  using Real = float;
   static constexpr int kFloats = 16, kVectors = 2, kElements = 32;
 
   static RC_HOST_DEVICE Word word(uint32_t v) {
@@ -280,12 +334,20 @@ struct Avx512 {
     _mm512_storeu_ps(p, v);
   }
 
-  static RC_HOST_DEVICE Float load_partial(const float* p, int n) {
-    const __mmask16 mask = static_cast<__mmask16>((uint64_t{1} << n) - 1);
-    return _mm512_mask_loadu_ps(splat(-INFINITY), mask, p);
+  static RC_HOST_DEVICE __mmask16 first_lanes(int n) {
+    return static_cast<__mmask16>((uint64_t{1} << n) - 1);
+  }
+  static RC_HOST_DEVICE Float load_partial(const float* p, int n, float pad = -INFINITY) {
+    return _mm512_mask_loadu_ps(splat(pad), first_lanes(n), p);
+  }
+  static RC_HOST_DEVICE void store_partial(float* p, Float v, int n) {
+    _mm512_mask_storeu_ps(p, first_lanes(n), v);
   }
   static RC_HOST_DEVICE Float max(Float a, Float b) {
     return _mm512_max_ps(a, b);
+  }
+  static RC_HOST_DEVICE Float min(Float a, Float b) {
+    return _mm512_min_ps(a, b);
   }
   static RC_HOST_DEVICE float reduce_max(Float a) {
     return _mm512_reduce_max_ps(a);

@@ -1,6 +1,9 @@
-// Uniform words to normals, by our own polynomials so that every device gives the same bits.
-// The minimax coefficients were fitted in 40-digit arithmetic (Remez) and rounded to float32.
+// Elementary functions and uniform words to normals, by our own polynomials so that every device
+// gives the same float32 bits; in float64 lanes exp and log are the platform's. The minimax
+// coefficients were fitted in 40-digit arithmetic (Remez) and rounded to float32.
 #pragma once
+
+#include <type_traits>
 
 #include "common/lanes.h"
 
@@ -29,6 +32,77 @@ RC_HOST_DEVICE typename L::Float neg_two_log(typename L::Float u) {
       -2.0f,        0.999999762f,  -0.666683733f, 0.500041485f, -0.399136662f,
       0.331247866f, -0.299045324f, 0.287336886f,  -0.174447134f};  // -2 ln(1+f) / f, error 2.6e-8
   return L::fma(L::from_int(k), L::splat(-1.38629436f), f * horner<L>(f, c));
+}
+
+// ln(u) for u in [2^-126, infinity), error below 2 ulp.
+template <class L>
+RC_HOST_DEVICE typename L::Float log(typename L::Float u) {
+  if constexpr (std::is_same_v<typename L::Real, double>) {
+    return ::log(u);
+  } else {
+    return L::splat(-0.5f) * neg_two_log<L>(u);
+  }
+}
+
+// e^x for every x, subnormal results, infinities and NaN included; exp(0) is 1, error below 1 ulp.
+template <class L>
+RC_HOST_DEVICE typename L::Float exp(typename L::Float x) {
+  if constexpr (std::is_same_v<typename L::Real, double>) {
+    return ::exp(x);
+  } else {
+    using Float = typename L::Float;
+    using Int = typename L::Int;
+    using Uint = typename L::Uint;
+    // NaN passes both: see L::max.
+    const Float v = L::min(L::splat(89.0f), L::max(L::splat(-104.0f), x));
+    // Adding 1.5 * 2^23 rounds to an integer k and leaves it in the low bits.
+    const Float shifted = L::fma(v, L::splat(1.44269502f), L::splat(0x1.8p23f));
+    const Float k = shifted - L::splat(0x1.8p23f);
+    const Float r =
+        L::fma(k, L::splat(-1.42860677e-6f), L::fma(k, L::splat(-0.693145752f), v));  // v - k ln 2
+    constexpr float c[] = {0.49999994f, 0.166665211f, 0.041668389f, 0.00836874545f,
+                           0.00138145383f};  // (e^r - 1 - r) / r^2, error 3.1e-9 of e^r
+    const Float y = L::splat(1.0f) + L::fma(r * r, horner<L>(r, c), r);
+    // 2^k in two factors, because k goes from -150 to 128.
+    const Uint bits = L::template as<Uint>(shifted) - 0x4B400000u;
+    const Uint half = L::template as<Uint>(L::template as<Int>(bits) >> 1);
+    const Uint low = (half + 127u) << 23, high = (bits - half + 127u) << 23;
+    return y * L::template as<Float>(low) * L::template as<Float>(high);
+  }
+}
+
+// u^p for u in [0, infinity] and p > 0; above 1 it is 1. NaN stays NaN, and what is below 2^-126
+// counts as 2^-126.
+template <class L>
+RC_HOST_DEVICE typename L::Float pow_unit(typename L::Float u, typename L::Real p) {
+  using Real = typename L::Real;
+  const auto v = L::min(L::splat(Real(1)), L::max(L::splat(Real(0x1p-126)), u));
+  return exp<L>(L::splat(p) * log<L>(v)) + (v - v);
+}
+
+template <class L>
+RC_HOST_DEVICE typename L::Float abs(typename L::Float x) {
+  using Uint = typename L::Uint;
+  using Bits = std::conditional_t<std::is_same_v<typename L::Real, double>, uint64_t, uint32_t>;
+  return L::template as<typename L::Float>(L::template as<Uint>(x) & (~Bits{0} >> 1));
+}
+
+// |x| with the sign of y.
+template <class L>
+RC_HOST_DEVICE typename L::Float copysign(typename L::Float x, typename L::Float y) {
+  using Uint = typename L::Uint;
+  using Bits = std::conditional_t<std::is_same_v<typename L::Real, double>, uint64_t, uint32_t>;
+  const Uint magnitude = L::template as<Uint>(x) & (~Bits{0} >> 1);
+  return L::template as<typename L::Float>(magnitude |
+                                           (L::template as<Uint>(y) & ~(~Bits{0} >> 1)));
+}
+
+// 1 where x > 0, 0 where x is 0; NaN stays NaN. x is not negative.
+template <class L>
+RC_HOST_DEVICE typename L::Float positive(typename L::Float x) {
+  using Real = typename L::Real;
+  constexpr Real big = std::is_same_v<Real, double> ? Real(0x1p600) : Real(0x1p100);
+  return L::min(L::splat(Real(1)), x * L::splat(big) * L::splat(big));
 }
 
 // One Box-Muller pair. `radius` becomes u = (radius + 1/2) / 2^32 in float32, so |z| < 6.77. Of

@@ -1,5 +1,7 @@
 """The ops: differentiable functions on tensors, CPU and CUDA, one module a family."""
 
+from robustcore.ops.density import grad_norm, logsumexp
+from robustcore.ops.density_linear import linear_logsumexp
 from robustcore.ops.lipschitz import (
     conv_exp,
     conv_norm_bound,
@@ -19,7 +21,10 @@ __all__ = [
     "count_votes",
     "exp_series",
     "gaussian_noise",
+    "grad_norm",
     "householder",
+    "linear_logsumexp",
+    "logsumexp",
     "maxmin",
     "projection_pool",
     "skew_kernel",

@@ -1,0 +1,21 @@
+// The family's launchers, one for each kind of device; ops.cpp calls them with checked arguments.
+#pragma once
+
+#include "density/density.h"
+
+namespace robustcore::density {
+
+void lse_cpu(const LseArgs& args);
+void lse_grad_cpu(const LseGradArgs& args);
+void lse_hess_cpu(const LseHessArgs& args);
+void norm_cpu(const NormArgs& args);
+void norm_grad_cpu(const NormGradArgs& args);
+
+// `stream` is a cudaStream_t; throws std::runtime_error if the launch fails.
+void lse_cuda(const LseArgs& args, void* stream);
+void lse_grad_cuda(const LseGradArgs& args, void* stream);
+void lse_hess_cuda(const LseHessArgs& args, void* stream);
+void norm_cuda(const NormArgs& args, void* stream);
+void norm_grad_cuda(const NormGradArgs& args, void* stream);
+
+}  // namespace robustcore::density

@@ -1,0 +1,20 @@
+// The CPU kernels of the family, one table per instruction set; simd.cpp is compiled once for each.
+#pragma once
+
+#include "density/density.h"
+
+namespace robustcore::density {
+
+// A kernel processes rows [begin, end). A row is summed by one thread, so the result does not
+// depend on how threads share them out.
+struct SimdKernels {
+  void (*lse)(const LseArgs&, int64_t begin, int64_t end);
+  void (*lse_grad)(const LseGradArgs&, int64_t begin, int64_t end);
+  void (*lse_hess)(const LseHessArgs&, int64_t begin, int64_t end);
+  void (*norm)(const NormArgs&, int64_t begin, int64_t end);
+  void (*norm_grad)(const NormGradArgs&, int64_t begin, int64_t end);
+};
+
+extern const SimdKernels simd_baseline, simd_avx2, simd_avx512;
+
+}  // namespace robustcore::density

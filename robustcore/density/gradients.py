@@ -1,0 +1,169 @@
+"""Input gradients and their norms, by double backward or by finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from robustcore import ops
+from robustcore.ops.density import dual_direction
+
+Model = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor], Tensor]  # logits [N, K] -> [N]
+MODES = ("auto", "double_backward", "finite_difference")
+REDUCTIONS = ("mean", "sum", "none")
+
+# Of a finite difference, in the units of x and along a direction of l2 norm 1. A central difference
+# of a smooth model errs by O(STEP^2), float32 rounding by about 1e-6 |score| / STEP.
+STEP = 1e-2
+
+
+class Point(NamedTuple):
+    """A gradient to take: of ``values`` ``[N]`` in ``x``, times ``weight`` (a number or like x)."""
+
+    x: Tensor
+    values: Tensor
+    weight: Any = 1.0
+
+
+def lse_score(logits: Tensor) -> Tensor:
+    """The log of the marginal density, up to a constant."""
+    return ops.logsumexp(logits)
+
+
+def logit_score(target: Tensor) -> Score:
+    """The raw logit of a class."""
+    return lambda logits: logits.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def loss_score(target: Tensor) -> Score:
+    """The cross entropy."""
+    return lambda logits: cross_entropy(logits, target, reduction="none")
+
+
+def check_x(x: Any) -> None:
+    """x is a batch of floating tensors."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, want a floating dtype")
+    if x.dim() < 2:
+        raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
+
+
+def check_logits(logits: Any, x: Tensor) -> Tensor:
+    """Logits ``[N, K]`` in float32 at least; an error naming the rows that hold a NaN."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: got {type(logits).__name__}, want a tensor [N, K]")
+    if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"logits: got shape {list(logits.shape)}, want [{x.shape[0]}, K], one row an input"
+        )
+    if not (torch.compiler.is_compiling() or _capturing(x)):
+        # Looking costs a synchronisation of the device, so not inside a CUDA graph.
+        nan = ops.logsumexp(logits.detach()).isnan()
+        if nan.any():
+            raise ValueError(f"logits: NaN in rows {nan.nonzero().flatten().tolist()}")
+    return widen(logits)
+
+
+def widen(t: Tensor) -> Tensor:
+    """t in float32 at least."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def check_target(target: Any, logits: Tensor) -> Tensor:
+    """A class of each row: as given, or what the model says."""
+    if target is None:
+        return logits.detach().argmax(1)
+    if not isinstance(target, Tensor) or target.dtype != torch.int64:
+        raise TypeError("target: want an int64 tensor [N]")
+    if target.shape != logits.shape[:1]:
+        raise ValueError(f"target: got shape {list(target.shape)}, want [{logits.shape[0]}]")
+    return target
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some words."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, want one of {', '.join(choices)}")
+    return str(value)
+
+
+def resolve_mode(mode: str, model: Model) -> str:
+    """What "auto" stands for: torch.compile has no double backward, all else has."""
+    check_choice("mode", mode, MODES)
+    if mode != "auto":
+        return mode
+    compiled = torch.compiler.is_compiling() or hasattr(model, "_orig_mod")
+    return "finite_difference" if compiled else "double_backward"
+
+
+def leaf(x: Tensor) -> Tensor:
+    """x as something a gradient can be taken in, still part of the graph it may come from."""
+    if x.requires_grad or torch.compiler.is_compiling():  # see gradients()
+        return x
+    return x.detach().requires_grad_()
+
+
+def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:
+    """The weighted sum of the points' gradients ``[N, *D]``, in float32 at least."""
+    total: Any = 0
+    for x, values, weight in points:
+        g: Tensor | None
+        # Rows are independent, so the gradient of the sum holds every row's own.
+        if torch.compiler.is_compiling():
+            # The one form of an input gradient that torch.compile traces; it calls the model anew.
+            g = torch.func.grad(lambda at: score(widen(model(at))).sum())(x.detach())
+        else:
+            (g,) = torch.autograd.grad(
+                values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
+            )
+        if g is None:
+            raise ValueError("logits: do not depend on x; want those of model(x), x requiring grad")
+        total = total + weight * widen(g)
+    gradient: Tensor = total
+    return gradient
+
+
+def gradient_norm(
+    model: Model, score: Score, points: Sequence[Point], p: float, mode: str, step: float
+) -> Tensor:
+    """norm_p of :func:`gradients` for each sample, differentiable in the model's parameters.
+
+    By finite differences, the value is exact and its derivative is that of the score along the dual
+    direction v of the gradient: ``(score(x + step u) - score(x - step u)) |v| / (2 step)``,
+    u = v / |v|.
+    """
+    track = torch.is_grad_enabled()
+    second = track and mode == "double_backward"
+    with torch.enable_grad():
+        g = gradients(model, score, points, create_graph=second)
+    norm = ops.grad_norm(g if second else g.detach(), p)
+    if second or not track:
+        return norm
+    v = dual_direction(g.detach(), p)
+    length = ops.grad_norm(v, 2.0)
+    u = v / torch.where(length == 0, 1, length).view(-1, *[1] * (v.dim() - 1))
+    slope: Any = 0
+    for x, _, weight in points:
+        shift = (step * weight * u).to(x.dtype)
+        ahead, behind = (score(widen(model(x.detach() + s))) for s in (shift, -shift))
+        slope = slope + (ahead - behind) * (length / (2 * step))
+    surrogate: Tensor = slope - slope.detach()
+    return norm + surrogate
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """``[N]`` to its mean, its sum, or as it is."""
+    if reduction == "mean":
+        return values.mean()
+    return values.sum() if reduction == "sum" else values

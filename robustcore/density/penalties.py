@@ -1,0 +1,233 @@
+"""Gradient penalties with one signature, so that changing a name compares them.
+
+Each is added to a training loss with a weight:
+``loss + weight * penalty(model, x, logits=logits)``.
+
+Conventions. ``x`` ``[N, *D]`` is a batch in any units. ``logits``, if given, are ``model(x)`` of an
+x that requires grad: then one forward serves loss and penalty. ``target`` ``[N]`` int64 is the
+class that a penalty on one logit or on the loss looks at (default: the model's own answer). The
+norm is per sample, p in [1, inf], then reduced. The penalty is computed in float32 whatever
+autocast does to the model, and differentiable in the model's parameters by one of two modes:
+
+* ``double_backward``: exact; any model, not inside ``torch.compile`` and not through the reentrant
+  kind of activation checkpointing.
+* ``finite_difference``: the value is exact, its derivative a central difference of the score, with
+  an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32.
+  First-order code only: it compiles and checkpoints. It calls the model twice more. Works with a
+  compiled model, and inside a compiled step (fullgraph) of a model that writes no buffers, which
+  BatchNorm does in training mode.
+* ``auto``: double_backward, but finite_difference where torch.compile is in play.
+
+BatchNorm in training mode: the penalty sees the statistics of the batch that made ``logits``, and
+its derivative goes through them; the gradient of a sample then includes its effect on the others'
+scores. Modes and penalties that evaluate the model at other points normalise each such batch by its
+own statistics and count it in the running ones. Put the model in eval mode for a penalty at the
+running statistics.
+
+Errors (TypeError, ValueError) name the argument; NaN logits are an error that names the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcore import ops
+from robustcore.density.gradients import (
+    REDUCTIONS,
+    STEP,
+    Model,
+    Point,
+    Score,
+    check_choice,
+    check_logits,
+    check_target,
+    check_x,
+    gradient_norm,
+    gradients,
+    leaf,
+    logit_score,
+    loss_score,
+    lse_score,
+    reduce,
+    resolve_mode,
+)
+from robustcore.ops.density import check_p
+
+
+def marginal_density_penalty(
+    model: Model,
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    reduction: str = "mean",
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    step: float = STEP,
+) -> Tensor:
+    """``norm_p(grad_x log sum_k exp f_k(x))``: how steep the model's input density is.
+
+    The three published forms (plain, and two differences with log_softmax that avoid its overflow)
+    are the same function; this is it, by one max-shifted log-sum-exp and one gradient. Conventions,
+    modes and errors: see the module. Takes ``target`` like its relatives and needs none.
+
+    Source: "Regulating model reliance on non-robust features by smoothing input marginal density",
+    2024 (arXiv 2407.04370).
+    """
+    call = _Call(model, x, p, reduction, logits, mode, step)
+    return call.norm(lse_score)
+
+
+def input_gradient_penalty(
+    model: Model,
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    reduction: str = "mean",
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    step: float = STEP,
+    of: str = "loss",
+) -> Tensor:
+    """``norm_p`` of the input gradient of the cross entropy, or of the target's logit.
+
+    Conventions, modes and errors: see the module. Source: Drucker and LeCun, "Improving
+    generalization performance using double backpropagation", 1992; Ross and Doshi-Velez, 2018.
+    """
+    call = _Call(model, x, p, reduction, logits, mode, step)
+    check_choice("of", of, ("loss", "logit"))
+    chosen = check_target(target, call.logits)
+    return call.norm(loss_score(chosen) if of == "loss" else logit_score(chosen))
+
+
+def score_matching_penalty(
+    model: Model,
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    reduction: str = "mean",
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    step: float = STEP,
+    sigma: float = 0.01,
+    tau: float = 1e-3,
+) -> Tensor:
+    """Score matching on the target's logit f: ``t + norm_p(grad f)^2 / 2 + tau t^2``.
+
+    t estimates the trace of the Hessian of f: ``2 / sigma^2 (f(x + v) - f(x))`` with one v from
+    N(0, sigma^2 I) by torch's generator. Usual weight 1e-5. Conventions, modes and errors: see the
+    module. Source: Srinivas and Fleuret, "Rethinking the role of gradient-based attribution methods
+    for model interpretability", 2021.
+    """
+    call = _Call(model, x, p, reduction, logits, mode, step)
+    score = logit_score(check_target(target, call.logits))
+    norm = call.per_sample(score)
+    noisy = call.x.detach() + sigma * torch.randn_like(call.x)
+    trace = 2 / sigma**2 * (score(check_logits(model(noisy), noisy)) - score(call.logits))
+    return reduce(trace + norm**2 / 2 + tau * trace**2, reduction)
+
+
+def curvature_penalty(
+    model: Model,
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    reduction: str = "mean",
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    step: float = STEP,
+    h: float = 3.0,
+) -> Tensor:
+    """CURE: ``norm_p(grad l(x + z) - grad l(x))``, z of l2 norm h along the sign of the gradient.
+
+    l is the cross entropy at ``target``; usual weight 4. Conventions, modes and errors: see the
+    module. Source: Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice
+    versa", 2019.
+    """
+    call = _Call(model, x, p, reduction, logits, mode, step)
+    score = loss_score(check_target(target, call.logits))
+    with torch.enable_grad():
+        here = Point(call.x, score(call.logits), -1.0)
+        sign = -gradients(model, score, [here], create_graph=False).sign()
+        length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
+        z = h * sign / torch.where(length == 0, 1, length)
+        moved = leaf(call.x.detach() + z.to(x.dtype))
+        there = Point(moved, score(check_logits(model(moved), moved)))
+    return reduce(gradient_norm(model, score, [there, here], call.p, call.mode, step), reduction)
+
+
+def attribution_penalty(
+    model: Model,
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    reduction: str = "mean",
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    step: float = STEP,
+    baseline: Tensor | None = None,
+    steps: int = 50,
+) -> Tensor:
+    """``norm_p`` of the integrated gradients of the loss on the way from ``baseline`` to x.
+
+    The published IG-SUM takes p = 1, the clean images as baseline and adversarial ones as x, weight
+    0.1; the default baseline is 0. ``steps`` is the number of points of the Riemann sum, the last
+    of which is x. Conventions, modes and errors: see the module. Source: Chen et al., "Robust
+    attribution regularization", 2019.
+    """
+    call = _Call(model, x, p, reduction, logits, mode, step)
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, want at least 1")
+    score = loss_score(check_target(target, call.logits))
+    path = x.detach() if baseline is None else (x - baseline).detach()
+    weight = path / steps
+    with torch.enable_grad():
+        points = [Point(call.x, score(call.logits), weight)]
+        for i in range(1, steps):
+            at = leaf(x.detach() - path * (i / steps))
+            points.append(Point(at, score(check_logits(model(at), at)), weight))
+    return reduce(gradient_norm(model, score, points, call.p, call.mode, step), reduction)
+
+
+class _Call:
+    """The arguments every penalty has, checked, and the logits at x."""
+
+    def __init__(
+        self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
+    ) -> None:
+        check_x(x)
+        self.model, self.p, self.mode, self.step = (
+            model,
+            check_p(p),
+            resolve_mode(mode, model),
+            step,
+        )
+        if not step > 0:
+            raise ValueError(f"step: got {step}, want a number above 0")
+        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        if logits is None:
+            self.x = leaf(x)
+            with torch.enable_grad():
+                logits = model(self.x)
+        else:
+            if not x.requires_grad:
+                raise ValueError(
+                    "x: has to require grad where logits are given, and logits to be model(x) of it"
+                )
+            self.x = x
+        self.logits = check_logits(logits, x)
+
+    def per_sample(self, score: Score) -> Tensor:
+        with torch.enable_grad():
+            point = Point(self.x, score(self.logits))
+        return gradient_norm(self.model, score, [point], self.p, self.mode, self.step)
+
+    def norm(self, score: Score) -> Tensor:
+        return reduce(self.per_sample(score), self.reduction)
