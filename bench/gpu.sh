@@ -41,8 +41,11 @@ export PYTHONPATH=$work/site
 python3 -c 'import robustcore; print(robustcore.build_info())' | tee -a "$log"
 
 stage "tests on the GPU" 240 python3 -m pytest -m cuda -q tests
-stage "benchmarks" 240 python3 -m pytest bench --device cuda -q \
-  --benchmark-json "$results/gpu_$name.json" --report "$results/gpu_$name.md"
+for family in smoothing lipschitz density; do
+  stage "benchmarks: $family" 120 python3 -m pytest "bench/$family" --device cuda -q \
+    --benchmark-json "$results/gpu_${name}_$family.json" \
+    --report "$results/gpu_${name}_$family.md"
+done
 if command -v compute-sanitizer > /dev/null; then
   # Small shapes are enough for it: every kernel runs, and each access is checked.
   small="reference and cuda or special and cuda or gradients and cuda"
