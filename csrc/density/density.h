@@ -83,10 +83,6 @@ struct NormGradArgs {
 
 inline namespace RC_ISA {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 template <class T>
 RC_HOST_DEVICE T at_row(const PerRow& values, int64_t row) {
   return static_cast<const T*>(values.data)[row * values.stride];

@@ -1,14 +1,11 @@
 #include "common/launch.h"
+#include "common/strided.h"
 #include "lipschitz/launch.h"
 
 namespace robustcore::lipschitz {
 namespace {
 
 constexpr int kThreads = 256;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // As many blocks as the work needs, or as keep the device busy: threads stride over the rest.
 int64_t blocks_for(int64_t items) {

@@ -1,6 +1,7 @@
 // The CPU kernels of the family, one table per instruction set; simd.cpp is compiled once for each.
 #pragma once
 
+#include "common/strided.h"
 #include "lipschitz/lipschitz.h"
 
 namespace robustcore::lipschitz {
@@ -21,10 +22,6 @@ extern const SimdKernels simd_baseline, simd_avx2, simd_avx512;
 constexpr int64_t kUpdateRun = 8192;  // elements of a unit
 constexpr int64_t kSkewRun = 16;    // output channels of a unit: reads of the transpose share lines
 constexpr int64_t kPairRun = 8192;  // pairs of a unit, a multiple of 8
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 inline int64_t update_units(const UpdateArgs& a) {
   return ceil_div(a.count, kUpdateRun);

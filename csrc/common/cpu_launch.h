@@ -1,0 +1,36 @@
+// Running a SIMD kernel on torch's threads, in the variant for the active instruction set.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "common/isa.h"
+#include "common/strided.h"
+
+// RC_ACTIVE_KERNELS: the family's table of kernels to run. On x86 a family has simd_baseline,
+// simd_avx2 and simd_avx512, elsewhere simd_baseline alone.
+#if defined(RC_HAVE_X86)
+#define RC_ACTIVE_KERNELS                                   \
+  (::robustcore::active_isa() == Isa::kAvx512 ? simd_avx512 \
+   : ::robustcore::active_isa() == Isa::kAvx2 ? simd_avx2   \
+                                              : simd_baseline)
+#else
+#define RC_ACTIVE_KERNELS simd_baseline
+#endif
+
+namespace robustcore {
+
+// Threads are worth their wake-up from about this much work on.
+constexpr int64_t kGrainElements = 16384;
+
+// kernel(args, begin, end) over `units` units of `elements` elements in all. Units are fixed by the
+// arguments, so the result does not depend on how threads share them out.
+template <class Args>
+void run_units(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t units,
+               int64_t elements) {
+  if (units == 0) return;
+  const int64_t per_unit = elements / units + 1;
+  torch::stable::parallel_for(0, units, ceil_div(kGrainElements, per_unit),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace robustcore
