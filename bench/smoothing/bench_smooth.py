@@ -16,7 +16,7 @@ SIGMA, MEAN, STD = 0.25, 0.3, 0.4
 N0, BATCH = 100, 1000
 
 
-def small_resnet_stem():
+def two_convolutions():
     """A model that costs far more than its noise: there is little to gain."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
@@ -32,7 +32,7 @@ def small_resnet_stem():
 CASES = {  # name: images, shape, n, model
     "4 digits, n = 10 000, demo CNN": (4, (1, 8, 8), 10_000, digits_cnn),
     "64 digits, n = 100, demo CNN": (64, (1, 8, 8), 100, digits_cnn),
-    "1 image of 3x32x32, n = 2000, two convolutions": (1, (3, 32, 32), 2000, small_resnet_stem),
+    "1 image of 3x32x32, n = 2000, two convolutions": (1, (3, 32, 32), 2000, two_convolutions),
 }
 
 

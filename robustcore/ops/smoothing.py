@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
 
@@ -60,8 +61,9 @@ def gaussian_noise(
 
     Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
     Differentiable, to any order, in x and in sigma, mean and std where they are tensors; the noise
-    is regenerated in backward, nothing of the output's size is kept. Under ``torch.func.vmap``
-    every mapped call sees the same noise. Autocast leaves it alone.
+    is regenerated in backward, nothing of the output's size is kept. Forward-mode AD is refused
+    (torch.compile cannot trace a Function that has it). Under ``torch.func.vmap`` every mapped call
+    sees the same noise. Autocast leaves it alone.
 
     Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing",
     2019; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
@@ -163,6 +165,9 @@ def _per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a derivative is asked for; a raw op has none, and forward mode would not notice."""
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
+from scipy import special  # what scipy.stats calls, without its long import
 
 from robustcore.smoothing.checks import require_probability
 
@@ -55,7 +55,7 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
         raise ValueError(f"k: got {k} for n = {n}, want integers in [0, n]")
     # The quantile is not defined at k = 0; at k = n it is the power.
     inside = np.maximum(successes, 1)
-    bound = stats.beta.ppf(level, inside, draws - inside + 1)
+    bound = special.betaincinv(inside, draws - inside + 1, level)
     return _in_kind(np.where(successes == 0, 0.0, bound), k, n, alpha)
 
 
@@ -91,7 +91,7 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
         raise ValueError(f"p_lower: got {p_lower}, want numbers in [0, 1]")
     if not np.all(np.isfinite(scale) & (scale > 0)):
         raise ValueError(f"sigma: got {sigma}, want a finite number above 0")
-    return _in_kind(scale * stats.norm.ppf(probability), p_lower, sigma)
+    return _in_kind(scale * special.ndtri(probability), p_lower, sigma)
 
 
 def smallest_certifiable_n(alpha: float) -> int:
@@ -117,7 +117,8 @@ def two_sided_p_value(count1: FloatArray, count2: FloatArray) -> FloatArray:
     count must be the first. Equals ``scipy.stats.binomtest(count1, count1 + count2).pvalue``, whose
     two tails are equal at 1/2, for whole arrays. Source: Hung and Fithian, 2019.
     """
-    tail: FloatArray = stats.binom.sf(count1 - 1, count1 + count2, 0.5)
+    # P(X >= count1) as an incomplete beta function; it wants a positive count, and no votes give 1.
+    tail: FloatArray = special.betainc(np.maximum(count1, 1), count2 + 1, 0.5)
     return np.minimum(1.0, 2.0 * tail)
 
 

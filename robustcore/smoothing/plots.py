@@ -101,6 +101,6 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
             axes.set(xticks=[], yticks=[])
         color = "tab:green" if prediction == int(labels[i]) else "tab:red"
         rows[0, column].set_title(verdict, fontsize="small", color=color)
-    rows[0, 0].set_ylabel("image")
-    rows[1, 0].set_ylabel(rf"with noise, $\sigma$ = {first.sigma:g}", fontsize="small")
+    rows[0, 0].set_ylabel("image", fontsize="small")
+    rows[1, 0].set_ylabel(rf"noisy, $\sigma$ = {first.sigma:g}", fontsize="small")
     return figure

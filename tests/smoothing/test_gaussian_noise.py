@@ -339,6 +339,13 @@ def test_gradients(device):
     check_gradients(lambda s: noise(x.detach(), s, 0.1, std.detach()), per_image)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_forward_mode_is_refused_not_ignored():
+    x = images(1, 3, 4, 4)
+    with pytest.raises((RuntimeError, NotImplementedError), match="jvp"):
+        torch.func.jvp(lambda x: ops.gaussian_noise(x, 2, 0.1, seed=SEED), (x,), (x,))
+
+
 def test_channels_last_gradient():
     x = double(2, 3, 2, 2)
     check_gradients(
