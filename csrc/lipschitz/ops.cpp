@@ -10,13 +10,14 @@
 namespace robustcore::lipschitz {
 namespace {
 
-// Calls launch_cuda(args..., stream) or launch_cpu(args...) for tensors where `on` is.
-template <class Cpu, class Cuda, class... Args>
-void run(const Tensor& on, const Cpu& launch_cpu, const Cuda& launch_cuda, const Args&... args) {
+// Calls kCuda(args..., stream) or kCpu(args...) for tensors where `on` is. Launchers are template
+// arguments, so that a build without CUDA refers to none of its own.
+template <auto kCpu, auto kCuda, class... Args>
+void run(const Tensor& on, const Args&... args) {
   if (on.is_cuda()) {
-    on_cuda(on, [&](void* stream) { launch_cuda(args..., stream); });
+    on_cuda(on, [&](void* stream) { kCuda(args..., stream); });
   } else {
-    launch_cpu(args...);
+    kCpu(args...);
   }
 }
 
@@ -62,7 +63,7 @@ void conv_exp_update(const Tensor& z, const OptionalTensor& a, const OptionalTen
   args.total_out = data("total_out", total_out);
   args.alpha = alpha, args.beta = beta, args.gamma = gamma;
   args.total_scale = total_scale, args.delta = delta;
-  if (args.count > 0) run(z, update_cpu, update_cuda, args);
+  if (args.count > 0) run<update_cpu, update_cuda>(z, args);
 }
 
 Tensor skew(const Tensor& weight) {  // [C, C, kh, kw], contiguous
@@ -77,7 +78,7 @@ Tensor skew(const Tensor& weight) {  // [C, C, kh, kw], contiguous
   Tensor out = torch::stable::empty_like(weight);
   args.weight = weight.const_data_ptr();
   args.out = out.mutable_data_ptr();
-  if (weight.numel() > 0) run(weight, skew_cpu, skew_cuda, args);
+  if (weight.numel() > 0) run<skew_cpu, skew_cuda>(weight, args);
   return out;
 }
 
@@ -136,7 +137,7 @@ std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();
   args.bits = bits.mutable_data_ptr<uint8_t>();
-  if (x.numel() > 0) run(x, maxmin_cpu, maxmin_cuda, args);
+  if (x.numel() > 0) run<maxmin_cpu, maxmin_cuda>(x, args);
   return {out, bits};
 }
 
@@ -152,7 +153,7 @@ Tensor maxmin_swap(const Tensor& x, const Tensor& bits, bool channels_last) {
   args.x = x.const_data_ptr();
   args.bits = bits.const_data_ptr<uint8_t>();
   args.out = out.mutable_data_ptr();
-  if (x.numel() > 0) run(x, swap_cpu, swap_cuda, args);
+  if (x.numel() > 0) run<swap_cpu, swap_cuda>(x, args);
   return out;
 }
 
@@ -192,7 +193,7 @@ Tensor pair_map(const Tensor& x,      // [N, 2 C, *D]
   Tensor out = with_channels(x, sizes.outputs * args.shape.channels, channels_last);
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();
-  if (x.numel() > 0) run(x, map_cpu, map_cuda, map, args);
+  if (x.numel() > 0) run<map_cpu, map_cuda>(x, map, args);
   return out;
 }
 
@@ -215,7 +216,7 @@ std::tuple<Tensor, Tensor> pair_map_backward(const Tensor& grad, const Tensor& x
   args.grad = grad.const_data_ptr();
   args.grad_x = grad_x.mutable_data_ptr();
   args.grad_angle = grad_angle.mutable_data_ptr();
-  if (x.numel() > 0) run(x, map_backward_cpu, map_backward_cuda, map, args);
+  if (x.numel() > 0) run<map_backward_cpu, map_backward_cuda>(x, map, args);
   return {grad_x, grad_angle};
 }
 
