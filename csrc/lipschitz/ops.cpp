@@ -128,6 +128,100 @@ Tensor with_channels(const Tensor& t, int64_t channels, bool channels_last) {
   return Tensor(handle);
 }
 
+// What the three ops of a series share, checked; `kernel` and `x` are those of L.
+SeriesArgs series_args(const Tensor& x, const std::vector<double>& coefficients, double first,
+                       double step, double carry, int64_t tile) {
+  check(x.dim() == 4 && x.scalar_type() == ScalarType::Float && !x.is_cuda() &&
+            pair_shape("x", x, true, 1).rows >= 0,
+        "x: got ", name_of(x.scalar_type()), " ", shape_of(x),
+        ", want float32 [N, C, H, W] on the CPU");
+  check(tile == 2 || tile == 4, "tile: got ", tile, ", want 2 or 4");
+  const auto degree = static_cast<int64_t>(coefficients.size()) - 1;
+  check(degree >= 1 && degree <= SeriesArgs::kMaxDegree, "coefficients: got ", degree + 1,
+        ", want 2 to ", SeriesArgs::kMaxDegree + 1);
+  SeriesArgs args{};
+  args.images = x.size(0), args.channels = x.size(1);
+  args.height = x.size(2), args.width = x.size(3);
+  args.degree = degree, args.tile = tile;
+  args.x = x.const_data_ptr<float>();
+  for (int64_t k = 0; k <= degree; ++k) args.coefficients[k] = static_cast<float>(coefficients[k]);
+  args.first = static_cast<float>(first), args.step = static_cast<float>(step);
+  args.carry = static_cast<float>(carry);
+  return args;
+}
+
+SeriesSizes checked_sizes(const SeriesArgs& args) {
+  const auto sizes = series_sizes(args);
+  check(sizes.has_value(), "conv_exp_series: this processor has no kernel for it");
+  return *sizes;
+}
+
+// The kernel's transform, in the order that the active instruction set reads it.
+Tensor packed_kernel(const Tensor& kernel, const SeriesArgs& series) {
+  check(kernel.dim() == 4 && kernel.scalar_type() == ScalarType::Float && !kernel.is_cuda() &&
+            kernel.is_contiguous() && kernel.size(0) == series.channels &&
+            kernel.size(1) == series.channels && kernel.size(2) == 3 && kernel.size(3) == 3,
+        "kernel: got ", name_of(kernel.scalar_type()), " ", shape_of(kernel),
+        ", want contiguous float32 [", series.channels, ", ", series.channels, ", 3, 3]");
+  Tensor packed = empty_on(kernel, {checked_sizes(series).kernel}, {1}, ScalarType::Float);
+  SeriesKernelArgs args{};
+  args.channels = series.channels, args.tile = series.tile;
+  args.kernel = kernel.const_data_ptr<float>();
+  args.out = packed.mutable_data_ptr<float>();
+  series_kernel_cpu(args);
+  return packed;
+}
+
+std::tuple<Tensor, Tensor> conv_exp_series(const Tensor& x, const Tensor& kernel,
+                                           std::vector<double> coefficients, double first,
+                                           double step, double carry, int64_t tile, bool keep) {
+  SeriesArgs args = series_args(x, coefficients, first, step, carry, tile);
+  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
+  const Tensor packed = packed_kernel(kernel, args);
+  Tensor y = with_channels(x, c, true);
+  Tensor kept = empty_on(x, {keep ? (args.degree - 1) * n : 0, c, h, w}, {c * h * w, 1, c * w, c},
+                         ScalarType::Float);
+  args.kernel = packed.const_data_ptr<float>();
+  args.y = y.mutable_data_ptr<float>();
+  args.kept = kept.numel() > 0 ? kept.mutable_data_ptr<float>() : nullptr;
+  if (x.numel() > 0) series_cpu(args);
+  return {y, kept};
+}
+
+std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Tensor& x,
+                                                    const Tensor& kernel,
+                                                    const OptionalTensor& kept,
+                                                    std::vector<double> coefficients, double first,
+                                                    double step, double carry, int64_t tile) {
+  SeriesBackwardArgs args{};
+  args.series = series_args(x, coefficients, first, step, carry, tile);
+  check(!grad.is_cuda() && same_layout(grad, x), "grad: got ", name_of(grad.scalar_type()), " ",
+        shape_of(grad), ", want the dtype, shape and strides of x ", shape_of(x));
+  if (kept) {
+    check(!kept->is_cuda() && kept->scalar_type() == ScalarType::Float &&
+              kept->numel() == (args.series.degree - 1) * x.numel(),
+          "kept: got ", shape_of(*kept), ", want what conv_exp_series returned for x ",
+          shape_of(x));
+    args.series.kept = const_cast<float*>(kept->const_data_ptr<float>());
+  }
+  const SeriesSizes sizes = checked_sizes(args.series);
+  const Tensor packed = packed_kernel(kernel, args.series);
+  Tensor grad_x = with_channels(x, x.size(1), true);
+  Tensor grad_kernel = torch::stable::empty_like(kernel);
+  Tensor partials = empty_on(x, {sizes.partials}, {1}, ScalarType::Float);
+  args.series.kernel = packed.const_data_ptr<float>();
+  args.grad = grad.const_data_ptr<float>();
+  args.grad_x = grad_x.mutable_data_ptr<float>();
+  args.partials = partials.mutable_data_ptr<float>();
+  SeriesGradientArgs gradient{};
+  gradient.channels = x.size(1), gradient.tile = tile, gradient.chunks = sizes.chunks;
+  gradient.partials = args.partials;
+  gradient.grad = grad_kernel.mutable_data_ptr<float>();
+  if (x.numel() > 0) series_backward_cpu(args);
+  if (kernel.numel() > 0) series_gradient_cpu(gradient);  // of no image: a sum over no chunk
+  return {grad_x, grad_kernel};
+}
+
 std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
   MaxMinArgs args{};
   args.shape = pair_shape("x", x, channels_last, 2);
@@ -226,6 +320,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
   m.def(
       "conv_exp_update(Tensor z, Tensor? a, Tensor? b, Tensor? total, float alpha, float beta, "
       "float gamma, float total_scale, float delta, Tensor(a!) out, Tensor(b!)? total_out) -> ()");
+  m.def(
+      "conv_exp_series(Tensor x, Tensor kernel, float[] coefficients, float first, float step, "
+      "float carry, int tile, bool keep) -> (Tensor, Tensor)");
+  m.def(
+      "conv_exp_series_backward(Tensor grad, Tensor x, Tensor kernel, Tensor? kept, "
+      "float[] coefficients, float first, float step, float carry, int tile) -> "
+      "(Tensor, Tensor)");
   m.def("skew(Tensor weight) -> Tensor");
   m.def("maxmin(Tensor x, bool channels_last) -> (Tensor, Tensor)");
   m.def("maxmin_swap(Tensor x, Tensor bits, bool channels_last) -> Tensor");
@@ -247,6 +348,8 @@ void implement(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   implement(m);
+  m.impl("conv_exp_series", TORCH_BOX(&conv_exp_series));
+  m.impl("conv_exp_series_backward", TORCH_BOX(&conv_exp_series_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
   implement(m);

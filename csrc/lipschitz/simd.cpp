@@ -219,6 +219,19 @@ void map_backward(const MapBackwardArgs& args, int64_t begin, int64_t end) {
 
 const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
     update,
+#if defined(__AVX2__)
+    series,
+    series_backward,
+    series_kernel,
+    series_gradient,
+    2 * Lanes::kFloats,
+#else
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    0,
+#endif
     skew,
     maxmin,
     swap,

@@ -1,0 +1,491 @@
+// A polynomial of a 3 x 3 convolution, all its degrees while a group of images is in the cache:
+// transformed patches, one small matrix product a patch element, results with their epilogue.
+#include <type_traits>
+
+#include "lipschitz/simd.h"
+#include "lipschitz/winograd.h"
+
+namespace robustcore::lipschitz {
+inline namespace RC_ISA {
+
+#if defined(__AVX2__)
+namespace {
+
+using Float = Lanes::Float;
+constexpr int L = Lanes::kFloats;
+constexpr int kBlock = 2 * L;
+constexpr int kRows = SeriesPlan::kRows;
+
+// The first `count` lanes, zeros in the others; all of them where count >= L.
+inline Float load_first(const float* p, int64_t count) {
+  return count >= L ? Lanes::load(p) : Lanes::load_partial(p, static_cast<int>(count), 0.0f);
+}
+
+inline void store_first(float* p, Float v, int64_t count) {
+  count >= L ? Lanes::store(p, v) : Lanes::store_partial(p, v, static_cast<int>(count));
+}
+
+// out[r, j] = sum over i of a[r, i] b[i, j], kBlock columns; rows of a and out lie `a_row` and
+// `out_row` apart. Half the rows at a time where there are 16 registers only.
+constexpr int kRowsAtOnce = L == 16 ? kRows : kRows / 2;
+
+inline void multiply(const float* a, int64_t a_row, const float* b, int64_t inner, float* out,
+                     int64_t out_row) {
+  for (int r0 = 0; r0 < kRows; r0 += kRowsAtOnce, a += kRowsAtOnce * a_row) {
+    Float sum[kRowsAtOnce][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsAtOnce; ++r) sum[r][0] = sum[r][1] = Lanes::splat(0.0f);
+    for (int64_t i = 0; i < inner; ++i) {
+      const Float b0 = Lanes::load(b + i * kBlock), b1 = Lanes::load(b + i * kBlock + L);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const Float v = Lanes::splat(a[r * a_row + i]);
+        sum[r][0] = Lanes::fma(v, b0, sum[r][0]);
+        sum[r][1] = Lanes::fma(v, b1, sum[r][1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsAtOnce; ++r, out += out_row) {
+      Lanes::store(out, sum[r][0]);
+      Lanes::store(out + L, sum[r][1]);
+    }
+  }
+}
+
+// out[i, j] += sum over r < rows of a[r, i] b[r, j], and over `pairs` such a and b, `next` apart;
+// kRows rows, kBlock columns of out.
+inline void multiply_transposed(const float* a, const float* b, int64_t row, int64_t rows,
+                                int64_t pairs, int64_t next, float* out, int64_t out_row) {
+  for (int i0 = 0; i0 < kRows; i0 += kRowsAtOnce, a += kRowsAtOnce, out += kRowsAtOnce * out_row) {
+    Float sum[kRowsAtOnce][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      sum[i][0] = Lanes::load(out + i * out_row), sum[i][1] = Lanes::load(out + i * out_row + L);
+    }
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const float *p = a + pair * next, *q = b + pair * next;
+      for (int64_t r = 0; r < rows; ++r, p += row, q += row) {
+        const Float b0 = Lanes::load(q), b1 = Lanes::load(q + L);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          const Float v = Lanes::splat(p[i]);
+          sum[i][0] = Lanes::fma(v, b0, sum[i][0]);
+          sum[i][1] = Lanes::fma(v, b1, sum[i][1]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      Lanes::store(out + i * out_row, sum[i][0]);
+      Lanes::store(out + i * out_row + L, sum[i][1]);
+    }
+  }
+}
+
+// What one step does with its result z besides scaling it. Absent parts are null.
+struct Epilogue {
+  float scale, own, carry, total_scale;
+  const float *x, *after;  // staged: + own * x + carry * after
+  float* staged;           // the new u or m
+  float* dense;            // the same for the caller
+  float* total;            // dense: += total_scale * u
+};
+
+template <int M>
+class Group {
+ public:
+  static constexpr int A = M + 2, kPatch = A * A;
+
+  Group(const SeriesArgs& args, const SeriesPlan& plan, float* scratch) : args_(args), plan_(plan) {
+    const auto take = [&](int64_t floats) {
+      float* p = scratch;
+      scratch += floats;
+      return p;
+    };
+    for (float*& p : staged_) {
+      p = take(plan.staged);
+      memset(p, 0, plan.staged * sizeof(float));  // the border stays zero from here on
+    }
+    patches_ = take(plan.pairs * plan.patches);
+    others_ = take(plan.pairs * plan.patches);
+    products_ = take(plan.products);
+    kept_ = take(plan.kept);
+    // Rows beyond the last tile are computed and dropped; they must not be slow denormals or NaNs.
+    memset(patches_, 0, plan.pairs * plan.patches * sizeof(float));
+  }
+
+  // y, if it is wanted, and u[k] at kept + (k - 1) * stride.
+  void forward(int64_t first_image, float* kept, int64_t stride, float* y) {
+    const int64_t d = args_.degree;
+    start(first_image);
+    stage(args_.x + first_image * image_floats(), staged_[0]);
+    const float last = args_.coefficients[d];
+    const int64_t stop = y ? 0 : 1;
+    for (int64_t k = d - 1; k >= stop; --k) {
+      Epilogue e{};
+      e.x = staged_[0];
+      e.scale = k ? args_.step : args_.first;
+      e.own = args_.coefficients[k];
+      const float* from = buffer(k + 1);
+      if (k == d - 1) {  // u[d] is a multiple of x
+        from = staged_[0];
+        e.scale *= last;
+      } else if (k == d - 2) {
+        e.own = __builtin_fmaf(args_.carry, last, e.own);
+      } else if (args_.carry != 0.0f) {
+        e.after = buffer(k);
+        e.carry = args_.carry;
+      }
+      e.staged = k ? buffer(k) : nullptr;
+      e.dense = k ? (kept ? kept + (k - 1) * stride : nullptr) : y;
+      for (int64_t t = 0; t < tiles_; t += plan_.run) {
+        set_run(t);
+        transform(from, 0);
+        convolve(e, 0);
+      }
+    }
+  }
+
+  // grad_x, and this group's share of the partial sums.
+  void backward(int64_t first_image, const float* grad, const float* kept, int64_t stride,
+                float* grad_x, float* partial) {
+    const int64_t d = args_.degree;
+    if (!kept && d > 1) {
+      stride = plan_.group * image_floats();
+      forward(first_image, kept_, stride, nullptr);
+      kept = kept_;
+    }
+    start(first_image);
+    stage(grad, staged_[1]);
+    for (int64_t i = 0; i < images_ * image_floats(); ++i) {
+      grad_x[i] = args_.coefficients[0] * grad[i];
+    }
+    for (int64_t k = 0; k < d; ++k) {
+      const float scale = k ? args_.step : args_.first;
+      Epilogue e{};
+      e.scale = -scale;  // the transpose of L is -L
+      if (k > 0 && args_.carry != 0.0f) {
+        e.after = staged_[1 + (k + 1) % 2];
+        e.carry = args_.carry;
+      }
+      e.staged = staged_[1 + (k + 1) % 2];
+      e.total = grad_x;
+      e.total_scale = args_.coefficients[k + 1];
+      const float* u = k + 1 < d ? kept + k * stride : args_.x + first_image * image_floats();
+      const float weight = k + 1 < d ? scale : scale * args_.coefficients[d];
+      for (int64_t t = 0; t < tiles_; t += plan_.run) {
+        set_run(t);
+        const int64_t pair = plan_.pairs > 1 ? k : 0;
+        transform(staged_[1 + k % 2], pair);
+        convolve(e, pair);
+        transform_adjoint(u, weight, pair);
+        if (plan_.pairs == 1) accumulate(partial);
+      }
+    }
+    if (plan_.pairs > 1) accumulate(partial);
+  }
+
+ private:
+  int64_t image_floats() const {
+    return args_.height * args_.width * args_.channels;
+  }
+  float* buffer(int64_t k) const {
+    return staged_[1 + k % 2];
+  }
+
+  void start(int64_t first_image) {
+    first_ = first_image;
+    images_ = args_.images - first_ < plan_.group ? args_.images - first_ : plan_.group;
+    tiles_ = images_ * plan_.tiles;
+  }
+
+  void stage(const float* dense, float* staged) const {
+    const int64_t c = args_.channels, w = args_.width;
+    const float* p = dense;
+    for (int64_t i = 0; i < images_; ++i) {
+      for (int64_t y = 0; y < args_.height; ++y) {
+        float* q =
+            staged + ((i * plan_.staged_height + y + 1) * plan_.staged_width + 1) * plan_.padded;
+        for (int64_t x = 0; x < w; ++x, p += c, q += plan_.padded) {
+          memcpy(q, p, c * sizeof(float));
+        }
+      }
+    }
+  }
+
+  struct Tile {
+    int64_t staged, dense;  // offsets of its first output, less the border in `staged`
+    int height, width;      // of what lies in the image
+  };
+
+  void set_run(int64_t first) {
+    run_ = tiles_ - first < plan_.run ? tiles_ - first : plan_.run;
+    for (int64_t t = 0; t < run_; ++t) {
+      const int64_t image = (first + t) / plan_.tiles, rest = (first + t) % plan_.tiles;
+      const int64_t y = rest / plan_.tiles_x * M, x = rest % plan_.tiles_x * M;
+      const int64_t high = args_.height - y, wide = args_.width - x;
+      tile_[t] = {((image * plan_.staged_height + y) * plan_.staged_width + x) * plan_.padded,
+                  ((image * args_.height + y) * args_.width + x) * args_.channels,
+                  static_cast<int>(high < M ? high : M), static_cast<int>(wide < M ? wide : M)};
+    }
+  }
+
+  // patches_[f, t, c]: the transformed patches of the run's tiles.
+  void transform(const float* staged, int64_t pair) {
+    const int64_t down = plan_.staged_width * plan_.padded, right = plan_.padded;
+    const int64_t next = plan_.run * plan_.row;
+    for (int64_t t = 0; t < run_; ++t) {
+      for (int64_t c = 0; c < plan_.padded; c += L) {
+        const float* p = staged + tile_[t].staged + c;
+        Float half[A][A];
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) {
+          Float column[A], out[A];
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) column[i] = Lanes::load(p + i * down + j * right);
+          Winograd<M>::patch(column, out);
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) half[i][j] = out[i];
+        }
+        float* q = patches_ + pair * plan_.patches + t * plan_.row + c;
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) {
+          Float out[A];
+          Winograd<M>::patch(half[i], out);
+#pragma GCC unroll 6
+          for (int j = 0; j < A; ++j) Lanes::store(q + (i * A + j) * next, out[j]);
+        }
+      }
+    }
+  }
+
+  // others_[f, t, c]: the adjoint of `result` on weight * u.
+  void transform_adjoint(const float* u, float weight, int64_t pair) {
+    const int64_t down = args_.width * args_.channels, right = args_.channels;
+    const int64_t next = plan_.run * plan_.row;
+    const Float scale = Lanes::splat(weight);
+    for (int64_t t = 0; t < run_; ++t) {
+      const Tile& tile = tile_[t];
+      for (int64_t c = 0; c < plan_.padded; c += L) {
+        const float* p = u + tile.dense + c;
+        const int64_t lanes = args_.channels - c;
+        Float half[A][M];
+#pragma GCC unroll 4
+        for (int j = 0; j < M; ++j) {
+          Float column[M], out[A];
+#pragma GCC unroll 4
+          for (int i = 0; i < M; ++i) {
+            column[i] = i < tile.height && j < tile.width
+                            ? scale * load_first(p + i * down + j * right, lanes)
+                            : Lanes::splat(0.0f);
+          }
+          Winograd<M>::result_adjoint(column, out);
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) half[i][j] = out[i];
+        }
+        float* q = others_ + pair * plan_.patches + t * plan_.row + c;
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) {
+          Float out[A];
+          Winograd<M>::result_adjoint(half[i], out);
+#pragma GCC unroll 6
+          for (int j = 0; j < A; ++j) Lanes::store(q + (i * A + j) * next, out[j]);
+        }
+      }
+    }
+  }
+
+  // L of the patches' image on the run's tiles, and what the epilogue makes of it.
+  void convolve(const Epilogue& e, int64_t pair) {
+    const float* patches = patches_ + pair * plan_.patches;
+    const int64_t next = plan_.run * plan_.row;
+    const int64_t rows = ceil_div(run_, kRows) * kRows;
+    for (int64_t c = 0; c < plan_.padded; c += kBlock) {
+      const float* kernel = args_.kernel + c * kPatch * plan_.padded;
+      for (int f = 0; f < kPatch; ++f, kernel += plan_.padded * kBlock) {
+        for (int64_t t = 0; t < rows; t += kRows) {
+          multiply(patches + f * next + t * plan_.row, plan_.row, kernel, plan_.padded,
+                   products_ + (t * kPatch + f) * kBlock, kPatch * kBlock);
+        }
+      }
+      for (int64_t t = 0; t < run_; ++t) {
+        const float* product = products_ + t * kPatch * kBlock;
+        finish(e, tile_[t], product, c);
+        finish(e, tile_[t], product + L, c + L);
+      }
+    }
+  }
+
+  void finish(const Epilogue& e, const Tile& tile, const float* product, int64_t c) {
+    Float half[M][A];
+#pragma GCC unroll 6
+    for (int j = 0; j < A; ++j) {
+      Float column[A], out[M];
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) column[i] = Lanes::load(product + (i * A + j) * kBlock);
+      Winograd<M>::result(column, out);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) half[i][j] = out[i];
+    }
+    const Float scale = Lanes::splat(e.scale), own = Lanes::splat(e.own);
+    const Float carry = Lanes::splat(e.carry), total_scale = Lanes::splat(e.total_scale);
+    const int64_t lanes = args_.channels - c;
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) {
+      Float out[M];
+      Winograd<M>::result(half[i], out);
+      if (i >= tile.height) return;
+      const int64_t s = tile.staged + ((i + 1) * plan_.staged_width + 1) * plan_.padded + c;
+      const int64_t d = tile.dense + i * args_.width * args_.channels + c;
+#pragma GCC unroll 4
+      for (int j = 0; j < M; ++j) {
+        if (j >= tile.width) break;
+        const int64_t sj = s + j * plan_.padded, dj = d + j * args_.channels;
+        Float v = scale * out[j];
+        if (e.x) v = Lanes::fma(own, Lanes::load(e.x + sj), v);
+        if (e.after) v = Lanes::fma(carry, Lanes::load(e.after + sj), v);
+        if (e.staged) Lanes::store(e.staged + sj, v);
+        if (lanes <= 0) continue;
+        if (e.dense) store_first(e.dense + dj, v, lanes);
+        if (e.total) {
+          store_first(e.total + dj, Lanes::fma(total_scale, v, load_first(e.total + dj, lanes)),
+                      lanes);
+        }
+      }
+    }
+  }
+
+  // partial[f, i, j] += sum over the run, and over the pairs at hand, of patches_[f, t, i]
+  // others_[f, t, j]
+  void accumulate(float* partial) const {
+    const int64_t next = plan_.run * plan_.row, n = plan_.padded;
+    for (int f = 0; f < kPatch; ++f, partial += n * n) {
+      for (int64_t j = 0; j < n; j += kBlock) {
+        for (int64_t i = 0; i < n; i += kRows) {
+          const float *a = patches_ + f * next + i, *b = others_ + f * next + j;
+          multiply_transposed(a, b, plan_.row, run_, plan_.pairs, plan_.patches,
+                              partial + i * n + j, n);
+        }
+      }
+    }
+  }
+
+  const SeriesArgs& args_;
+  const SeriesPlan& plan_;
+  float *staged_[3], *patches_, *others_, *products_, *kept_;
+  Tile tile_[SeriesPlan::kMaxRun];
+  int64_t first_ = 0, images_ = 0, tiles_ = 0, run_ = 0;
+};
+
+template <class Body>
+void dispatch_tile(int64_t tile, const Body& body) {
+  if (tile == 2) {
+    body(std::integral_constant<int, 2>{});
+  } else {
+    body(std::integral_constant<int, 4>{});
+  }
+}
+
+}  // namespace
+
+void series(const SeriesArgs& args, float* scratch, int64_t begin, int64_t end) {
+  const SeriesPlan plan(args, kBlock, SeriesPlan::kForward);
+  const int64_t image = args.height * args.width * args.channels;
+  dispatch_tile(args.tile, [&](auto tile) {
+    Group<tile> group(args, plan, scratch);
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t first = g * plan.group;
+      group.forward(first, args.kept ? args.kept + first * image : nullptr, args.images * image,
+                    args.y + first * image);
+    }
+  });
+}
+
+void series_backward(const SeriesBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
+  const SeriesArgs& series = args.series;
+  const SeriesPlan plan(series, kBlock,
+                        series.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
+  const int64_t image = series.height * series.width * series.channels;
+  const int64_t share = plan.patch * plan.padded * plan.padded;
+  dispatch_tile(series.tile, [&](auto tile) {
+    Group<tile> group(series, plan, scratch);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      float* partial = args.partials + chunk * share;
+      memset(partial, 0, share * sizeof(float));
+      const int64_t last = (chunk + 1) * plan.groups / plan.chunks;
+      for (int64_t g = chunk * plan.groups / plan.chunks; g < last; ++g) {
+        const int64_t first = g * plan.group;
+        group.backward(first, args.grad + first * image,
+                       series.kept ? series.kept + first * image : nullptr, series.images * image,
+                       args.grad_x + first * image, partial);
+      }
+    }
+  });
+}
+
+void series_kernel(const SeriesKernelArgs& args, int64_t begin, int64_t end) {
+  const int64_t n = args.channels, padded = ceil_div(n, kBlock) * kBlock;
+  dispatch_tile(args.tile, [&](auto tile) {
+    constexpr int A = tile + 2;
+    for (int64_t o = begin; o < end; ++o) {
+      // Output channel o is column o % kBlock of its block.
+      float* out = args.out + o / kBlock * A * A * padded * kBlock + o % kBlock;
+      for (int64_t i = 0; i < padded; ++i, out += kBlock) {
+        double half[3][A], value[A];
+        for (int y = 0; y < 3; ++y) {
+          double g[3] = {};
+          for (int x = 0; x < 3 && o < n && i < n; ++x) {
+            g[x] = args.kernel[((o * n + i) * 3 + y) * 3 + x];
+          }
+          Winograd<tile>::kernel(g, half[y]);
+        }
+        for (int fx = 0; fx < A; ++fx) {
+          const double g[3] = {half[0][fx], half[1][fx], half[2][fx]};
+          Winograd<tile>::kernel(g, value);
+          for (int fy = 0; fy < A; ++fy) {
+            out[(fy * A + fx) * padded * kBlock] = static_cast<float>(value[fy]);
+          }
+        }
+      }
+    }
+  });
+}
+
+void series_gradient(const SeriesGradientArgs& args, int64_t begin, int64_t end) {
+  const int64_t n = args.channels, padded = ceil_div(n, kBlock) * kBlock;
+  dispatch_tile(args.tile, [&](auto tile) {
+    constexpr int A = tile + 2;
+    for (int64_t o = begin; o < end; ++o) {
+      for (int64_t i0 = 0; i0 < n; i0 += L) {
+        Float half[A][3], columns[3][A];
+        for (int fy = 0; fy < A; ++fy) {
+          Float u[A];
+          for (int fx = 0; fx < A; ++fx) u[fx] = Lanes::splat(0.0f);
+          for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+            const float* p = args.partials + ((chunk * A + fy) * A * padded + o) * padded + i0;
+            for (int fx = 0; fx < A; ++fx) u[fx] += Lanes::load(p + fx * padded * padded);
+          }
+          Winograd<tile>::kernel_adjoint(u, half[fy]);
+        }
+        // The sums are of <u, L m>, with m's channels as the input: its kernel is the flipped
+        // transpose of the one wanted, of <m, L u>.
+        float flipped[9][L];
+        for (int x = 0; x < 3; ++x) {
+          Float g[3];
+          for (int fy = 0; fy < A; ++fy) columns[x][fy] = half[fy][x];
+          Winograd<tile>::kernel_adjoint(columns[x], g);
+          for (int y = 0; y < 3; ++y) Lanes::store(flipped[8 - (3 * y + x)], g[y]);
+        }
+        float* out = args.grad + (o * n + i0) * 9;
+        for (int64_t i = 0; i < L && i0 + i < n; ++i) {
+          for (int tap = 0; tap < 9; ++tap) *out++ = flipped[tap][i];
+        }
+      }
+    }
+  });
+}
+
+#endif
+
+}  // namespace RC_ISA
+}  // namespace robustcore::lipschitz
