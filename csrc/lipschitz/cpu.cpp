@@ -32,44 +32,51 @@ class Scratch {
   float* data_;
 };
 
+SeriesPlan plan_of(const SeriesArgs& args, SeriesPlan::Pass pass) {
+  return SeriesPlan(args, RC_ACTIVE_KERNELS.series_block, pass);
+}
+
+SeriesPlan backward_plan_of(const SeriesArgs& args) {
+  return plan_of(args, args.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
+}
+
+template <class Args>
+void run_series(void (*kernel)(const Args&, float*, int64_t, int64_t), const Args& args,
+                int64_t units, int64_t scratch_floats) {
+  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_floats);
+    kernel(args, scratch.data(), begin, end);
+  });
+}
+
 }  // namespace
 
 std::optional<SeriesSizes> series_sizes(const SeriesArgs& args) {
-  const int64_t block = RC_ACTIVE_KERNELS.series_block;
-  if (block == 0) return std::nullopt;
-  const SeriesPlan plan(args, block, SeriesPlan::kForward);
-  const int64_t floats = plan.patch * plan.padded * plan.padded;
-  return SeriesSizes{floats, plan.chunks * floats, plan.chunks};
+  if (RC_ACTIVE_KERNELS.series_block == 0) return std::nullopt;
+  const SeriesPlan plan = backward_plan_of(args);
+  return SeriesSizes{plan.sums, plan.work()};
 }
 
 void series_cpu(const SeriesArgs& args) {
-  const SimdKernels& kernels = RC_ACTIVE_KERNELS;
-  const SeriesPlan plan(args, kernels.series_block, SeriesPlan::kForward);
-  torch::stable::parallel_for(0, plan.groups, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(plan.scratch());
-    kernels.series(args, scratch.data(), begin, end);
-  });
+  const SeriesPlan plan = plan_of(args, SeriesPlan::kForward);
+  run_series(RC_ACTIVE_KERNELS.series, args, plan.groups, plan.scratch());
 }
 
 void series_backward_cpu(const SeriesBackwardArgs& args) {
-  const SimdKernels& kernels = RC_ACTIVE_KERNELS;
-  const SeriesPlan plan(args.series, kernels.series_block,
-                        args.series.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
-  torch::stable::parallel_for(0, plan.chunks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(plan.scratch());
-    kernels.series_backward(args, scratch.data(), begin, end);
-  });
+  const SeriesPlan plan = backward_plan_of(args.series);
+  run_series(RC_ACTIVE_KERNELS.series_backward, args, plan.backward_units(), plan.scratch());
+}
+
+void series_gradient_cpu(const SeriesBackwardArgs& args) {
+  const SeriesPlan plan = backward_plan_of(args.series);
+  run_series(RC_ACTIVE_KERNELS.series_gradient, args, plan.gradient_units(),
+             plan.gradient_scratch());
 }
 
 void series_kernel_cpu(const SeriesKernelArgs& args) {
   const int64_t block = RC_ACTIVE_KERNELS.series_block;
   const int64_t padded = ceil_div(args.channels, block) * block;
   run_units(RC_ACTIVE_KERNELS.series_kernel, args, padded, 36 * padded * padded);
-}
-
-void series_gradient_cpu(const SeriesGradientArgs& args) {
-  run_units(RC_ACTIVE_KERNELS.series_gradient, args, args.channels,
-            36 * args.chunks * args.channels * args.channels);
 }
 
 void update_cpu(const UpdateArgs& args) {

@@ -10,8 +10,8 @@ namespace robustcore::lipschitz {
 void update_cpu(const UpdateArgs& args);
 void series_cpu(const SeriesArgs& args);
 void series_backward_cpu(const SeriesBackwardArgs& args);
+void series_gradient_cpu(const SeriesBackwardArgs& args);
 void series_kernel_cpu(const SeriesKernelArgs& args);
-void series_gradient_cpu(const SeriesGradientArgs& args);
 void skew_cpu(const SkewArgs& args);
 void maxmin_cpu(const MaxMinArgs& args);
 void swap_cpu(const SwapArgs& args);
@@ -20,7 +20,7 @@ void map_backward_cpu(Map map, const MapBackwardArgs& args);
 
 // How the active instruction set cuts up a series; nothing where it has no kernel for one.
 struct SeriesSizes {
-  int64_t kernel, partials, chunks;  // floats of the packed kernel, of the partial sums; chunks
+  int64_t kernel, work;  // floats of the packed kernel, of the backward pass's work
 };
 std::optional<SeriesSizes> series_sizes(const SeriesArgs& args);
 

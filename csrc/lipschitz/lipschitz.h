@@ -34,12 +34,13 @@ struct SeriesArgs {
 
 // Its adjoint for a skew L: m[0] = grad, m[k + 1] = -step L m[k] + carry m[k - 1] (`first` at 0),
 // grad_x = sum of coefficients[k] m[k]. The kernel's gradient is the sum over k of step times that
-// of <m[k], L u[k + 1]>; each chunk of images adds up its own in the transformed domain.
+// of <m[k], L u[k + 1]>, and comes from a second pass over what the first leaves in `work`.
 struct SeriesBackwardArgs {
-  SeriesArgs series;  // kept: null to compute it again; y is unused
-  const float* grad;  // like x
-  float* grad_x;      // like x
-  float* partials;    // [chunks, patch elements, padded channels, padded channels]
+  SeriesArgs series;   // kept: null to compute it again; y is unused
+  const float* grad;   // like x
+  float* grad_x;       // like x
+  float* work;         // see SeriesPlan
+  float* grad_kernel;  // [channels, channels, 3, 3], of the second pass
 };
 
 // Packs a kernel: out[column block, patch element, padded input channels, block], zeros where
@@ -48,13 +49,6 @@ struct SeriesKernelArgs {
   int64_t channels, tile;
   const float* kernel;  // [channels, channels, 3, 3]
   float* out;
-};
-
-// grad = the kernel's gradient out of the partial sums.
-struct SeriesGradientArgs {
-  int64_t channels, tile, chunks;
-  const float* partials;
-  float* grad;  // [channels, channels, 3, 3]
 };
 
 // out[o, i, t] = (weight[o, i, t] - weight[i, o, taps - 1 - t]) / 2

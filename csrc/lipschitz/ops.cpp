@@ -204,21 +204,19 @@ std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Te
           shape_of(x));
     args.series.kept = const_cast<float*>(kept->const_data_ptr<float>());
   }
-  const SeriesSizes sizes = checked_sizes(args.series);
-  const Tensor packed = packed_kernel(kernel, args.series);
   Tensor grad_x = with_channels(x, x.size(1), true);
-  Tensor grad_kernel = torch::stable::empty_like(kernel);
-  Tensor partials = empty_on(x, {sizes.partials}, {1}, ScalarType::Float);
-  args.series.kernel = packed.const_data_ptr<float>();
+  Tensor work = empty_on(x, {checked_sizes(args.series).work}, {1}, ScalarType::Float);
   args.grad = grad.const_data_ptr<float>();
   args.grad_x = grad_x.mutable_data_ptr<float>();
-  args.partials = partials.mutable_data_ptr<float>();
-  SeriesGradientArgs gradient{};
-  gradient.channels = x.size(1), gradient.tile = tile, gradient.chunks = sizes.chunks;
-  gradient.partials = args.partials;
-  gradient.grad = grad_kernel.mutable_data_ptr<float>();
-  if (x.numel() > 0) series_backward_cpu(args);
-  if (kernel.numel() > 0) series_gradient_cpu(gradient);  // of no image: a sum over no chunk
+  args.work = work.mutable_data_ptr<float>();
+  {
+    const Tensor packed = packed_kernel(kernel, args.series);
+    args.series.kernel = packed.const_data_ptr<float>();
+    if (x.numel() > 0) series_backward_cpu(args);
+  }  // wide kernels are large: the packed one goes before the gradient comes
+  Tensor grad_kernel = torch::stable::empty_like(kernel);
+  args.grad_kernel = grad_kernel.mutable_data_ptr<float>();
+  if (kernel.numel() > 0) series_gradient_cpu(args);  // of no image: a sum of nothing
   return {grad_x, grad_kernel};
 }
 

@@ -222,8 +222,8 @@ const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
 #if defined(__AVX2__)
     series,
     series_backward,
-    series_kernel,
     series_gradient,
+    series_kernel,
     2 * Lanes::kFloats,
 #else
     nullptr,

@@ -10,12 +10,12 @@ namespace robustcore::lipschitz {
 // result does not depend on how threads share them out.
 struct SimdKernels {
   void (*update)(const UpdateArgs&, int64_t begin, int64_t end);
-  // Null in the baseline, which has no vectors worth it. Units: groups of images, chunks of groups,
-  // output channels, output channels. `scratch` has SeriesPlan::scratch floats, 64-byte aligned.
+  // Null in the baseline, which has no vectors worth it. Units: SeriesPlan's groups,
+  // backward_units, gradient_units, and the kernel's padded channels. `scratch` is 64-byte aligned.
   void (*series)(const SeriesArgs&, float* scratch, int64_t begin, int64_t end);
   void (*series_backward)(const SeriesBackwardArgs&, float* scratch, int64_t begin, int64_t end);
+  void (*series_gradient)(const SeriesBackwardArgs&, float* scratch, int64_t begin, int64_t end);
   void (*series_kernel)(const SeriesKernelArgs&, int64_t begin, int64_t end);
-  void (*series_gradient)(const SeriesGradientArgs&, int64_t begin, int64_t end);
   int64_t series_block;  // channels of a column block, by which channels are padded
   void (*skew)(const SkewArgs&, int64_t begin, int64_t end);
   void (*maxmin)(const MaxMinArgs&, int64_t begin, int64_t end);
@@ -28,8 +28,8 @@ struct SimdKernels {
 inline namespace RC_ISA {  // in simd_series.cpp
 void series(const SeriesArgs& args, float* scratch, int64_t begin, int64_t end);
 void series_backward(const SeriesBackwardArgs& args, float* scratch, int64_t begin, int64_t end);
+void series_gradient(const SeriesBackwardArgs& args, float* scratch, int64_t begin, int64_t end);
 void series_kernel(const SeriesKernelArgs& args, int64_t begin, int64_t end);
-void series_gradient(const SeriesGradientArgs& args, int64_t begin, int64_t end);
 }  // namespace RC_ISA
 #endif
 
@@ -52,17 +52,26 @@ struct SeriesPlan {
   static constexpr int64_t kRows = 8;     // tiles that the matrix product takes at a time
   static constexpr int64_t kMaxRun = 32;  // tiles whose patches lie in cache together
   static constexpr int64_t kPad = 16;     // floats between rows, against aliasing in the cache
+  static constexpr int64_t kPanel = 32;   // rows of the kernel's gradient that are a unit
+  static constexpr int64_t kMaxChunks = 16;
 
-  int64_t block, padded, patch;            // channels of a block, of all; elements of a patch
-  int64_t tiles_y, tiles_x, tiles;         // of an image
-  int64_t staged_height, staged_width;     // of an image with its border of zeros
-  int64_t group, groups, run;              // images of a group; groups; tiles of a run
-  int64_t chunks;                          // of groups, in the backward pass
-  int64_t row, patches, products, staged;  // floats: of a tile's row; of buffers
-  // Factors of the kernel's gradient that are multiplied together: where a group is one run, those
-  // of all degrees, so that the sums, larger than a cache, are gone through once.
+  int64_t block, padded, patch;         // channels of a block, of all; elements of a patch
+  int64_t tiles_y, tiles_x, tiles;      // of an image
+  int64_t staged_height, staged_width;  // of an image with its border of zeros
+  int64_t group, groups, run;           // images of a group; groups; tiles of a run
+  int64_t row, patches;                 // floats of a tile's row, of the patches of a run
+  int64_t sums;                         // floats of the kernel's gradient, transformed
+
+  // The two factors of the kernel's gradient that a degree has, of as many degrees as are kept
+  // until they are multiplied: all where a group is one run, because the sums, larger than a cache,
+  // are then gone through once; else one.
   int64_t pairs = 1;
-  int64_t kept;  // floats of the recomputed u, if there are any
+  bool deferred = false;
+  // Either the work of the backward pass is all factors, which the gradient is then made of row by
+  // row; or, where that takes less memory, chunks of groups each add up sums of their own.
+  bool factors_kept = false;
+  int64_t chunks = 0;
+  int64_t kept = 0;  // floats of the recomputed u of a group, if there are any
 
   enum Pass { kForward, kBackward, kRecompute };  // the last: backward, with the u again
 
@@ -80,21 +89,45 @@ struct SeriesPlan {
     groups = ceil_div(a.images, group);
     run = ceil_div(group * tiles, kRows) * kRows;
     if (run > kMaxRun) run = kMaxRun;
-    // Their partial sums shall not take much more memory than the batch.
-    const int64_t batch = 2 * a.images * a.height * a.width * a.channels;
-    chunks = (batch > 1 << 20 ? batch : 1 << 20) / (patch * padded * padded);
-    if (chunks < 2) chunks = 2;
-    if (chunks > 16) chunks = 16;
-    if (chunks > groups) chunks = groups;
     row = padded + kPad;
     patches = patch * run * row;
-    products = patch * run * block;
-    staged = group * staged_height * staged_width * padded;
-    if (pass != kForward && group * tiles <= run) pairs = a.degree;
-    kept = pass == kRecompute ? (a.degree - 1) * group * a.height * a.width * a.channels : 0;
+    sums = patch * padded * padded;
+    const int64_t image = a.height * a.width * a.channels;
+    if (pass == kRecompute) kept = (a.degree - 1) * group * image;
+    if (pass == kForward) return;
+    deferred = group * tiles <= run;
+    if (deferred) pairs = a.degree;
+    // As many chunks as threads might want, in not much more memory than the batch has.
+    const int64_t batch = 2 * a.images * image;
+    chunks = (batch > 1 << 20 ? batch : 1 << 20) / sums;
+    if (chunks < 2) chunks = 2;
+    if (chunks > kMaxChunks) chunks = kMaxChunks;
+    if (chunks > groups) chunks = groups;
+    factors_kept = deferred && groups * factors() <= chunks * sums;
   }
-  int64_t scratch() const {  // three images, patches of both factors, products
-    return 3 * staged + 2 * pairs * patches + products + kept;
+  int64_t factors() const {  // floats of one group
+    return 2 * pairs * patches;
+  }
+  int64_t products() const {  // floats of one block of channels of a run
+    return patch * run * block;
+  }
+  int64_t staged() const {  // floats of one image of a group
+    return group * staged_height * staged_width * padded;
+  }
+  int64_t scratch() const {
+    return 3 * staged() + products() + kept + (factors_kept ? 0 : factors());
+  }
+  int64_t gradient_scratch() const {
+    return factors_kept ? patch * kPanel * block : 0;
+  }
+  int64_t work() const {
+    return factors_kept ? groups * factors() : chunks * sums;
+  }
+  int64_t backward_units() const {
+    return factors_kept ? groups : chunks;
+  }
+  int64_t gradient_units() const {
+    return factors_kept ? ceil_div(padded, kPanel) : padded;
   }
 };
 

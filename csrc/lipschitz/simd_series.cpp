@@ -14,7 +14,7 @@ namespace {
 using Float = Lanes::Float;
 constexpr int L = Lanes::kFloats;
 constexpr int kBlock = 2 * L;
-constexpr int kRows = SeriesPlan::kRows;
+constexpr int kRows = SeriesPlan::kRows, kPanel = SeriesPlan::kPanel;
 
 // The first `count` lanes, zeros in the others; all of them where count >= L.
 inline Float load_first(const float* p, int64_t count) {
@@ -103,15 +103,17 @@ class Group {
       return p;
     };
     for (float*& p : staged_) {
-      p = take(plan.staged);
-      memset(p, 0, plan.staged * sizeof(float));  // the border stays zero from here on
+      p = take(plan.staged());
+      memset(p, 0, plan.staged() * sizeof(float));  // the border stays zero from here on
     }
-    patches_ = take(plan.pairs * plan.patches);
-    others_ = take(plan.pairs * plan.patches);
-    products_ = take(plan.products);
+    products_ = take(plan.products());
     kept_ = take(plan.kept);
-    // Rows beyond the last tile are computed and dropped; they must not be slow denormals or NaNs.
-    memset(patches_, 0, plan.pairs * plan.patches * sizeof(float));
+    if (!plan.factors_kept) set_factors(take(plan.factors()));
+  }
+
+  void set_factors(float* factors) {
+    patches_ = factors;
+    others_ = factors + plan_.pairs * plan_.patches;
   }
 
   // y, if it is wanted, and u[k] at kept + (k - 1) * stride.
@@ -146,9 +148,9 @@ class Group {
     }
   }
 
-  // grad_x, and this group's share of the partial sums.
+  // grad_x, and this group's share of the sums, unless its factors are kept for later.
   void backward(int64_t first_image, const float* grad, const float* kept, int64_t stride,
-                float* grad_x, float* partial) {
+                float* grad_x, float* sums) {
     const int64_t d = args_.degree;
     if (!kept && d > 1) {
       stride = plan_.group * image_floats();
@@ -175,14 +177,14 @@ class Group {
       const float weight = k + 1 < d ? scale : scale * args_.coefficients[d];
       for (int64_t t = 0; t < tiles_; t += plan_.run) {
         set_run(t);
-        const int64_t pair = plan_.pairs > 1 ? k : 0;
+        const int64_t pair = plan_.deferred ? k : 0;
         transform(staged_[1 + k % 2], pair);
         convolve(e, pair);
         transform_adjoint(u, weight, pair);
-        if (plan_.pairs == 1) accumulate(partial);
+        if (!plan_.deferred) accumulate(sums);
       }
     }
-    if (plan_.pairs > 1) accumulate(partial);
+    if (plan_.deferred && sums) accumulate(sums);
   }
 
  private:
@@ -230,7 +232,8 @@ class Group {
     }
   }
 
-  // patches_[f, t, c]: the transformed patches of the run's tiles.
+  // patches_[f, t, c]: the transformed patches of the run's tiles. Rows beyond them are computed
+  // with and dropped; they must not be slow denormals.
   void transform(const float* staged, int64_t pair) {
     const int64_t down = plan_.staged_width * plan_.padded, right = plan_.padded;
     const int64_t next = plan_.run * plan_.row;
@@ -255,6 +258,12 @@ class Group {
 #pragma GCC unroll 6
           for (int j = 0; j < A; ++j) Lanes::store(q + (i * A + j) * next, out[j]);
         }
+      }
+    }
+    for (int64_t t = run_; t % kRows != 0; ++t) {
+      for (int f = 0; f < kPatch; ++f) {
+        float* p = patches_ + pair * plan_.patches + f * next + t * plan_.row;
+        memset(p, 0, plan_.row * sizeof(float));
       }
     }
   }
@@ -355,16 +364,16 @@ class Group {
     }
   }
 
-  // partial[f, i, j] += sum over the run, and over the pairs at hand, of patches_[f, t, i]
+  // sums[f, i, j] += sum over the run, and over the pairs at hand, of patches_[f, t, i]
   // others_[f, t, j]
-  void accumulate(float* partial) const {
+  void accumulate(float* sums) const {
     const int64_t next = plan_.run * plan_.row, n = plan_.padded;
-    for (int f = 0; f < kPatch; ++f, partial += n * n) {
+    for (int f = 0; f < kPatch; ++f, sums += n * n) {
       for (int64_t j = 0; j < n; j += kBlock) {
         for (int64_t i = 0; i < n; i += kRows) {
           const float *a = patches_ + f * next + i, *b = others_ + f * next + j;
-          multiply_transposed(a, b, plan_.row, run_, plan_.pairs, plan_.patches,
-                              partial + i * n + j, n);
+          multiply_transposed(a, b, plan_.row, run_, plan_.pairs, plan_.patches, sums + i * n + j,
+                              n);
         }
       }
     }
@@ -386,6 +395,34 @@ void dispatch_tile(int64_t tile, const Body& body) {
   }
 }
 
+SeriesPlan backward_plan(const SeriesArgs& args) {
+  return SeriesPlan(args, kBlock, args.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
+}
+
+// Lanes i of grad[o, i, 3, 3], i from i0 to n at most, from the sums load(f) of <u[i], L m[o]>:
+// with m's channels as the input, its kernel is the flipped transpose of that of <m[o], L u[i]>.
+template <int M, class Load>
+void store_gradient(const Load& load, int64_t o, int64_t i0, int64_t n, float* grad) {
+  constexpr int A = M + 2;
+  Float half[A][3];
+  for (int y = 0; y < A; ++y) {
+    Float u[A];
+    for (int x = 0; x < A; ++x) u[x] = load(y * A + x);
+    Winograd<M>::kernel_adjoint(u, half[y]);
+  }
+  float taps[9][L];
+  for (int x = 0; x < 3; ++x) {
+    Float column[A], g[3];
+    for (int y = 0; y < A; ++y) column[y] = half[y][x];
+    Winograd<M>::kernel_adjoint(column, g);
+    for (int y = 0; y < 3; ++y) Lanes::store(taps[8 - (3 * y + x)], g[y]);
+  }
+  float* out = grad + (o * n + i0) * 9;
+  for (int64_t i = 0; i < L && i0 + i < n; ++i) {
+    for (int tap = 0; tap < 9; ++tap) *out++ = taps[tap][i];
+  }
+}
+
 }  // namespace
 
 void series(const SeriesArgs& args, float* scratch, int64_t begin, int64_t end) {
@@ -403,21 +440,77 @@ void series(const SeriesArgs& args, float* scratch, int64_t begin, int64_t end) 
 
 void series_backward(const SeriesBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
   const SeriesArgs& series = args.series;
-  const SeriesPlan plan(series, kBlock,
-                        series.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
+  const SeriesPlan plan = backward_plan(series);
   const int64_t image = series.height * series.width * series.channels;
-  const int64_t share = plan.patch * plan.padded * plan.padded;
   dispatch_tile(series.tile, [&](auto tile) {
     Group<tile> group(series, plan, scratch);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      float* partial = args.partials + chunk * share;
-      memset(partial, 0, share * sizeof(float));
-      const int64_t last = (chunk + 1) * plan.groups / plan.chunks;
-      for (int64_t g = chunk * plan.groups / plan.chunks; g < last; ++g) {
-        const int64_t first = g * plan.group;
-        group.backward(first, args.grad + first * image,
-                       series.kept ? series.kept + first * image : nullptr, series.images * image,
-                       args.grad_x + first * image, partial);
+    const auto run = [&](int64_t g, float* sums) {
+      const int64_t first = g * plan.group;
+      group.backward(first, args.grad + first * image,
+                     series.kept ? series.kept + first * image : nullptr, series.images * image,
+                     args.grad_x + first * image, sums);
+    };
+    for (int64_t unit = begin; unit < end; ++unit) {
+      if (plan.factors_kept) {
+        group.set_factors(args.work + unit * plan.factors());
+        run(unit, nullptr);
+        continue;
+      }
+      float* sums = args.work + unit * plan.sums;
+      memset(sums, 0, plan.sums * sizeof(float));
+      const int64_t last = (unit + 1) * plan.groups / plan.chunks;
+      for (int64_t g = unit * plan.groups / plan.chunks; g < last; ++g) run(g, sums);
+    }
+  });
+}
+
+void series_gradient(const SeriesBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
+  const SeriesArgs& series = args.series;
+  const SeriesPlan plan = backward_plan(series);
+  const int64_t n = series.channels, padded = plan.padded, next = plan.run * plan.row;
+  dispatch_tile(series.tile, [&](auto tile) {
+    constexpr int kPatch = (tile + 2) * (tile + 2);
+    if (!plan.factors_kept) {
+      for (int64_t o = begin; o < end && o < n; ++o) {
+        for (int64_t i = 0; i < n; i += L) {
+          store_gradient<tile>(
+              [&](int f) {
+                Float sum = Lanes::splat(0.0f);
+                for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+                  const float* sums = args.work + chunk * plan.sums;
+                  sum += Lanes::load(sums + (f * padded + o) * padded + i);
+                }
+                return sum;
+              },
+              o, i, n, args.grad_kernel);
+        }
+      }
+      return;
+    }
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t o0 = panel * kPanel;
+      const int64_t o1 = o0 + kPanel < padded ? o0 + kPanel : padded;
+      for (int64_t i0 = 0; i0 < padded; i0 += kBlock) {
+        memset(scratch, 0, plan.gradient_scratch() * sizeof(float));
+        for (int f = 0; f < kPatch; ++f) {
+          for (int64_t g = 0; g < plan.groups; ++g) {
+            const float* a = args.work + g * plan.factors() + f * next;
+            const float* b = a + plan.pairs * plan.patches + i0;
+            const int64_t left = (series.images - g * plan.group) * plan.tiles;
+            const int64_t rows = left < plan.group * plan.tiles ? left : plan.group * plan.tiles;
+            for (int64_t o = o0; o < o1; o += kRows) {
+              multiply_transposed(a + o, b, plan.row, rows, plan.pairs, plan.patches,
+                                  scratch + (f * kPanel + o - o0) * kBlock, kBlock);
+            }
+          }
+        }
+        for (int64_t o = o0; o < o1 && o < n; ++o) {
+          for (int half = 0; half < kBlock; half += L) {
+            store_gradient<tile>(
+                [&](int f) { return Lanes::load(scratch + (f * kPanel + o - o0) * kBlock + half); },
+                o, i0 + half, n, args.grad_kernel);
+          }
+        }
       }
     }
   });
@@ -445,40 +538,6 @@ void series_kernel(const SeriesKernelArgs& args, int64_t begin, int64_t end) {
           for (int fy = 0; fy < A; ++fy) {
             out[(fy * A + fx) * padded * kBlock] = static_cast<float>(value[fy]);
           }
-        }
-      }
-    }
-  });
-}
-
-void series_gradient(const SeriesGradientArgs& args, int64_t begin, int64_t end) {
-  const int64_t n = args.channels, padded = ceil_div(n, kBlock) * kBlock;
-  dispatch_tile(args.tile, [&](auto tile) {
-    constexpr int A = tile + 2;
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t i0 = 0; i0 < n; i0 += L) {
-        Float half[A][3], columns[3][A];
-        for (int fy = 0; fy < A; ++fy) {
-          Float u[A];
-          for (int fx = 0; fx < A; ++fx) u[fx] = Lanes::splat(0.0f);
-          for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
-            const float* p = args.partials + ((chunk * A + fy) * A * padded + o) * padded + i0;
-            for (int fx = 0; fx < A; ++fx) u[fx] += Lanes::load(p + fx * padded * padded);
-          }
-          Winograd<tile>::kernel_adjoint(u, half[fy]);
-        }
-        // The sums are of <u, L m>, with m's channels as the input: its kernel is the flipped
-        // transpose of the one wanted, of <m, L u>.
-        float flipped[9][L];
-        for (int x = 0; x < 3; ++x) {
-          Float g[3];
-          for (int fy = 0; fy < A; ++fy) columns[x][fy] = half[fy][x];
-          Winograd<tile>::kernel_adjoint(columns[x], g);
-          for (int y = 0; y < 3; ++y) Lanes::store(flipped[8 - (3 * y + x)], g[y]);
-        }
-        float* out = args.grad + (o * n + i0) * 9;
-        for (int64_t i = 0; i < L && i0 + i < n; ++i) {
-          for (int tap = 0; tap < 9; ++tap) *out++ = flipped[tap][i];
         }
       }
     }
