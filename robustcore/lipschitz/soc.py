@@ -12,6 +12,12 @@ from torch.nn.functional import normalize, pad, pixel_unshuffle
 from robustcore.ops.lipschitz import Series, conv_norm_bound, exp_series
 from robustcore.ops.lipschitz.conv_exp import apply_series
 from robustcore.ops.lipschitz.kernels import skew
+from robustcore.ops.lipschitz.soc import (
+    SingularVectors,
+    normalised_kernel,
+    reshapes,
+    skew_conv_exp,
+)
 
 # Training forwards between two looks at the operator's norm, and what it may grow in between.
 _REFRESH, _MARGIN = 200, 1.05
@@ -23,7 +29,7 @@ class _Frozen(NamedTuple):
     """What eval needs, derived from one state of the parameters."""
 
     key: tuple[Any, ...]
-    vectors: tuple[Tensor, ...]
+    vectors: SingularVectors
     kernel: Tensor  # or, 1 x 1, its exponential
     series: Series | None  # None: the kernel is the layer's matrix
 
@@ -160,7 +166,8 @@ class SOC(nn.Module):
         frozen = self._freeze()
         kernel = frozen.kernel
         if torch.is_grad_enabled() and self.weight.requires_grad:
-            kernel = self._kernel(frozen.vectors)  # the same values, with a way back to the weight
+            # The same values, with a way back to the weight.
+            kernel = normalised_kernel(self.weight, self.scale, frozen.vectors)
             if frozen.series is None:
                 kernel = self._exponential(kernel)
         kernel = kernel.to(x.dtype)
@@ -185,7 +192,7 @@ class SOC(nn.Module):
             raise ValueError("weight: is not finite, the layer has no bound")
         with torch.autocast(self.weight.device.type, enabled=False):
             vectors = self._iterated(skew(self.weight), 30)
-            kernel = self._kernel(vectors)
+            kernel = normalised_kernel(self.weight, self.scale, vectors)
             if self.kernel_size == 1:
                 return _Frozen(key, vectors, self._exponential(kernel), None)
             # A finer grid is tighter; wide kernels leave time for a coarse one.
@@ -204,53 +211,41 @@ class SOC(nn.Module):
     # ---- training --------------------------------------------------------------------------------
 
     def _train_map(self, x: Tensor) -> Tensor:
-        kernel = self._train_kernel(x.shape[2], x.shape[3])
-        channels = self.weight.shape[0]
-        if self.kernel_size == 1 and x.numel() > 8 * channels**2:
+        vectors = self._train_vectors(x.shape[2], x.shape[3])
+        if self.kernel_size == 1 and x.numel() > 8 * self.weight.shape[0] ** 2:
             # Many positions a channel: one matrix exponential costs less than the series.
+            kernel = normalised_kernel(self.weight, self.scale, vectors)
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
         series = exp_series(self._radius, degree=self.train_degree)
-        return apply_series(x, kernel.to(x.dtype), series, self.recompute)
+        return skew_conv_exp(x, self.weight, self.scale, vectors, series, self.recompute)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _train_kernel(self, height: int, width: int) -> Tensor:
+    @torch.no_grad()
+    def _train_vectors(self, height: int, width: int) -> SingularVectors:
+        """This step's singular vectors; every so often, also the radius."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            skewed = skew(self.weight)
             refresh = self._until_refresh == 0
-            vectors = self._iterated(skewed.detach(), 50 if refresh else 1)
-            with torch.no_grad():
-                for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
-                    old.copy_(new)
-            kernel = self._kernel(vectors, skewed)
+            vectors = self._iterated(skew(self.weight), 50 if refresh else 1)
+            for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
+                old.copy_(new)
             if refresh:
-                self._radius = _MARGIN * _operator_norm(kernel.detach(), height, width)
+                kernel = normalised_kernel(self.weight, self.scale, vectors)
+                self._radius = _MARGIN * _operator_norm(kernel, height, width)
         self._until_refresh = (_REFRESH if refresh else self._until_refresh) - 1
-        return kernel
-
-    def _kernel(self, vectors: tuple[Tensor, ...], skewed: Tensor | None = None) -> Tensor:
-        """L, differentiable in the weight; the singular vectors count as constants."""
-        skewed = skew(self.weight) if skewed is None else skewed
-        u1, v1, u3, v3 = vectors
-        mixed, flat = _reshapes(skewed)
-        sigma = torch.minimum(
-            torch.dot(v1.flatten(), mixed @ u1.flatten()),
-            torch.dot(v3.flatten(), flat @ u3.flatten()),
-        )
-        # A zero kernel stays zero.
-        return skewed * (self.scale / sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.5))
+        return vectors
 
     @torch.no_grad()
-    def _iterated(self, skewed: Tensor, iterations: int) -> tuple[Tensor, ...]:
+    def _iterated(self, skewed: Tensor, iterations: int) -> SingularVectors:
         """The singular vectors after power iterations."""
         u1, v1, u3, v3 = (t.flatten() for t in (self._u1, self._v1, self._u3, self._v3))
-        mixed, flat = _reshapes(skewed)
+        mixed, flat = reshapes(skewed)
         for _ in range(iterations):
             v1 = normalize(mixed @ u1, dim=0)
             u1 = normalize(v1 @ mixed, dim=0)
             v3 = normalize(flat @ u3, dim=0)
             u3 = normalize(v3 @ flat, dim=0)
         shaped = zip((u1, v1, u3, v3), (self._u1, self._v1, self._u3, self._v3), strict=True)
-        return tuple(new.view_as(old) for new, old in shaped)
+        return SingularVectors(*(new.view_as(old) for new, old in shaped))
 
     # ---- state -----------------------------------------------------------------------------------
 
@@ -289,11 +284,6 @@ class SOC(nn.Module):
             f"stride={self.stride}, bias={self.bias is not None}, "
             f"train_degree={self.train_degree}, tol={self.tol:g}"
         )
-
-
-def _reshapes(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    c, _, k, _ = kernel.shape
-    return kernel.permute(0, 2, 1, 3).reshape(c * k, c * k), kernel.reshape(c, -1)
 
 
 @torch.no_grad()

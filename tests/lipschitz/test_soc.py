@@ -9,6 +9,14 @@ from torch import nn
 
 from lipschitz.dense import matrix_of
 from robustcore.lipschitz import SOC
+from robustcore.ops import exp_series
+from robustcore.ops.lipschitz.conv_exp import apply_series
+from robustcore.ops.lipschitz.soc import (
+    SingularVectors,
+    normalised_kernel,
+    reshapes,
+    skew_conv_exp,
+)
 from testing import assert_close, assert_same
 
 # in, out, kernel, stride, height, width
@@ -317,3 +325,53 @@ def test_a_weight_that_is_not_finite_has_no_bound():
         layer.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="weight: is not finite"):
         layer.lipschitz_bound()
+
+
+@pytest.mark.parametrize("which", ["mixed", "flat", "zero"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_the_training_map(which, recompute):
+    """Backward builds the kernel again; the same through the graph of its definition."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, weight, scale = draw(2, 4, 5, 3), draw(4, 4, 3, 3), torch.tensor(0.7, dtype=torch.float64)
+    skewed = weight - weight.transpose(0, 1).flip(2, 3)
+    vectors = []
+    for matrix in reshapes(skewed):
+        u, _, vh = torch.linalg.svd(matrix)
+        vectors += [vh[0], u[:, 0]]
+    if which == "mixed":
+        vectors[0] = vectors[0] / 3  # makes the first of the two the smaller
+    if which == "flat":
+        vectors[2] = vectors[2] / 3
+    if which == "zero":
+        weight.zero_()
+    vectors = SingularVectors(*vectors)
+    x.requires_grad_(), weight.requires_grad_()
+    series = exp_series(1.5, degree=3)
+
+    def composed(x, weight):
+        return apply_series(x, normalised_kernel(weight, scale, vectors), series)
+
+    def fused(x, weight):
+        return skew_conv_exp(x, weight, scale, vectors, series, recompute)
+
+    y = fused(x, weight)
+    assert_close(y, composed(x, weight))
+    grad = draw(*y.shape)
+    wanted = torch.autograd.grad(composed(x, weight), (x, weight), grad)
+    for a, b in zip(torch.autograd.grad(y, (x, weight), grad), wanted, strict=True):
+        assert_close(a, b)
+    if which != "zero":
+        assert torch.autograd.gradgradcheck(fused, (x, weight))
+
+
+def test_the_training_map_keeps_no_kernel():
+    layer = SOC(16, 16, recompute=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(torch.randn(1, 16, 4, 4, requires_grad=True))
+    large = [t for t in kept if t.numel() >= layer.weight.numel()]
+    assert all(t.data_ptr() == layer.weight.data_ptr() for t in large)

@@ -1,0 +1,123 @@
+"""The training map of a SOC layer, keeping for backward no more than the weight it has anyway."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustcore.ops.lipschitz.conv_exp import _backward, _forward, _reference, apply_series
+from robustcore.ops.lipschitz.kernels import skew
+from robustcore.ops.lipschitz.series import Series
+
+
+class SingularVectors(NamedTuple):
+    """Of the reshapes (out h) x (in w), u1 and v1, and out x (in h w), u3 and v3, in any shape.
+
+    The other two reshapes of a skew kernel have the same norms.
+    """
+
+    u1: Tensor
+    v1: Tensor
+    u3: Tensor
+    v3: Tensor
+
+
+def reshapes(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """``[C, C, k, k]`` as the matrices (out h) x (in w) and out x (in h w)."""
+    c, _, k, _ = kernel.shape
+    return kernel.permute(0, 2, 1, 3).reshape(c * k, c * k), kernel.reshape(c, -1)
+
+
+def normalised_kernel(weight: Tensor, scale: Tensor, vectors: SingularVectors) -> Tensor:
+    """``scale S / sigma``, S the skew part of ``weight [C, C, k, k]``, sigma its smallest norm.
+
+    ``sigma`` is that of ``v^T S u`` over the two reshapes; the vectors count as constants.
+    Differentiable to any order in the weight. A zero kernel stays zero.
+    """
+    skewed = skew(weight)
+    return skewed * (scale / _sigma(skewed, vectors).clamp(min=_tiny(weight)))
+
+
+def skew_conv_exp(
+    x: Tensor, weight: Tensor, scale: Tensor, vectors: SingularVectors, series: Series,
+    recompute: bool,
+) -> Tensor:  # fmt: skip
+    """``p(L) x`` with ``L = normalised_kernel(weight, scale, vectors)``, unchecked.
+
+    Keeps the weight and what :func:`conv_exp` keeps of x; L, as large as the weight, is built again
+    in backward.
+    """
+    if series.degree and x.numel() and torch._C._functorch.peek_interpreter_stack() is None:
+        y: Tensor = _SkewConvExp.apply(x, weight, scale, *vectors, series, recompute)[0]
+        return y
+    kernel = normalised_kernel(weight, scale, vectors).to(x.dtype)
+    return apply_series(x, kernel, series, recompute)
+
+
+def _tiny(weight: Tensor) -> float:
+    return float(torch.finfo(weight.dtype).tiny ** 0.5)
+
+
+def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
+    u1, v1, u3, v3 = (t.flatten() for t in vectors)
+    mixed, flat = reshapes(skewed)
+    return torch.dot(v1, mixed @ u1), torch.dot(v3, flat @ u3)
+
+
+def _sigma(skewed: Tensor, vectors: SingularVectors) -> Tensor:
+    return torch.minimum(*_norms(skewed, vectors))
+
+
+class _SkewConvExp(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight, scale, u1, v1, u3, v3, series, recompute):
+        skewed = skew(weight)
+        sigma = _sigma(skewed, SingularVectors(u1, v1, u3, v3)).clamp(min=_tiny(weight))
+        kernel = skewed.mul_(scale / sigma).to(x.dtype)
+        return _forward(x, kernel, series, keep=not recompute)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.series, ctx.recompute = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        x, weight, scale, u1, v1, u3, v3, kept = ctx.saved_tensors
+        vectors, series = SingularVectors(u1, v1, u3, v3), ctx.series
+        if grad is None:
+            return (None,) * 9
+        if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
+
+            def forward(x, weight):
+                kernel = normalised_kernel(weight, scale, vectors).to(x.dtype)
+                return _reference(x, kernel, series)
+
+            return *torch.func.vjp(forward, x, weight)[1](grad), *(None,) * 7
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        skewed = skew(weight)
+        norms = _norms(skewed, vectors)
+        sigma = torch.minimum(*norms)
+        factor = scale / sigma.clamp(min=_tiny(weight))
+        kernel = skewed.mul_(factor).to(x.dtype)
+        grad_x, grad_kernel = _backward(x, kernel, kept, grad, series, need_x, need_weight)
+        if grad_kernel is None:
+            return grad_x, *(None,) * 8
+        grad_kernel = grad_kernel.to(weight.dtype).contiguous()
+        # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
+        slope = -torch.dot(grad_kernel.flatten(), kernel.to(weight.dtype).flatten()) / sigma
+        slope = torch.where(sigma > _tiny(weight), slope, torch.zeros_like(slope)).nan_to_num()
+        del skewed, kernel
+        mixed = norms[0] < norms[1]
+        grad_kernel.mul_(factor)
+        c, _, k, _ = weight.shape
+        grad_kernel.view(c, -1).addr_((slope * ~mixed) * v3.flatten(), u3.flatten())
+        v1, u1 = v1.reshape(c, k), (slope * mixed) * u1.reshape(c, k)
+        for i in range(k):
+            for j in range(k):
+                grad_kernel[:, :, i, j].addr_(v1[:, i], u1[:, j])
+        return grad_x, skew(grad_kernel), *(None,) * 7
