@@ -128,14 +128,18 @@ Tensor with_channels(const Tensor& t, int64_t channels, bool channels_last) {
   return Tensor(handle);
 }
 
-// What the three ops of a series share, checked; `kernel` and `x` are those of L.
+void check_tile(int64_t tile) {
+  check(tile == 2 || tile == 4, "tile: got ", tile, ", want 2 or 4");
+}
+
+// What the two ops of a series share, checked.
 SeriesArgs series_args(const Tensor& x, const std::vector<double>& coefficients, double first,
                        double step, double carry, int64_t tile) {
   check(x.dim() == 4 && x.scalar_type() == ScalarType::Float && !x.is_cuda() &&
             pair_shape("x", x, true, 1).rows >= 0,
         "x: got ", name_of(x.scalar_type()), " ", shape_of(x),
         ", want float32 [N, C, H, W] on the CPU");
-  check(tile == 2 || tile == 4, "tile: got ", tile, ", want 2 or 4");
+  check_tile(tile);
   const auto degree = static_cast<int64_t>(coefficients.size()) - 1;
   check(degree >= 1 && degree <= SeriesArgs::kMaxDegree, "coefficients: got ", degree + 1,
         ", want 2 to ", SeriesArgs::kMaxDegree + 1);
@@ -157,31 +161,43 @@ SeriesSizes checked_sizes(const SeriesArgs& args) {
 }
 
 // The kernel's transform, in the order that the active instruction set reads it.
-Tensor packed_kernel(const Tensor& kernel, const SeriesArgs& series) {
+Tensor conv_exp_pack(const Tensor& kernel, int64_t tile) {  // [C, C, 3, 3]
   check(kernel.dim() == 4 && kernel.scalar_type() == ScalarType::Float && !kernel.is_cuda() &&
-            kernel.is_contiguous() && kernel.size(0) == series.channels &&
-            kernel.size(1) == series.channels && kernel.size(2) == 3 && kernel.size(3) == 3,
+            kernel.is_contiguous() && kernel.size(0) == kernel.size(1) && kernel.size(2) == 3 &&
+            kernel.size(3) == 3,
         "kernel: got ", name_of(kernel.scalar_type()), " ", shape_of(kernel),
-        ", want contiguous float32 [", series.channels, ", ", series.channels, ", 3, 3]");
-  Tensor packed = empty_on(kernel, {checked_sizes(series).kernel}, {1}, ScalarType::Float);
+        ", want contiguous float32 [C, C, 3, 3] on the CPU");
+  check_tile(tile);
+  SeriesArgs shape{};
+  shape.channels = kernel.size(0), shape.tile = tile;
+  shape.images = shape.height = shape.width = shape.degree = 1;  // of any images
+  Tensor packed = empty_on(kernel, {checked_sizes(shape).kernel}, {1}, ScalarType::Float);
   SeriesKernelArgs args{};
-  args.channels = series.channels, args.tile = series.tile;
+  args.channels = shape.channels, args.tile = tile;
   args.kernel = kernel.const_data_ptr<float>();
   args.out = packed.mutable_data_ptr<float>();
   series_kernel_cpu(args);
   return packed;
 }
 
-std::tuple<Tensor, Tensor> conv_exp_series(const Tensor& x, const Tensor& kernel,
+const float* packed_data(const Tensor& packed, const SeriesArgs& args) {
+  const int64_t want = checked_sizes(args).kernel;
+  check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Float && !packed.is_cuda() &&
+            packed.is_contiguous() && packed.size(0) == want,
+        "packed: got ", shape_of(packed), ", want [", want,
+        "], what conv_exp_pack returns for x's channels, this tile and this instruction set");
+  return packed.const_data_ptr<float>();
+}
+
+std::tuple<Tensor, Tensor> conv_exp_series(const Tensor& x, const Tensor& packed,
                                            std::vector<double> coefficients, double first,
                                            double step, double carry, int64_t tile, bool keep) {
   SeriesArgs args = series_args(x, coefficients, first, step, carry, tile);
+  args.kernel = packed_data(packed, args);
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-  const Tensor packed = packed_kernel(kernel, args);
   Tensor y = with_channels(x, c, true);
   Tensor kept = empty_on(x, {keep ? (args.degree - 1) * n : 0, c, h, w}, {c * h * w, 1, c * w, c},
                          ScalarType::Float);
-  args.kernel = packed.const_data_ptr<float>();
   args.y = y.mutable_data_ptr<float>();
   args.kept = kept.numel() > 0 ? kept.mutable_data_ptr<float>() : nullptr;
   if (x.numel() > 0) series_cpu(args);
@@ -189,12 +205,13 @@ std::tuple<Tensor, Tensor> conv_exp_series(const Tensor& x, const Tensor& kernel
 }
 
 std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Tensor& x,
-                                                    const Tensor& kernel,
+                                                    const Tensor& packed,
                                                     const OptionalTensor& kept,
                                                     std::vector<double> coefficients, double first,
                                                     double step, double carry, int64_t tile) {
   SeriesBackwardArgs args{};
   args.series = series_args(x, coefficients, first, step, carry, tile);
+  args.series.kernel = packed_data(packed, args.series);
   check(!grad.is_cuda() && same_layout(grad, x), "grad: got ", name_of(grad.scalar_type()), " ",
         shape_of(grad), ", want the dtype, shape and strides of x ", shape_of(x));
   if (kept) {
@@ -204,19 +221,16 @@ std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Te
           shape_of(x));
     args.series.kept = const_cast<float*>(kept->const_data_ptr<float>());
   }
-  Tensor grad_x = with_channels(x, x.size(1), true);
+  const int64_t c = x.size(1);
+  Tensor grad_x = with_channels(x, c, true);
+  Tensor grad_kernel = empty_on(x, {c, c, 3, 3}, {9 * c, 9, 3, 1}, ScalarType::Float);
   Tensor work = empty_on(x, {checked_sizes(args.series).work}, {1}, ScalarType::Float);
   args.grad = grad.const_data_ptr<float>();
   args.grad_x = grad_x.mutable_data_ptr<float>();
-  args.work = work.mutable_data_ptr<float>();
-  {
-    const Tensor packed = packed_kernel(kernel, args.series);
-    args.series.kernel = packed.const_data_ptr<float>();
-    if (x.numel() > 0) series_backward_cpu(args);
-  }  // wide kernels are large: the packed one goes before the gradient comes
-  Tensor grad_kernel = torch::stable::empty_like(kernel);
   args.grad_kernel = grad_kernel.mutable_data_ptr<float>();
-  if (kernel.numel() > 0) series_gradient_cpu(args);  // of no image: a sum of nothing
+  args.work = work.mutable_data_ptr<float>();
+  if (x.numel() > 0) series_backward_cpu(args);
+  if (c > 0) series_gradient_cpu(args);  // of no image: a sum of nothing
   return {grad_x, grad_kernel};
 }
 
@@ -318,11 +332,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
   m.def(
       "conv_exp_update(Tensor z, Tensor? a, Tensor? b, Tensor? total, float alpha, float beta, "
       "float gamma, float total_scale, float delta, Tensor(a!) out, Tensor(b!)? total_out) -> ()");
+  m.def("conv_exp_pack(Tensor kernel, int tile) -> Tensor");
   m.def(
-      "conv_exp_series(Tensor x, Tensor kernel, float[] coefficients, float first, float step, "
+      "conv_exp_series(Tensor x, Tensor packed, float[] coefficients, float first, float step, "
       "float carry, int tile, bool keep) -> (Tensor, Tensor)");
   m.def(
-      "conv_exp_series_backward(Tensor grad, Tensor x, Tensor kernel, Tensor? kept, "
+      "conv_exp_series_backward(Tensor grad, Tensor x, Tensor packed, Tensor? kept, "
       "float[] coefficients, float first, float step, float carry, int tile) -> "
       "(Tensor, Tensor)");
   m.def("skew(Tensor weight) -> Tensor");
@@ -346,6 +361,7 @@ void implement(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   implement(m);
+  m.impl("conv_exp_pack", TORCH_BOX(&conv_exp_pack));
   m.impl("conv_exp_series", TORCH_BOX(&conv_exp_series));
   m.impl("conv_exp_series_backward", TORCH_BOX(&conv_exp_series_backward));
 }

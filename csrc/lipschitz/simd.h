@@ -79,7 +79,7 @@ struct SeriesPlan {
     padded = ceil_div(a.channels, block) * block;
     patch = (a.tile + 2) * (a.tile + 2);
     tiles_y = ceil_div(a.height, a.tile), tiles_x = ceil_div(a.width, a.tile);
-    tiles = tiles_y * tiles_x;
+    tiles = tiles_y * tiles_x > 0 ? tiles_y * tiles_x : 1;  // of empty images nothing is asked
     staged_height = tiles_y * a.tile + 2, staged_width = tiles_x * a.tile + 2;
     // Runs as long as the batch allows without leaving most threads idle.
     int64_t wanted = kMaxRun;

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, pixel_unshuffle
 
 from robustcore.ops.lipschitz import Series, conv_norm_bound, exp_series
-from robustcore.ops.lipschitz.conv_exp import apply_series
+from robustcore.ops.lipschitz.conv_exp import (
+    Prepared,
+    apply_series,
+    evaluate,
+    form_for,
+    prepare,
+)
 from robustcore.ops.lipschitz.kernels import skew
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
@@ -32,6 +38,7 @@ class _Frozen(NamedTuple):
     vectors: SingularVectors
     kernel: Tensor  # or, 1 x 1, its exponential
     series: Series | None  # None: the kernel is the layer's matrix
+    prepared: dict[Any, Prepared]  # the kernel, by the form that some images want
 
 
 class SOC(nn.Module):
@@ -164,16 +171,23 @@ class SOC(nn.Module):
 
     def _eval_map(self, x: Tensor) -> Tensor:
         frozen = self._freeze()
-        kernel = frozen.kernel
+        kernel, series = frozen.kernel, frozen.series
+        tracked = torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad)
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if series is not None and series.degree and x.numel() and not tracked and not transformed:
+            form = form_for(x, kernel, series)
+            if form not in frozen.prepared:
+                frozen.prepared[form] = prepare(x, kernel.to(x.dtype), series)
+            return evaluate(x, frozen.prepared[form], series, keep=False)[0]
         if torch.is_grad_enabled() and self.weight.requires_grad:
             # The same values, with a way back to the weight.
             kernel = normalised_kernel(self.weight, self.scale, frozen.vectors)
-            if frozen.series is None:
+            if series is None:
                 kernel = self._exponential(kernel)
         kernel = kernel.to(x.dtype)
-        if frozen.series is None:
+        if series is None:
             return torch.conv2d(x, kernel)
-        return apply_series(x, kernel, frozen.series, self.recompute)
+        return apply_series(x, kernel, series, self.recompute)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _freeze(self) -> _Frozen:
@@ -194,12 +208,13 @@ class SOC(nn.Module):
             vectors = self._iterated(skew(self.weight), 30)
             kernel = normalised_kernel(self.weight, self.scale, vectors)
             if self.kernel_size == 1:
-                return _Frozen(key, vectors, self._exponential(kernel), None)
+                return _Frozen(key, vectors, self._exponential(kernel), None, {})
             # A finer grid is tighter; wide kernels leave time for a coarse one.
             channels = kernel.shape[0]
             grid = 32 if channels <= 64 else 16 if channels <= 256 else 8
             radius = float(conv_norm_bound(kernel, max(grid, 2 * self.kernel_size)))
-        return _Frozen(key, vectors, kernel, exp_series(radius, self.tol, contractive=True))
+        series = exp_series(radius, self.tol, contractive=True)
+        return _Frozen(key, vectors, kernel, series, {})
 
     def _exponential(self, kernel: Tensor) -> Tensor:
         """``exp(kernel)`` as a 1 x 1 kernel, of norm at most 1 with its entries rounded."""

@@ -13,6 +13,7 @@ from robustcore import _C, ops
 from testing import relayouts
 
 conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not the function
+pack = torch.ops.robustcore.conv_exp_pack.default
 series_op = torch.ops.robustcore.conv_exp_series.default
 backward_op = torch.ops.robustcore.conv_exp_series_backward.default
 
@@ -38,9 +39,9 @@ def numbers(series):
 
 def run(x, kernel, grad, series, tile, keep=True):
     """y, the gradients of x and of the kernel."""
-    x, kernel, grad = channels_last(x), kernel.contiguous(), channels_last(grad)
-    y, kept = series_op(x, kernel, *numbers(series), tile, keep)
-    grads = backward_op(grad, x, kernel, kept if keep else None, *numbers(series), tile)
+    x, packed, grad = channels_last(x), pack(kernel.contiguous(), tile), channels_last(grad)
+    y, kept = series_op(x, packed, *numbers(series), tile, keep)
+    grads = backward_op(grad, x, packed, kept if keep else None, *numbers(series), tile)
     return y, *grads
 
 
@@ -83,9 +84,9 @@ def test_the_fine_tile_rounds_as_torch_does(channels):
     series = ops.exp_series(1.3, 1e-6)
     wide = reference(x.double(), kernel.double(), series)
     eager = relative_error(reference(x, kernel, series), wide)
-    y, _ = series_op(channels_last(x), kernel, *numbers(series), 2, False)
+    y, _ = series_op(channels_last(x), pack(kernel, 2), *numbers(series), 2, False)
     assert relative_error(y, wide) <= 2 * eager
-    coarse, _ = series_op(channels_last(x), kernel, *numbers(series), 4, False)
+    coarse, _ = series_op(channels_last(x), pack(kernel, 4), *numbers(series), 4, False)
     assert relative_error(coarse, wide) <= 10 * eager
 
 
@@ -218,28 +219,31 @@ def test_compiles():
 def test_opcheck():
     x, grad = (channels_last(images(3, 24, 4, 5, dtype=torch.float32, seed=s)) for s in (1, 2))
     kernel = skew_weight(24, 3, dtype=torch.float32)
+    torch.library.opcheck(pack, (kernel, 2))
+    packed = pack(kernel, 2)
     series = ops.exp_series(1.2, degree=3)
     for keep in (False, True):
-        torch.library.opcheck(series_op, (x, kernel, *numbers(series), 2, keep))
-    _, kept = series_op(x, kernel, *numbers(series), 2, True)
+        torch.library.opcheck(series_op, (x, packed, *numbers(series), 2, keep))
+    _, kept = series_op(x, packed, *numbers(series), 2, True)
     for given_kept in (None, kept):
-        arguments = (grad, x, kernel, given_kept, *numbers(series), 2)
+        arguments = (grad, x, packed, given_kept, *numbers(series), 2)
         torch.library.opcheck(backward_op, arguments)
 
 
 def test_bad_input():
     x, kernel = channels_last(torch.zeros(1, 24, 4, 4)), torch.zeros(24, 24, 3, 3)
+    packed = pack(kernel, 2)
     numbers = ([1.0, 1.0], 1.0, 1.0, 0.0)
-    for arguments, message in [
-        ((x.double(), kernel, *numbers, 2, False), "x: got float64"),
-        ((x.contiguous(), kernel, *numbers, 2, False), "x: want channels_last"),
-        ((x, kernel[:, :, :, :1], *numbers, 2, False), "kernel: got float32 .24, 24, 3, 1."),
-        ((x, kernel, [1.0], *numbers[1:], 2, False), "coefficients: got 1"),
-        ((x, kernel, *numbers, 3, False), "tile: got 3, want 2 or 4"),
+    for call, message in [
+        (lambda: pack(kernel[:, :, :, :1], 2), "kernel: got float32 .24, 24, 3, 1."),
+        (lambda: pack(kernel.double(), 2), "kernel: got float64"),
+        (lambda: pack(kernel, 3), "tile: got 3, want 2 or 4"),
+        (lambda: series_op(x.double(), packed, *numbers, 2, False), "x: got float64"),
+        (lambda: series_op(x.contiguous(), packed, *numbers, 2, False), "x: want channels_last"),
+        (lambda: series_op(x, packed, *numbers, 4, False), "packed: got"),
+        (lambda: series_op(x, packed, [1.0], *numbers[1:], 2, False), "coefficients: got 1"),
+        (lambda: backward_op(x[:, :12], x, packed, None, *numbers, 2), "grad: got"),
+        (lambda: backward_op(x, x, packed, x, *numbers, 2), "kept: got"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            series_op(*arguments)
-    with pytest.raises(RuntimeError, match="grad: got"):
-        backward_op(x[:, :12], x, kernel, None, *numbers, 2)
-    with pytest.raises(RuntimeError, match="kept: got"):
-        backward_op(x, x, kernel, x, *numbers, 2)
+            call()

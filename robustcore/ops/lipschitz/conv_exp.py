@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from robustcore import _C
 from robustcore.ops.lipschitz.series import Series, exp_series
 
+_pack = torch.ops.robustcore.conv_exp_pack.default
 _series = torch.ops.robustcore.conv_exp_series.default
 _series_backward = torch.ops.robustcore.conv_exp_series_backward.default
 _update = torch.ops.robustcore.conv_exp_update.default
@@ -97,7 +98,87 @@ def apply_series(x: Tensor, kernel: Tensor, series: Series, recompute: bool = Fa
     if needs_grad or torch._C._functorch.peek_interpreter_stack() is not None:
         y: Tensor = _ConvExp.apply(x, kernel, series, recompute)[0]
         return y
-    return _forward(x, kernel, series, keep=False)[0]
+    return evaluate(x, prepare(x, kernel, series), series, keep=False)[0]
+
+
+class Prepared(NamedTuple):
+    """A kernel in the form that one way of evaluating a series reads."""
+
+    tile: int
+    """The Winograd tile of our own kernel, or 0 where torch's convolutions run."""
+    kernel: Tensor
+
+
+# Sizes at which our own kernel was no faster, and the error above which the rounding of its
+# coarser tile cannot matter.
+_MIN_CHANNELS, _MIN_TILES, _COARSE_ERROR = 24, 16, 1e-5
+
+
+def form_for(
+    x: Tensor, kernel: Tensor, series: Series
+) -> tuple[int, torch.dtype, torch.memory_format]:
+    """Images of one form take the same :class:`Prepared`."""
+    return _choose_tile(x, kernel, series), x.dtype, _memory_format(x)
+
+
+def _choose_tile(x: Tensor, kernel: Tensor, series: Series) -> int:
+    n, c, h, w = x.shape
+    if x.device.type != "cpu" or x.dtype != torch.float32 or tuple(kernel.shape[2:]) != (3, 3):
+        return 0
+    if c < _MIN_CHANNELS or min(h, w) < 2 or n * h * w < 4 * _MIN_TILES or series.degree > 64:
+        return 0
+    if _block() == 0:
+        return 0
+    return 4 if series.error > _COARSE_ERROR and min(h, w) >= 4 else 2
+
+
+def prepare(x: Tensor, kernel: Tensor, series: Series) -> Prepared:
+    """The kernel as :func:`evaluate` and :func:`backward` want it for such images."""
+    if tile := _choose_tile(x, kernel, series):
+        return Prepared(tile, _pack(kernel.contiguous(), tile))
+    return Prepared(0, kernel.contiguous(memory_format=_memory_format(x)))
+
+
+def evaluate(x: Tensor, prepared: Prepared, series: Series, keep: bool) -> tuple[Tensor, Tensor]:
+    """p(L) x, degree >= 1, and what backward wants of it: the u[k], 1 <= k < degree, or nothing."""
+    keep = keep and series.degree > 1
+    tile, kernel = prepared
+    x = x.contiguous(memory_format=_memory_format(x))
+    if tile:
+        y, kept = _series(x, kernel, *_numbers(series), tile, keep)
+        return y, kept
+    if not keep:
+        return _evaluate(x, kernel, series, None), x.new_empty(0)
+    kept, parts = _slots(x, series.degree - 1)
+    return _evaluate(x, kernel, series, parts), kept
+
+
+def backward(
+    x: Tensor, prepared: Prepared, kept: Tensor, grad: Tensor, series: Series, need_x: bool,
+    need_kernel: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """The gradients of x and of the kernel, ``kept`` being what :func:`evaluate` returned."""
+    if not need_kernel:
+        adjoint = series._replace(first=-series.first, step=-series.step)  # L^T = -L
+        return evaluate(grad, prepared, adjoint, keep=False)[0], None
+    tile, kernel = prepared
+    x = x.contiguous(memory_format=_memory_format(x))
+    grad = _like(grad, x)
+    if tile == 0:
+        return _backward(x, kernel, kept, grad, series, need_x)
+    given = kept if kept.numel() else None
+    grads: tuple[Tensor, Tensor] = _series_backward(grad, x, kernel, given, *_numbers(series), tile)
+    return grads
+
+
+def _numbers(series: Series) -> tuple[list[float], float, float, float]:
+    return list(series.coefficients), series.first, series.step, series.carry
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _block() -> int:
+    """Channels that our own kernel pads to a multiple of; 0 where there is none."""
+    return {"avx512": 32, "avx2": 16}.get(_C.build_info()["simd"], 0)
 
 
 def _check_arguments(x: Any, kernel: Any) -> None:
@@ -151,11 +232,10 @@ def _is_channels_last(x: Tensor) -> bool:
     return bool(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
 
 
-def _laid_out(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the layout whose convolutions are fastest."""
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """The layout whose convolutions are fastest."""
     last = x.device.type == "cpu" or _is_channels_last(x)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return x.contiguous(memory_format=memory_format), kernel.contiguous(memory_format=memory_format)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
@@ -204,50 +284,10 @@ def _evaluate(x: Tensor, kernel: Tensor, series: Series, keep: list[Tensor] | No
     return current
 
 
-# Below: sizes at which our own kernel was no faster, and the error above which the rounding of its
-# coarser tile cannot matter.
-_MIN_CHANNELS, _MIN_TILES, _COARSE_ERROR = 24, 16, 1e-5
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_vectors() -> bool:
-    return bool(_C.build_info()["simd"] != "baseline")
-
-
-def _tile(x: Tensor, kernel: Tensor, series: Series) -> int:
-    """The Winograd tile of our own kernel, or 0 where torch's convolutions are to run."""
-    n, c, h, w = x.shape
-    if x.device.type != "cpu" or x.dtype != torch.float32 or tuple(kernel.shape[2:]) != (3, 3):
-        return 0
-    if c < _MIN_CHANNELS or min(h, w) < 2 or n * h * w < 4 * _MIN_TILES or series.degree > 64:
-        return 0
-    if not _has_vectors():
-        return 0
-    return 4 if series.error > _COARSE_ERROR and min(h, w) >= 4 else 2
-
-
-def _forward(x: Tensor, kernel: Tensor, series: Series, keep: bool) -> tuple[Tensor, Tensor]:
-    """p(L) x, and what backward wants of it: the u[k], 1 <= k < degree, or nothing."""
-    keep = keep and series.degree > 1
-    if tile := _tile(x, kernel, series):
-        x = x.contiguous(memory_format=torch.channels_last)
-        y, kept = _series(x, kernel.contiguous(), *_numbers(series), tile, keep)
-        return y, kept
-    x, kernel = _laid_out(x, kernel)
-    if not keep:
-        return _evaluate(x, kernel, series, None), x.new_empty(0)
-    kept, parts = _slots(x, series.degree - 1)
-    return _evaluate(x, kernel, series, parts), kept
-
-
-def _numbers(series: Series) -> tuple[list[float], float, float, float]:
-    return list(series.coefficients), series.first, series.step, series.carry
-
-
 class _ConvExp(torch.autograd.Function):
     @staticmethod
     def forward(x, kernel, series, recompute):
-        return _forward(x, kernel, series, keep=not recompute)
+        return evaluate(x, prepare(x, kernel, series), series, keep=not recompute)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -263,9 +303,10 @@ class _ConvExp(torch.autograd.Function):
             return None, None, None, None
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
             series = ctx.series
-            vjp = torch.func.vjp(lambda x, kernel: _reference(x, kernel, series), x, kernel)[1]
+            vjp = torch.func.vjp(lambda x, kernel: reference(x, kernel, series), x, kernel)[1]
             return *vjp(grad), None, None
-        grads = _backward(x, kernel, kept, grad, ctx.series, *ctx.needs_input_grad[:2])
+        prepared = prepare(x, kernel, ctx.series)
+        grads = backward(x, prepared, kept, grad, ctx.series, *ctx.needs_input_grad[:2])
         return *grads, None, None
 
     @staticmethod
@@ -284,7 +325,7 @@ class _ConvExp(torch.autograd.Function):
         return (torch.stack(results), x.new_empty(0)), (0, None)
 
 
-def _reference(x: Tensor, kernel: Tensor, series: Series) -> Tensor:
+def reference(x: Tensor, kernel: Tensor, series: Series) -> Tensor:
     """p(L) x in operations of torch."""
     c, d = series.coefficients, series.degree
     after, current = None, c[d] * x
@@ -298,29 +339,14 @@ def _reference(x: Tensor, kernel: Tensor, series: Series) -> Tensor:
 
 
 def _backward(
-    x: Tensor, kernel: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool,
-    need_kernel: bool,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    x: Tensor, kernel: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool
+) -> tuple[Tensor | None, Tensor]:
     """The adjoint recurrence: ``m[k + 1] = step L^T m[k] + carry m[k - 1]``, ``m[0] = grad``.
 
     The gradient of x is the sum of ``coefficients[k] m[k]``, that of the kernel the sum of the
     weight gradients of the pairs (u[k + 1], m[k]).
     """
-    if not need_kernel:
-        adjoint = series._replace(first=-series.first, step=-series.step)  # L^T = -L
-        return _forward(grad, kernel, adjoint, keep=False)[0], None
-    if tile := _tile(x, kernel, series):
-        x = x.contiguous(memory_format=torch.channels_last)
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        given = kept if kept.numel() else None
-        kernel = kernel.contiguous()
-        grads: tuple[Tensor, Tensor] = _series_backward(
-            grad, x, kernel, given, *_numbers(series), tile
-        )
-        return grads
     c, d = series.coefficients, series.degree
-    x, kernel = _laid_out(x, kernel)
-    grad = _like(grad, x)
     if d > 1 and kept.numel() == 0:
         kept, parts = _slots(x, d - 1)
         _evaluate_kept(x, kernel, series, parts)
@@ -368,8 +394,15 @@ def _weight_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     return weight_gradient
 
 
+@torch.library.register_fake("robustcore::conv_exp_pack")
+def _(kernel, tile):
+    block = _block()
+    padded = (kernel.shape[0] + block - 1) // block * block
+    return kernel.new_empty((tile + 2) ** 2 * padded**2)
+
+
 @torch.library.register_fake("robustcore::conv_exp_series")
-def _(x, kernel, coefficients, first, step, carry, tile, keep):
+def _(x, packed, coefficients, first, step, carry, tile, keep):
     n, c, h, w = x.shape
     degree = len(coefficients) - 1
     kept = x.new_empty((degree - 1) * n if keep else 0, c, h, w)
@@ -378,8 +411,9 @@ def _(x, kernel, coefficients, first, step, carry, tile, keep):
 
 
 @torch.library.register_fake("robustcore::conv_exp_series_backward")
-def _(grad, x, kernel, kept, coefficients, first, step, carry, tile):
-    return x.new_empty(x.shape).to(memory_format=torch.channels_last), torch.empty_like(kernel)
+def _(grad, x, packed, kept, coefficients, first, step, carry, tile):
+    c = x.shape[1]
+    return x.new_empty(x.shape).to(memory_format=torch.channels_last), x.new_empty(c, c, 3, 3)
 
 
 @torch.library.register_fake("robustcore::conv_exp_update")

@@ -7,7 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore.ops.lipschitz.conv_exp import _backward, _forward, _reference, apply_series
+from robustcore.ops.lipschitz.conv_exp import (
+    apply_series,
+    backward,
+    evaluate,
+    prepare,
+    reference,
+)
 from robustcore.ops.lipschitz.kernels import skew
 from robustcore.ops.lipschitz.series import Series
 
@@ -37,7 +43,8 @@ def normalised_kernel(weight: Tensor, scale: Tensor, vectors: SingularVectors) -
     Differentiable to any order in the weight. A zero kernel stays zero.
     """
     skewed = skew(weight)
-    return skewed * (scale / _sigma(skewed, vectors).clamp(min=_tiny(weight)))
+    sigma = torch.minimum(*_norms(skewed, vectors))
+    return skewed * (scale / sigma.clamp(min=_tiny(weight)))
 
 
 def skew_conv_exp(
@@ -66,17 +73,20 @@ def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
     return torch.dot(v1, mixed @ u1), torch.dot(v3, flat @ u3)
 
 
-def _sigma(skewed: Tensor, vectors: SingularVectors) -> Tensor:
-    return torch.minimum(*_norms(skewed, vectors))
+def _built(
+    weight: Tensor, scale: Tensor, vectors: SingularVectors
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The normalised kernel, in the memory of the skew one, and the norms."""
+    skewed = skew(weight)
+    norms = _norms(skewed, vectors)
+    return skewed.mul_(scale / torch.minimum(*norms).clamp(min=_tiny(weight))), norms
 
 
 class _SkewConvExp(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, scale, u1, v1, u3, v3, series, recompute):
-        skewed = skew(weight)
-        sigma = _sigma(skewed, SingularVectors(u1, v1, u3, v3)).clamp(min=_tiny(weight))
-        kernel = skewed.mul_(scale / sigma).to(x.dtype)
-        return _forward(x, kernel, series, keep=not recompute)
+        kernel, _ = _built(weight, scale, SingularVectors(u1, v1, u3, v3))
+        return evaluate(x, prepare(x, kernel.to(x.dtype), series), series, keep=not recompute)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -95,25 +105,25 @@ class _SkewConvExp(torch.autograd.Function):
 
             def forward(x, weight):
                 kernel = normalised_kernel(weight, scale, vectors).to(x.dtype)
-                return _reference(x, kernel, series)
+                return reference(x, kernel, series)
 
             return *torch.func.vjp(forward, x, weight)[1](grad), *(None,) * 7
-        need_x, need_weight = ctx.needs_input_grad[:2]
-        skewed = skew(weight)
-        norms = _norms(skewed, vectors)
-        sigma = torch.minimum(*norms)
-        factor = scale / sigma.clamp(min=_tiny(weight))
-        kernel = skewed.mul_(factor).to(x.dtype)
-        grad_x, grad_kernel = _backward(x, kernel, kept, grad, series, need_x, need_weight)
+        kernel, norms = _built(weight, scale, vectors)
+        prepared = prepare(x, kernel.to(x.dtype), series)
+        del kernel  # as large as the weight
+        grad_x, grad_kernel = backward(x, prepared, kept, grad, series, *ctx.needs_input_grad[:2])
+        del prepared
         if grad_kernel is None:
             return grad_x, *(None,) * 8
         grad_kernel = grad_kernel.to(weight.dtype).contiguous()
-        # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
-        slope = -torch.dot(grad_kernel.flatten(), kernel.to(weight.dtype).flatten()) / sigma
-        slope = torch.where(sigma > _tiny(weight), slope, torch.zeros_like(slope)).nan_to_num()
-        del skewed, kernel
-        mixed = norms[0] < norms[1]
+        sigma = torch.minimum(*norms)
+        factor = scale / sigma.clamp(min=_tiny(weight))
+        # <grad, S> = <skew(grad), weight>
+        inner = torch.dot(skew(grad_kernel).flatten(), weight.flatten())
         grad_kernel.mul_(factor)
+        # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
+        slope = torch.where(sigma > _tiny(weight), -factor * inner / sigma, 0.0 * inner)
+        mixed = norms[0] < norms[1]
         c, _, k, _ = weight.shape
         grad_kernel.view(c, -1).addr_((slope * ~mixed) * v3.flatten(), u3.flatten())
         v1, u1 = v1.reshape(c, k), (slope * mixed) * u1.reshape(c, k)
