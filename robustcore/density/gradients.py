@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robustcore import ops
+from robustcore.density.double_backward import fast_double_backward
 from robustcore.ops.density import dual_direction
 
 Model = Callable[[Tensor], Tensor]
@@ -112,6 +114,14 @@ def leaf(x: Tensor) -> Tensor:
     if x.requires_grad or torch.compiler.is_compiling():  # see gradients()
         return x
     return x.detach().requires_grad_()
+
+
+def evaluate(model: Model, x: Tensor, mode: str) -> Tensor:
+    """The checked logits at x, in a graph that the mode can differentiate."""
+    double = mode == "double_backward" and not torch.compiler.is_compiling()
+    with torch.enable_grad(), fast_double_backward() if double else nullcontext():
+        logits = model(x)
+    return check_logits(logits, x)
 
 
 def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:

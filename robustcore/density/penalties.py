@@ -45,6 +45,7 @@ from robustcore.density.gradients import (
     check_logits,
     check_target,
     check_x,
+    evaluate,
     gradient_norm,
     gradients,
     leaf,
@@ -158,7 +159,7 @@ def curvature_penalty(
         length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
         z = h * sign / torch.where(length == 0, 1, length)
         moved = leaf(call.x.detach() + z.to(x.dtype))
-        there = Point(moved, score(check_logits(model(moved), moved)))
+        there = Point(moved, score(evaluate(model, moved, call.mode)))
     return reduce(gradient_norm(model, score, [there, here], call.p, call.mode, step), reduction)
 
 
@@ -192,7 +193,7 @@ def attribution_penalty(
         points = [Point(call.x, score(call.logits), weight)]
         for i in range(1, steps):
             at = leaf(x.detach() - path * (i / steps))
-            points.append(Point(at, score(check_logits(model(at), at)), weight))
+            points.append(Point(at, score(evaluate(model, at, call.mode)), weight))
     return reduce(gradient_norm(model, score, points, call.p, call.mode, step), reduction)
 
 
@@ -203,26 +204,21 @@ class _Call:
         self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
     ) -> None:
         check_x(x)
-        self.model, self.p, self.mode, self.step = (
-            model,
-            check_p(p),
-            resolve_mode(mode, model),
-            step,
-        )
+        self.model, self.p, self.step = model, check_p(p), step
+        self.mode = resolve_mode(mode, model)
         if not step > 0:
             raise ValueError(f"step: got {step}, want a number above 0")
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
         if logits is None:
             self.x = leaf(x)
-            with torch.enable_grad():
-                logits = model(self.x)
+            self.logits = evaluate(model, self.x, self.mode)
         else:
             if not x.requires_grad:
                 raise ValueError(
                     "x: has to require grad where logits are given, and logits to be model(x) of it"
                 )
             self.x = x
-        self.logits = check_logits(logits, x)
+            self.logits = check_logits(logits, x)
 
     def per_sample(self, score: Score) -> Tensor:
         with torch.enable_grad():

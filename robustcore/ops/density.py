@@ -105,7 +105,8 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         logits, lse = ctx.saved_tensors
-        return _LogSumExpBackward.apply(grad, logits, lse)
+        # Detached: a constant, or the engine would come back here with a gradient of zeros.
+        return _LogSumExpBackward.apply(grad, logits, lse.detach())
 
 
 class _LogSumExpBackward(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.density import _arithmetic, _check_floating, _tracked
+from robustcore.ops.density_layers import needed, present
 from robustcore.ops.smoothing import _map_calls
 
 _chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
@@ -98,12 +99,12 @@ class _LinearLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, grad_target):
         features, weight, bias, targets, lse = ctx.saved_tensors
-        needs = _needed(ctx)
+        needs = needed(ctx, 3)
         grads = _LinearLogSumExpBackward.apply(
-            grad, None if targets is None else grad_target, features, weight, bias, targets, lse,
-            *needs,
+            grad, None if targets is None else grad_target, features, weight, bias, targets,
+            lse.detach(), *needs,
         )  # fmt: skip
-        return *_present(grads, needs), None
+        return *present(grads, needs), None
 
 
 class _LinearLogSumExpBackward(torch.autograd.Function):
@@ -138,7 +139,7 @@ class _LinearLogSumExpBackward(torch.autograd.Function):
         results = _LinearLogSumExpDoubleBackward.apply(
             *cotangents, *tensors, grad_features, need_grad, need_target, *needs
         )
-        return *_present(results, (need_grad, need_target, *needs)), *[None] * 5
+        return *present(results, (need_grad, need_target, *needs)), *[None] * 5
 
 
 class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
@@ -161,27 +162,6 @@ class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError("linear_logsumexp: differentiable twice, and this is the third time")
-
-
-def _needed(ctx: Any) -> list[bool]:
-    """Which of features, weight and bias this backward pass is for.
-
-    ``needs_input_grad`` says what can have a gradient; a penalty asks for that of features alone,
-    and the engine knows, sparing a matrix product of the whole size.
-    """
-    needs = list(ctx.needs_input_grad[:3])
-    if torch.compiler.is_compiling() or not hasattr(ctx, "next_functions"):
-        return needs
-    for i, (node, _) in enumerate(ctx.next_functions[:2]):
-        try:
-            needs[i] = needs[i] and torch._C._will_engine_execute_node(node)
-        except RuntimeError:  # it does not say for a leaf that is itself asked for
-            continue
-    return needs
-
-
-def _present(results, needs):
-    return [r if n else None for r, n in zip(results, needs, strict=False)]
 
 
 # ---- the chunks ----------------------------------------------------------------------------------

@@ -140,6 +140,18 @@ def test_the_weights_gradient_is_not_computed_for_nothing(monkeypatch):
     assert [a[:2] for a in asked] == [(True, False), (True, True)]
 
 
+def test_a_penalty_does_not_come_back_to_the_forward(monkeypatch):
+    # lse is a constant of the backward pass; were it not detached there, the engine would compute
+    # both gradients again, from zeros.
+    features, weight, bias, _ = layer(8, 4, 6)
+    value = penalty(ops.linear_logsumexp(features, weight, bias), features)
+    monkeypatch.setattr(
+        density_linear._LinearLogSumExpBackward, "apply", lambda *_: pytest.fail("came back")
+    )
+    value.backward()
+    assert weight.grad.abs().max() > 0
+
+
 def test_third_derivative_is_refused():
     features, weight, bias, _ = layer(3, 2, 4, torch.float64)
     value = penalty(ops.linear_logsumexp(features, weight, bias), features)
