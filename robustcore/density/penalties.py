@@ -13,9 +13,8 @@ autocast does to the model, and differentiable in the model's parameters by one 
   kind of activation checkpointing.
 * ``finite_difference``: the value is exact, its derivative a central difference of the score, with
   an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32.
-  First-order code only: it compiles and checkpoints. It calls the model twice more. Works with a
-  compiled model, and inside a compiled step (fullgraph) of a model that writes no buffers, which
-  BatchNorm does in training mode.
+  First-order code only: it compiles (the model, or a whole step with fullgraph) and checkpoints.
+  It calls the model twice more.
 * ``auto``: double_backward, but finite_difference where torch.compile is in play.
 
 BatchNorm in training mode: the penalty sees the statistics of the batch that made ``logits``, and
@@ -23,6 +22,9 @@ its derivative goes through them; the gradient of a sample then includes its eff
 scores. Modes and penalties that evaluate the model at other points normalise each such batch by its
 own statistics and count it in the running ones. Put the model in eval mode for a penalty at the
 running statistics.
+
+Time. Where a penalty calls the model itself, its convolutions and BatchNorms get a cheaper double
+backward; for logits of your own, call the model within :class:`fast_double_backward`.
 
 Errors (TypeError, ValueError) name the argument; NaN logits are an error that names the rows.
 """
