@@ -210,12 +210,12 @@ def test_repeatable_and_any_layout(small_chunks):
 
 def test_opcheck():
     features, weight, bias, targets = layer(5, 3, 10, requires_grad=False)
-    lse, _ = density_linear._linear_lse(features, weight, bias, targets)
     forward = (features, weight, bias, targets)
-    torch.library.opcheck(density_linear._linear_lse, forward)
-    backward = (lse, lse, *forward, lse, True, True, True)
+    lse, _, mean = density_linear._linear_lse(*forward, True)
+    torch.library.opcheck(density_linear._linear_lse, (*forward, True))
+    backward = (lse, lse, *forward, lse, mean, True, True, True)
     torch.library.opcheck(density_linear._linear_lse_backward, backward)
-    double = (features, None, None, lse, lse, *forward, lse, features, *[True] * 5)
+    double = (features, None, None, lse, lse, *forward, lse, mean, *[True] * 5)
     torch.library.opcheck(density_linear._linear_lse_double_backward, double)
 
 
