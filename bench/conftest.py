@@ -39,15 +39,15 @@ def device(request):
 
 @pytest.fixture
 def measure(benchmark, device):
-    """measure(group, impl, fn, launches=1, rounds=...): times fn(), and the memory it takes.
+    """measure(group, impl, fn, launches=1, rounds=..., warmups=3): times fn(), and its memory.
 
     On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
     does in use; the figure is of one call.
     """
 
-    def run(group, impl, fn, *, launches=1, rounds=None):
+    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3):
         cuda = device.type == "cuda"
-        for _ in range(3):
+        for _ in range(warmups):
             fn()
         benchmark.group = group
         benchmark.extra_info["impl"] = impl
@@ -64,7 +64,7 @@ def measure(benchmark, device):
         if rounds is None:
             benchmark.pedantic(timed, rounds=15 if cuda else 11, warmup_rounds=2)
         else:
-            benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1)
+            benchmark.pedantic(timed, rounds=rounds, warmup_rounds=min(1, warmups - 1))
 
     return run
 

@@ -26,4 +26,8 @@ void norm_grad_cpu(const NormGradArgs& args) {
   run_units(RC_ACTIVE_KERNELS.norm_grad, args, args.rows, args.rows * args.elements);
 }
 
+void norm_hess_cpu(const NormHessArgs& args) {
+  run_units(RC_ACTIVE_KERNELS.norm_hess, args, args.rows, args.rows * args.elements);
+}
+
 }  // namespace robustcore::density

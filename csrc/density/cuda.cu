@@ -33,6 +33,18 @@ struct Team {
   }
 };
 
+// Calls body(team, row, live) for the block's rows. A team whose row is past the end comes along,
+// on row 0 and not live.
+template <int kWarps, class Body>
+__device__ void for_rows(int64_t rows, const Body& body) {
+  const Team<kWarps> team;
+  constexpr int64_t at_once = Team<kWarps>::kRows;
+  for (int64_t first = blockIdx.x * at_once; first < rows; first += gridDim.x * at_once) {
+    const int64_t row = first + team.row;
+    body(team, row < rows ? row : 0, row < rows);
+  }
+}
+
 template <class T>
 __device__ T warp_max(T v) {
   RC_UNROLL
@@ -106,14 +118,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
   using T = Arithmetic<In>;
   using L = OneLane<T>;
   const Logits& logits = args.logits;
-  const Team<kWarps> team;
   T* const max = static_cast<T*>(args.max);
   T* const sum = static_cast<T*>(args.sum);
-  for (int64_t row0 = blockIdx.x * int64_t{Team<kWarps>::kRows}; row0 < logits.rows;
-       row0 += gridDim.x * int64_t{Team<kWarps>::kRows}) {
-    const int64_t row = row0 + team.row;
-    const bool live = row < logits.rows;
-    const Matrix<In> z(logits.z, logits.bias, live ? row : 0);
+  for_rows<kWarps>(logits.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    const Matrix<In> z(logits.z, logits.bias, row);
     Scaled<T> total{T(-INFINITY), T(0)};
     if (live && max && !args.first) total = {max[row], sum[row]};
     over_segments<kWarps, Scaled<T>>(
@@ -135,14 +143,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
           return Scaled<T>{m, warp_sum(s)};
         },
         [&](Scaled<T> part) { total = add_exp<L>(total, part); });
-    if (!live || !team.writes()) continue;
+    if (!live || !team.writes()) return;
     if (max) max[row] = total.max, sum[row] = total.sum;
     static_cast<T*>(args.lse)[row] = lse_of<L>(total);
     const int64_t target = target_column(logits, row);
     if (target >= 0 && target < logits.classes) {
       static_cast<T*>(args.target_logits)[row] = z(target);
     }
-  }
+  });
 }
 
 template <class In, int kWarps>
@@ -151,9 +159,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
   using T = Arithmetic<In>;
   using L = OneLane<T>;
   const Logits& logits = args.logits;
-  const Team<kWarps> team;
-  for (int64_t row = blockIdx.x * int64_t{Team<kWarps>::kRows} + team.row; row < logits.rows;
-       row += gridDim.x * int64_t{Team<kWarps>::kRows}) {
+  for_rows<kWarps>(logits.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    if (!live) return;
     const Matrix<In> z(logits.z, logits.bias, row);
     const T grad = at_row<T>(args.grad, row);
     const T shift = probability_shift(at_row<T>(args.lse, row));
@@ -164,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
       if (k == target) weight += at_row<T>(args.grad_target, row);
       out[k] = convert<In>(weight);
     });
-  }
+  });
 }
 
 template <class In, int kWarps>
@@ -173,14 +180,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
   using T = Arithmetic<In>;
   using L = OneLane<T>;
   const Logits& logits = args.logits;
-  const Team<kWarps> team;
-  for (int64_t row0 = blockIdx.x * int64_t{Team<kWarps>::kRows}; row0 < logits.rows;
-       row0 += gridDim.x * int64_t{Team<kWarps>::kRows}) {
-    const int64_t row = row0 + team.row;
-    const bool live = row < logits.rows;
-    const Matrix<In> z(logits.z, logits.bias, live ? row : 0);
-    const Matrix<In> v(args.v, args.v_bias, live ? row : 0);
-    const T shift = live ? probability_shift(at_row<T>(args.lse, row)) : T(0);
+  for_rows<kWarps>(logits.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    const Matrix<In> z(logits.z, logits.bias, row);
+    const Matrix<In> v(args.v, args.v_bias, row);
+    const T shift = probability_shift(at_row<T>(args.lse, row));
     T dot = live ? static_cast<T*>(args.dot)[row] : T(0);
     if (args.reduce) {
       over_segments<kWarps, T>(
@@ -195,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
           [&](T part) { dot += part; });
       if (live && team.writes()) static_cast<T*>(args.dot)[row] = dot;
     }
-    if (!live || !args.curvature) continue;
+    if (!live || !args.curvature) return;
     const T grad = at_row<T>(args.grad, row);
     const int64_t target = target_column(logits, row);
     In* const curvature = static_cast<In*>(args.curvature) + row * logits.classes;
@@ -207,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
       if (k == target) weight += at_row<T>(args.grad_target, row);
       weights[k] = convert<In>(weight);
     });
-  }
+  });
 }
 
 // ---- norms ---------------------------------------------------------------------------------------
@@ -231,13 +234,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
     norm_kernel(const __grid_constant__ NormArgs args) {
   using T = Arithmetic<In>;
   using L = OneLane<T>;
-  const Team<kWarps> team;
   const T p = static_cast<T>(args.p);
-  for (int64_t row0 = blockIdx.x * int64_t{Team<kWarps>::kRows}; row0 < args.rows;
-       row0 += gridDim.x * int64_t{Team<kWarps>::kRows}) {
-    const int64_t row = row0 + team.row;
-    const bool live = row < args.rows;
-    const Elements<In> g(args.g, live ? row : 0);
+  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    const Elements<In> g(args.g, row);
     Scaled<T> total{T(0), T(0)};
     over_segments<kWarps, Scaled<T>>(
         team, live ? args.elements : 0, args.elements,
@@ -253,7 +252,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
         },
         [&](Scaled<T> part) { total = add_power<L, kNorm>(total, part, p); });
     if (live && team.writes()) static_cast<T*>(args.norm)[row] = norm_of<L, kNorm>(total, p);
-  }
+  });
+}
+
+// By how many elements a row's dual is shared: at infinity those that reach the maximum, else 1.
+template <Norm kNorm, int kWarps, class In, class T>
+__device__ T sharers(const Team<kWarps>& team, const Elements<In>& g, int64_t columns,
+                     int64_t longest, T scale) {
+  using L = OneLane<T>;
+  if constexpr (kNorm != Norm::kInf) return 1;
+  T shared = 0;
+  over_segments<kWarps, T>(
+      team, columns, longest,
+      [&](int64_t first, int count) {
+        T s = 0;
+        for (int k = team.lane; k < count; k += kWarp) {
+          s += abs<L>(dual<L, kNorm>(g(first + k), scale, T(0)));
+        }
+        return warp_sum(s);
+      },
+      [&](T part) { shared += part; });
+  return shared;
 }
 
 template <class In, Norm kNorm, int kWarps>
@@ -261,35 +280,51 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
     norm_grad_kernel(const __grid_constant__ NormGradArgs args) {
   using T = Arithmetic<In>;
   using L = OneLane<T>;
-  const Team<kWarps> team;
   const T p = static_cast<T>(args.p);
-  for (int64_t row0 = blockIdx.x * int64_t{Team<kWarps>::kRows}; row0 < args.rows;
-       row0 += gridDim.x * int64_t{Team<kWarps>::kRows}) {
-    const int64_t row = row0 + team.row;
-    const bool live = row < args.rows;
-    const Elements<In> g(args.g, live ? row : 0);
-    const T scale = live ? divisor(at_row<T>(args.norm, row)) : T(1);
-    T shared = 1;  // by how many elements
-    if constexpr (kNorm == Norm::kInf) {
-      shared = 0;
-      over_segments<kWarps, T>(
-          team, live ? args.elements : 0, args.elements,
-          [&](int64_t first, int count) {
-            T s = 0;
-            for (int k = team.lane; k < count; k += kWarp) {
-              s += abs<L>(dual<L, kNorm>(g(first + k), scale, p));
-            }
-            return warp_sum(s);
-          },
-          [&](T part) { shared += part; });
-    }
-    if (!live) continue;
+  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    const Elements<In> g(args.g, row);
+    const T scale = divisor(at_row<T>(args.norm, row));
+    const T shared = sharers<kNorm>(team, g, live ? args.elements : 0, args.elements, scale);
+    if (!live) return;
     const T grad = at_row<T>(args.grad, row) / divisor(shared);
     In* const out = static_cast<In*>(args.dual) + row * args.elements;
     team.for_columns(args.elements, [&](int64_t e) {
       out[e] = convert<In>(grad * dual<L, kNorm>(g(e), scale, p));
     });
-  }
+  });
+}
+
+template <class In, Norm kNorm, int kWarps>
+__global__ void __launch_bounds__(kThreads, kBlocks<In>)
+    norm_hess_kernel(const __grid_constant__ NormHessArgs args) {
+  using T = Arithmetic<In>;
+  using L = OneLane<T>;
+  const T p = static_cast<T>(args.p);
+  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+    const Elements<In> g(args.g, row), v(args.v, row);
+    const int64_t columns = live ? args.elements : 0;
+    const T norm = at_row<T>(args.norm, row), scale = divisor(norm);
+    const T shared = sharers<kNorm>(team, g, columns, args.elements, scale);
+    T dot = 0;
+    over_segments<kWarps, T>(
+        team, columns, args.elements,
+        [&](int64_t first, int count) {
+          T s = 0;
+          for (int k = team.lane; k < count; k += kWarp) {
+            s = L::fma(dual<L, kNorm>(g(first + k), scale, p), v(first + k), s);
+          }
+          return warp_sum(s);
+        },
+        [&](T part) { dot += part; });
+    if (!live) return;
+    dot /= divisor(shared);
+    if (team.writes()) static_cast<T*>(args.dot)[row] = dot;
+    const T slope = norm_slope(at_row<T>(args.grad, row), norm, p);
+    In* const out = static_cast<In*>(args.curvature) + row * args.elements;
+    team.for_columns(args.elements, [&](int64_t e) {
+      out[e] = convert<In>(norm_curvature<L, kNorm>(g(e), v(e), scale, slope, dot, p));
+    });
+  });
 }
 
 // ---- launching -----------------------------------------------------------------------------------
@@ -311,52 +346,59 @@ void launch(void (*kernel)(Args), const Args& args, int64_t rows, int warps, voi
   check_cuda(cudaGetLastError());
 }
 
+// kernel_of(tag, warps) or kernel_of(tag, norm, warps) is the kernel for a dtype, a kind of norm
+// and a length of rows.
+template <class Args, class KernelOf>
+void launch_lse(const Args& args, void* stream, const KernelOf& kernel_of) {
+  dispatch(args.logits.z.dtype, [&](auto tag) {
+    with_warps(args.logits.classes, [&](auto warps) {
+      launch(kernel_of(tag, warps), args, args.logits.rows, warps, stream);
+    });
+  });
+}
+
+template <class Args, class KernelOf>
+void launch_norm(const Args& args, void* stream, const KernelOf& kernel_of) {
+  dispatch(args.g.dtype, [&](auto tag) {
+    with_norm(args.p, [&](auto norm) {
+      with_warps(args.elements, [&](auto warps) {
+        launch(kernel_of(tag, norm, warps), args, args.rows, warps, stream);
+      });
+    });
+  });
+}
+
+#define RC_LSE_KERNEL(kernel) \
+  [](auto tag, auto warps) { return kernel<decltype(tag), decltype(warps)::value>; }
+#define RC_NORM_KERNEL(kernel)                                                   \
+  [](auto tag, auto norm, auto warps) {                                          \
+    return kernel<decltype(tag), decltype(norm)::value, decltype(warps)::value>; \
+  }
+
 }  // namespace
 
 void lse_cuda(const LseArgs& args, void* stream) {
-  dispatch(args.logits.z.dtype, [&](auto tag) {
-    with_warps(args.logits.classes, [&](auto w) {
-      launch(lse_kernel<decltype(tag), decltype(w)::value>, args, args.logits.rows, w, stream);
-    });
-  });
+  launch_lse(args, stream, RC_LSE_KERNEL(lse_kernel));
 }
 
 void lse_grad_cuda(const LseGradArgs& args, void* stream) {
-  dispatch(args.logits.z.dtype, [&](auto tag) {
-    with_warps(args.logits.classes, [&](auto w) {
-      launch(lse_grad_kernel<decltype(tag), decltype(w)::value>, args, args.logits.rows, w, stream);
-    });
-  });
+  launch_lse(args, stream, RC_LSE_KERNEL(lse_grad_kernel));
 }
 
 void lse_hess_cuda(const LseHessArgs& args, void* stream) {
-  dispatch(args.logits.z.dtype, [&](auto tag) {
-    with_warps(args.logits.classes, [&](auto w) {
-      launch(lse_hess_kernel<decltype(tag), decltype(w)::value>, args, args.logits.rows, w, stream);
-    });
-  });
+  launch_lse(args, stream, RC_LSE_KERNEL(lse_hess_kernel));
 }
 
 void norm_cuda(const NormArgs& args, void* stream) {
-  dispatch(args.g.dtype, [&](auto tag) {
-    with_norm(args.p, [&](auto kind) {
-      with_warps(args.elements, [&](auto w) {
-        launch(norm_kernel<decltype(tag), decltype(kind)::value, decltype(w)::value>, args,
-               args.rows, w, stream);
-      });
-    });
-  });
+  launch_norm(args, stream, RC_NORM_KERNEL(norm_kernel));
 }
 
 void norm_grad_cuda(const NormGradArgs& args, void* stream) {
-  dispatch(args.g.dtype, [&](auto tag) {
-    with_norm(args.p, [&](auto kind) {
-      with_warps(args.elements, [&](auto w) {
-        launch(norm_grad_kernel<decltype(tag), decltype(kind)::value, decltype(w)::value>, args,
-               args.rows, w, stream);
-      });
-    });
-  });
+  launch_norm(args, stream, RC_NORM_KERNEL(norm_grad_kernel));
+}
+
+void norm_hess_cuda(const NormHessArgs& args, void* stream) {
+  launch_norm(args, stream, RC_NORM_KERNEL(norm_hess_kernel));
 }
 
 }  // namespace robustcore::density

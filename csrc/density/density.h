@@ -81,6 +81,19 @@ struct NormGradArgs {
   DType dtype;
 };
 
+// With a cotangent v of the dual at grad = 1: dot[n] = <dual, v> and curvature[n, k] = grad[n]
+// times the derivative of dot[n] in g[n, k], (p - 1) / norm (|g / norm|^(p - 2) v - dual dot), 0
+// where the norm is.
+struct NormHessArgs {
+  int64_t rows, elements;
+  StridedView g, v;
+  double p;
+  PerRow grad, norm;
+  void* dot;        // [rows]
+  void* curvature;  // [rows, elements]
+  DType dtype;      // of curvature
+};
+
 inline namespace RC_ISA {
 
 template <class T>
@@ -215,6 +228,31 @@ RC_HOST_DEVICE typename L::Float dual(typename L::Float g, typename L::Float sca
 template <class T>
 RC_HOST_DEVICE T divisor(T norm) {
   return norm == T(0) ? T(1) : norm;
+}
+
+// What is common to a row's curvature.
+template <class T>
+RC_HOST_DEVICE T norm_slope(T grad, T norm, T p) {
+  return norm == T(0) ? T(0) : grad * (p - T(1)) / norm;
+}
+
+// slope (|g / norm|^(p - 2) v - dual dot); 0 at 1 and infinity, whose duals are constant almost
+// everywhere. An element of 0 has no curvature of its own.
+template <class L, Norm kNorm>
+RC_HOST_DEVICE typename L::Float norm_curvature(typename L::Float g, typename L::Float v,
+                                                typename L::Float scale, typename L::Float slope,
+                                                typename L::Float dot, typename L::Real p) {
+  using T = typename L::Real;
+  if constexpr (kNorm == Norm::kOne || kNorm == Norm::kInf) {
+    return L::splat(T(0));
+  } else {
+    if constexpr (kNorm == Norm::kGeneral) {
+      const auto u = abs<L>(g) / scale;
+      return slope *
+             (pow_unit<L>(u, p - T(2)) * positive<L>(u) * v - dual<L, kNorm>(g, scale, p) * dot);
+    }
+    return slope * (v - dual<L, kNorm>(g, scale, p) * dot);
+  }
 }
 
 }  // namespace RC_ISA

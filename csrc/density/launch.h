@@ -10,6 +10,7 @@ void lse_grad_cpu(const LseGradArgs& args);
 void lse_hess_cpu(const LseHessArgs& args);
 void norm_cpu(const NormArgs& args);
 void norm_grad_cpu(const NormGradArgs& args);
+void norm_hess_cpu(const NormHessArgs& args);
 
 // `stream` is a cudaStream_t; throws std::runtime_error if the launch fails.
 void lse_cuda(const LseArgs& args, void* stream);
@@ -17,5 +18,6 @@ void lse_grad_cuda(const LseGradArgs& args, void* stream);
 void lse_hess_cuda(const LseHessArgs& args, void* stream);
 void norm_cuda(const NormArgs& args, void* stream);
 void norm_grad_cuda(const NormGradArgs& args, void* stream);
+void norm_hess_cuda(const NormHessArgs& args, void* stream);
 
 }  // namespace robustcore::density

@@ -273,6 +273,29 @@ Tensor grad_norm_backward(const Tensor& upstream,  // [N]
   return out;
 }
 
+std::tuple<Tensor, Tensor> grad_norm_double_backward(const Tensor& v,         // [N, *D]
+                                                     const Tensor& upstream,  // [N]
+                                                     const Tensor& grad,      // [N, *D]
+                                                     const Tensor& norm,      // [N]
+                                                     double p) {
+  check_norm(grad, p);
+  check_like("v", v, grad, "grad");
+  NormHessArgs args{};
+  args.rows = grad.size(0), args.elements = elements_of(grad);
+  args.g = strided_view("grad", grad, grad.sizes());
+  args.v = strided_view("v", v, grad.sizes());
+  args.p = p;
+  args.grad = per_row("upstream", upstream, grad, "grad");
+  args.norm = per_row("norm", norm, grad, "grad");
+  Tensor dot = torch::stable::new_zeros(grad, {grad.size(0)}, arithmetic_type("grad", grad));
+  Tensor curvature = torch::stable::new_empty(grad, grad.sizes());
+  args.dot = dot.mutable_data_ptr();
+  args.curvature = curvature.mutable_data_ptr();
+  args.dtype = args.g.dtype;
+  RC_LAUNCH_ON(grad, norm_hess, args);
+  return {dot, curvature};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
@@ -296,6 +319,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
       "SymInt first_class) -> ()");
   m.def("grad_norm(Tensor grad, float p) -> Tensor");
   m.def("grad_norm_backward(Tensor upstream, Tensor grad, Tensor norm, float p) -> Tensor");
+  m.def(
+      "grad_norm_double_backward(Tensor v, Tensor upstream, Tensor grad, Tensor norm, float p) -> "
+      "(Tensor, Tensor)");
 }
 
 template <class Library>
@@ -309,6 +335,7 @@ void implement(Library& m) {
   m.impl("logsumexp_chunk_curvature_", TORCH_BOX(&logsumexp_chunk_curvature_));
   m.impl("grad_norm", TORCH_BOX(&grad_norm));
   m.impl("grad_norm_backward", TORCH_BOX(&grad_norm_backward));
+  m.impl("grad_norm_double_backward", TORCH_BOX(&grad_norm_double_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {

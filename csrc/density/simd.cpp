@@ -289,6 +289,25 @@ void norm(const NormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
+// By how many elements a row's dual is shared: at infinity those that reach the maximum, else 1.
+template <class T, Norm kNorm>
+T sharers(const StridedView& view, int64_t row, int64_t elements, typename LanesOf<T>::Float scale,
+          T* buffer) {
+  using L = LanesOf<T>;
+  if constexpr (kNorm != Norm::kInf) return 1;
+  T shared = 0;
+  for_segments(elements, [&](int64_t first, int64_t count) {
+    const T* g = segment(view, nullptr, row, first, count, buffer);
+    typename L::Float sums[kWays<L>];
+    for (int way = 0; way < kWays<L>; ++way) sums[way] = L::splat(T(0));
+    for_lanes<L>(count, [&](int64_t i, int n, int way) {
+      sums[way] = sums[way] + abs<L>(dual<L, kNorm>(load<L>(g + i, n, T(0)), scale, T(0)));
+    });
+    shared += tree<L>(sums);
+  });
+  return shared;
+}
+
 template <class T, Norm kNorm>
 void norm_grad_rows(const NormGradArgs& args, int64_t begin, int64_t end) {
   using L = LanesOf<T>;
@@ -298,19 +317,7 @@ void norm_grad_rows(const NormGradArgs& args, int64_t begin, int64_t end) {
   T buffer[kSegment];
   for (int64_t row = begin; row < end; ++row) {
     const Float scale = L::splat(divisor(at_row<T>(args.norm, row)));
-    T shared = 1;  // by how many elements
-    if constexpr (kNorm == Norm::kInf) {
-      shared = 0;
-      for_segments(args.elements, [&](int64_t first, int64_t count) {
-        const T* g = segment(args.g, nullptr, row, first, count, buffer);
-        Float sums[kWays<L>];
-        for (int way = 0; way < kWays<L>; ++way) sums[way] = L::splat(T(0));
-        for_lanes<L>(count, [&](int64_t i, int n, int way) {
-          sums[way] = sums[way] + abs<L>(dual<L, kNorm>(load<L>(g + i, n, T(0)), scale, p));
-        });
-        shared += tree<L>(sums);
-      });
-    }
+    const T shared = sharers<T, kNorm>(args.g, row, args.elements, scale, buffer);
     const Float grad = L::splat(at_row<T>(args.grad, row) / divisor(shared));
     for_segments(args.elements, [&](int64_t first, int64_t count) {
       const T* g = segment(args.g, nullptr, row, first, count, buffer);
@@ -331,9 +338,57 @@ void norm_grad(const NormGradArgs& args, int64_t begin, int64_t end) {
   });
 }
 
+template <class T, Norm kNorm>
+void norm_hess_rows(const NormHessArgs& args, int64_t begin, int64_t end) {
+  using L = LanesOf<T>;
+  using Float = typename L::Float;
+  const T p = static_cast<T>(args.p);
+  Out<T> out(args.curvature, args.dtype, args.elements);
+  T g_buffer[kSegment], v_buffer[kSegment];
+  for (int64_t row = begin; row < end; ++row) {
+    const T norm = at_row<T>(args.norm, row);
+    const Float scale = L::splat(divisor(norm));
+    const T shared = sharers<T, kNorm>(args.g, row, args.elements, scale, g_buffer);
+    T dot = 0;
+    for_segments(args.elements, [&](int64_t first, int64_t count) {
+      const T* g = segment(args.g, nullptr, row, first, count, g_buffer);
+      const T* v = segment(args.v, nullptr, row, first, count, v_buffer);
+      Float sums[kWays<L>];
+      for (int way = 0; way < kWays<L>; ++way) sums[way] = L::splat(T(0));
+      for_lanes<L>(count, [&](int64_t i, int n, int way) {
+        const Float w = dual<L, kNorm>(load<L>(g + i, n, T(0)), scale, p);
+        sums[way] = L::fma(w, load<L>(v + i, n, T(0)), sums[way]);
+      });
+      dot += tree<L>(sums);
+    });
+    dot /= divisor(shared);
+    static_cast<T*>(args.dot)[row] = dot;
+    const Float slope = L::splat(norm_slope(at_row<T>(args.grad, row), norm, p));
+    for_segments(args.elements, [&](int64_t first, int64_t count) {
+      const T* g = segment(args.g, nullptr, row, first, count, g_buffer);
+      const T* v = segment(args.v, nullptr, row, first, count, v_buffer);
+      T* to = out.begin(row, first);
+      for_lanes<L>(count, [&](int64_t i, int n, int) {
+        const Float c = norm_curvature<L, kNorm>(load<L>(g + i, n, T(0)), load<L>(v + i, n, T(0)),
+                                                 scale, slope, L::splat(dot), p);
+        store<L>(to + i, c, n);
+      });
+      out.end(to, count);
+    });
+  }
+}
+
+void norm_hess(const NormHessArgs& args, int64_t begin, int64_t end) {
+  with_arithmetic(args.g.dtype, [&](auto t) {
+    with_norm(args.p, [&](auto kind) {
+      norm_hess_rows<decltype(t), decltype(kind)::value>(args, begin, end);
+    });
+  });
+}
+
 }  // namespace
 }  // namespace RC_ISA
 
-const SimdKernels RC_CONCAT(simd_, RC_ISA) = {lse, lse_grad, lse_hess, norm, norm_grad};
+const SimdKernels RC_CONCAT(simd_, RC_ISA) = {lse, lse_grad, lse_hess, norm, norm_grad, norm_hess};
 
 }  // namespace robustcore::density

@@ -13,6 +13,7 @@ struct SimdKernels {
   void (*lse_hess)(const LseHessArgs&, int64_t begin, int64_t end);
   void (*norm)(const NormArgs&, int64_t begin, int64_t end);
   void (*norm_grad)(const NormGradArgs&, int64_t begin, int64_t end);
+  void (*norm_hess)(const NormHessArgs&, int64_t begin, int64_t end);
 };
 
 extern const SimdKernels simd_baseline, simd_avx2, simd_avx512;

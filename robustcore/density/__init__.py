@@ -1,5 +1,6 @@
 """Log-sum-exp gradient regularisers: models that do not lean on features their data do not need."""
 
+from robustcore.density.double_backward import fast_double_backward
 from robustcore.density.evaluate import (
     density_curve,
     feature_leakage,
@@ -21,6 +22,7 @@ __all__ = [
     "attribution_penalty",
     "curvature_penalty",
     "density_curve",
+    "fast_double_backward",
     "feature_leakage",
     "gradient_curve",
     "input_gradient_penalty",

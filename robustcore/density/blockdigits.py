@@ -21,6 +21,8 @@ class BlockDigits(NamedTuple):
 
     train_images: Tensor
     train_labels: Tensor
+    validation_images: Tensor  # as in training
+    validation_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     null_region: Tensor  # bool [1, 16, 8]
@@ -34,8 +36,11 @@ def null_block() -> Tensor:
     return block
 
 
-def load_block_digits(test_images: int, seed: int = 0) -> BlockDigits:
-    """1797 digits, the last ``test_images`` of them for the test; ``seed`` places the blocks."""
+def load_block_digits(validation_images: int, test_images: int, seed: int = 0) -> BlockDigits:
+    """1797 digits: the last for the test, those before them for validation, the rest for training.
+
+    They lie by writer, so few writers are in two of the sets. ``seed`` places the blocks.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -52,5 +57,6 @@ def load_block_digits(test_images: int, seed: int = 0) -> BlockDigits:
     mixed = torch.where(side.view(-1, 1, 1, 1), top, bottom)
     region = torch.zeros(1, 16, 8, dtype=torch.bool)
     region[:, 8:] = True
-    n = len(digits) - test_images
-    return BlockDigits(mixed[:n], labels[:n], top[n:], labels[n:], region)
+    sizes = [len(digits) - validation_images - test_images, validation_images, test_images]
+    train, validation, _ = zip(mixed.split(sizes), labels.split(sizes), strict=True)
+    return BlockDigits(*train, *validation, top[-test_images:], labels[-test_images:], region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robustcore import ops
+from robustcore.density.double_backward import fast_double_backward
 from robustcore.ops.density import dual_direction
 
 Model = Callable[[Tensor], Tensor]
@@ -114,6 +116,23 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
+def evaluate(model: Model, x: Tensor, mode: str) -> Tensor:
+    """The checked logits at x, in a graph that the mode can differentiate."""
+    double = mode == "double_backward" and not torch.compiler.is_compiling()
+    with torch.enable_grad(), fast_double_backward() if double else nullcontext():
+        logits = model(x)
+    return check_logits(logits, x)
+
+
+def _pure(model: Model, x: Tensor) -> Tensor:
+    """model(x) without its effects on buffers, which torch.func.grad cannot have; for compiling."""
+    if not isinstance(model, torch.nn.Module):
+        return model(x)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    logits: Tensor = torch.func.functional_call(model, buffers, (x,))
+    return logits
+
+
 def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:
     """The weighted sum of the points' gradients ``[N, *D]``, in float32 at least."""
     total: Any = 0
@@ -122,7 +141,7 @@ def gradients(model: Model, score: Score, points: Sequence[Point], create_graph:
         # Rows are independent, so the gradient of the sum holds every row's own.
         if torch.compiler.is_compiling():
             # The one form of an input gradient that torch.compile traces; it calls the model anew.
-            g = torch.func.grad(lambda at: score(widen(model(at))).sum())(x.detach())
+            g = torch.func.grad(lambda at: score(widen(_pure(model, at))).sum())(x.detach())
         else:
             (g,) = torch.autograd.grad(
                 values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True

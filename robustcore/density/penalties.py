@@ -13,9 +13,8 @@ autocast does to the model, and differentiable in the model's parameters by one 
   kind of activation checkpointing.
 * ``finite_difference``: the value is exact, its derivative a central difference of the score, with
   an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32.
-  First-order code only: it compiles and checkpoints. It calls the model twice more. Works with a
-  compiled model, and inside a compiled step (fullgraph) of a model that writes no buffers, which
-  BatchNorm does in training mode.
+  First-order code only: it compiles (the model, or a whole step with fullgraph) and checkpoints.
+  It calls the model twice more.
 * ``auto``: double_backward, but finite_difference where torch.compile is in play.
 
 BatchNorm in training mode: the penalty sees the statistics of the batch that made ``logits``, and
@@ -23,6 +22,9 @@ its derivative goes through them; the gradient of a sample then includes its eff
 scores. Modes and penalties that evaluate the model at other points normalise each such batch by its
 own statistics and count it in the running ones. Put the model in eval mode for a penalty at the
 running statistics.
+
+Time. Where a penalty calls the model itself, its convolutions and BatchNorms get a cheaper double
+backward; for logits of your own, call the model within :class:`fast_double_backward`.
 
 Errors (TypeError, ValueError) name the argument; NaN logits are an error that names the rows.
 """
@@ -45,6 +47,7 @@ from robustcore.density.gradients import (
     check_logits,
     check_target,
     check_x,
+    evaluate,
     gradient_norm,
     gradients,
     leaf,
@@ -158,7 +161,7 @@ def curvature_penalty(
         length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
         z = h * sign / torch.where(length == 0, 1, length)
         moved = leaf(call.x.detach() + z.to(x.dtype))
-        there = Point(moved, score(check_logits(model(moved), moved)))
+        there = Point(moved, score(evaluate(model, moved, call.mode)))
     return reduce(gradient_norm(model, score, [there, here], call.p, call.mode, step), reduction)
 
 
@@ -192,7 +195,7 @@ def attribution_penalty(
         points = [Point(call.x, score(call.logits), weight)]
         for i in range(1, steps):
             at = leaf(x.detach() - path * (i / steps))
-            points.append(Point(at, score(check_logits(model(at), at)), weight))
+            points.append(Point(at, score(evaluate(model, at, call.mode)), weight))
     return reduce(gradient_norm(model, score, points, call.p, call.mode, step), reduction)
 
 
@@ -203,26 +206,21 @@ class _Call:
         self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
     ) -> None:
         check_x(x)
-        self.model, self.p, self.mode, self.step = (
-            model,
-            check_p(p),
-            resolve_mode(mode, model),
-            step,
-        )
+        self.model, self.p, self.step = model, check_p(p), step
+        self.mode = resolve_mode(mode, model)
         if not step > 0:
             raise ValueError(f"step: got {step}, want a number above 0")
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
         if logits is None:
             self.x = leaf(x)
-            with torch.enable_grad():
-                logits = model(self.x)
+            self.logits = evaluate(model, self.x, self.mode)
         else:
             if not x.requires_grad:
                 raise ValueError(
                     "x: has to require grad where logits are given, and logits to be model(x) of it"
                 )
             self.x = x
-        self.logits = check_logits(logits, x)
+            self.logits = check_logits(logits, x)
 
     def per_sample(self, score: Score) -> Tensor:
         with torch.enable_grad():

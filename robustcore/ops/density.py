@@ -13,6 +13,7 @@ _lse_backward = torch.ops.robustcore.logsumexp_backward.default
 _lse_double_backward = torch.ops.robustcore.logsumexp_double_backward.default
 _norm = torch.ops.robustcore.grad_norm.default
 _norm_backward = torch.ops.robustcore.grad_norm_backward.default
+_norm_double_backward = torch.ops.robustcore.grad_norm_double_backward.default
 
 
 def logsumexp(logits: Tensor) -> Tensor:
@@ -105,7 +106,8 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         logits, lse = ctx.saved_tensors
-        return _LogSumExpBackward.apply(grad, logits, lse)
+        # Detached: a constant, or the engine would come back here with a gradient of zeros.
+        return _LogSumExpBackward.apply(grad, logits, lse.detach())
 
 
 class _LogSumExpBackward(torch.autograd.Function):
@@ -173,7 +175,8 @@ class _GradNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        return _GradNormBackward.apply(upstream, *ctx.saved_tensors, ctx.p), None
+        grad, norm = ctx.saved_tensors
+        return _GradNormBackward.apply(upstream, grad, norm.detach(), ctx.p), None
 
 
 class _GradNormBackward(torch.autograd.Function):
@@ -192,25 +195,35 @@ class _GradNormBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, v):
-        # With w the dual and u = |grad| / norm: dw/dgrad v = (p - 1) / norm (u^(p-2) v - w <w, v>).
         upstream, grad, norm = ctx.saved_tensors
-        p, dims = ctx.p, tuple(range(1, grad.dim()))
-        rows = (-1, *[1] * len(dims))
-        # The norm again, as a function of grad, so that the next derivative is whole.
-        norm = _GradNorm.apply(grad, p)
-        w = _GradNormBackward.apply(torch.ones_like(norm), grad, norm.detach(), p).to(norm.dtype)
-        v = v.to(norm.dtype)
-        dot = (w * v).sum(dims) if dims else w * v
-        if p in (1.0, float("inf")):
-            return dot, torch.zeros_like(grad), None, None
-        zero = norm == 0
-        scale = (upstream * (p - 1) / torch.where(zero, 1, norm)).masked_fill(zero, 0).view(rows)
-        curved = v
-        if p != 2:
-            u = grad.to(norm.dtype).abs() / torch.where(zero, 1, norm).view(rows)
-            curved = torch.where(u == 0, 0, torch.where(u == 0, 1, u) ** (p - 2)) * v
-        curvature = scale * (curved - w * dot.view(rows))
-        return dot, curvature.to(grad.dtype), None, None
+        if torch.is_grad_enabled():  # there may be a third derivative
+            dot, curvature = _norm_curvature_any_order(v, upstream, grad, ctx.p)
+        else:
+            dot, curvature = _norm_double_backward(v, upstream, grad, norm, ctx.p)
+        return dot, curvature, None, None
+
+
+def _norm_curvature_any_order(
+    v: Tensor, upstream: Tensor, grad: Tensor, p: float
+) -> tuple[Tensor, Tensor]:
+    """What grad_norm_double_backward computes, out of what can be differentiated again."""
+    # With w the dual and u = |grad| / norm: dw/dgrad v = (p - 1) / norm (u^(p-2) v - w <w, v>).
+    dims = tuple(range(1, grad.dim()))
+    rows = (-1, *[1] * len(dims))
+    norm = _GradNorm.apply(grad, p)
+    w = _GradNormBackward.apply(torch.ones_like(norm), grad, norm.detach(), p).to(norm.dtype)
+    v = v.to(norm.dtype)
+    dot = (w * v).sum(dims) if dims else w * v
+    if p in (1.0, float("inf")):
+        return dot, torch.zeros_like(grad)
+    zero = norm == 0
+    scale = (upstream * (p - 1) / torch.where(zero, 1, norm)).masked_fill(zero, 0).view(rows)
+    curved = v
+    if p != 2:
+        u = grad.to(norm.dtype).abs() / torch.where(zero, 1, norm).view(rows)
+        curved = torch.where(u == 0, 0, torch.where(u == 0, 1, u) ** (p - 2)) * v
+    curvature: Tensor = scale * (curved - w * dot.view(rows))
+    return dot, curvature.to(grad.dtype)
 
 
 @torch.library.register_fake("robustcore::logsumexp")
@@ -238,6 +251,11 @@ def _(upstream, grad, norm, p):
     return grad.new_empty(grad.shape)
 
 
+@torch.library.register_fake("robustcore::grad_norm_double_backward")
+def _(v, upstream, grad, norm, p):
+    return norm.new_empty(norm.shape), grad.new_empty(grad.shape)
+
+
 def _arithmetic(t: Tensor) -> torch.dtype:
     """What sums over t are taken in."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32
@@ -261,6 +279,7 @@ def _rows_are_independent(op, columns):
 
 
 for _op, _tensors in [
-    (_lse, 1), (_lse_backward, 3), (_lse_double_backward, 4), (_norm, 1), (_norm_backward, 3)
+    (_lse, 1), (_lse_backward, 3), (_lse_double_backward, 4), (_norm, 1), (_norm_backward, 3),
+    (_norm_double_backward, 4),
 ]:  # fmt: skip
     torch.library.register_vmap(_op, _rows_are_independent(_op, _tensors))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.density import _arithmetic, _check_floating, _tracked
+from robustcore.ops.density_layers import needed, present
 from robustcore.ops.smoothing import _map_calls
 
 _chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
@@ -19,8 +20,9 @@ _chunk_dot = torch.ops.robustcore.logsumexp_chunk_dot_.default
 _chunk_curvature = torch.ops.robustcore.logsumexp_chunk_curvature_.default
 
 # Rows and classes of a chunk: large enough for a matrix product at full speed, small enough that
-# the chunk is still in a cache when the next one reads it.
-CHUNK_ROWS, CHUNK_CLASSES = 4096, 1024
+# the chunk is still in a cache when the next one reads it. A GPU gets four times the rows, to fill
+# it.
+CHUNK_ROWS, CHUNK_CLASSES = 1024, 1024
 
 
 def linear_logsumexp(
@@ -40,10 +42,13 @@ def linear_logsumexp(
         ``[N]`` in the dtype of features; with targets a pair, the second the targets' logits.
 
     Products and sums are in float32 whatever the input, in float64 for float64; the extra memory is
-    a buffer of at most 4096 x 1024 of them (two in the double backward) and a few times the
-    features. Raises TypeError, ValueError or RuntimeError naming the argument. Differentiable
-    twice, in features, weight and bias: backward and double backward recompute the chunks. Autocast
-    leaves it alone.
+    a buffer of at most 1024 x 1024 of them (on a GPU 4096 x 1024; two in the double backward) and a
+    few times the features. Where features require a gradient, it is taken along with the value, up
+    to the upstream factor, and kept. Raises TypeError, ValueError or RuntimeError naming the
+    argument.
+
+    Differentiable twice, in features, weight and bias: the gradient of the weight and the double
+    backward recompute the chunks. Autocast leaves it alone.
 
     The double backward is ours; the chunked forward and backward follow Wijmans et al., "Cut your
     losses in large-vocabulary language models", 2024.
@@ -64,9 +69,11 @@ def linear_logsumexp(
         if targets.shape != (n,):
             raise ValueError(f"targets: got shape {list(targets.shape)}, want [{n}]")
     if _tracked(features, weight, bias):
-        lse, target = _LinearLogSumExp.apply(features, weight, bias, targets)
+        lse, target, _ = _LinearLogSumExp.apply(
+            features, weight, bias, targets, features.requires_grad
+        )
     else:
-        lse, target = _linear_lse(features, weight, bias, targets)
+        lse, target, _ = _linear_lse(features, weight, bias, targets, False)
     lse = lse.to(features.dtype)
     return lse if targets is None else (lse, target.to(features.dtype))
 
@@ -85,40 +92,41 @@ class _LinearLogSumExp(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(features, weight, bias, targets):
-        return _linear_lse(features, weight, bias, targets)
+    def forward(features, weight, bias, targets, with_mean):
+        return _linear_lse(features, weight, bias, targets, with_mean)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        features, weight, bias, targets = inputs
-        ctx.save_for_backward(features, weight, bias, targets, output[0])
-        if targets is None:
-            ctx.mark_non_differentiable(output[1])
+        lse, target, mean = output
+        ctx.save_for_backward(*inputs[:4], lse, mean)
+        ctx.mark_non_differentiable(*([mean] if inputs[3] is not None else [target, mean]))
 
     @staticmethod
-    def backward(ctx, grad, grad_target):
-        features, weight, bias, targets, lse = ctx.saved_tensors
-        needs = _needed(ctx)
+    def backward(ctx, grad, grad_target, _):
+        *inputs, lse, mean = ctx.saved_tensors
+        needs = needed(ctx, 3)
+        if inputs[3] is None:
+            grad_target = None
+        # Detached: constants, or the engine would come back here with gradients of zeros.
         grads = _LinearLogSumExpBackward.apply(
-            grad, None if targets is None else grad_target, features, weight, bias, targets, lse,
-            *needs,
-        )  # fmt: skip
-        return *_present(grads, needs), None
+            grad, grad_target, *inputs, lse.detach(), mean.detach(), *needs
+        )
+        return *present(grads, needs), None, None
 
 
 class _LinearLogSumExpBackward(torch.autograd.Function):
-    """Gradients of features, weight and bias; lse counts as a constant, as in logsumexp."""
+    """Gradients of features, weight and bias; lse and mean count as constants, as in logsumexp."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        grad, grad_target, features, weight, bias, targets, lse, need_features, need_weight,
+        grad, grad_target, features, weight, bias, targets, lse, mean, need_features, need_weight,
         need_bias,
     ):  # fmt: skip
         return _linear_lse_backward(
-            grad, grad_target, features, weight, bias, targets, lse, need_features, need_weight,
-            need_bias,
+            grad, grad_target, features, weight, bias, targets, lse, mean, need_features,
+            need_weight, need_bias,
         )  # fmt: skip
 
     @staticmethod
@@ -127,18 +135,17 @@ class _LinearLogSumExpBackward(torch.autograd.Function):
         ctx.needs = (features, weight, bias)
         ctx.mark_non_differentiable(*[o for o, n in zip(output, ctx.needs, strict=True) if not n])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[0])
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        *tensors, grad_features = ctx.saved_tensors
         if all(v is None for v in cotangents):
-            return (None,) * 10
+            return (None,) * 11
         need_grad, need_target, *needs = ctx.needs_input_grad[:5]
         results = _LinearLogSumExpDoubleBackward.apply(
-            *cotangents, *tensors, grad_features, need_grad, need_target, *needs
+            *cotangents, *ctx.saved_tensors, need_grad, need_target, *needs
         )
-        return *_present(results, (need_grad, need_target, *needs)), *[None] * 5
+        return *present(results, (need_grad, need_target, *needs)), *[None] * 6
 
 
 class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
@@ -147,11 +154,11 @@ class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, targets, lse,
-        grad_features, need_grad, need_target, need_features, need_weight, need_bias,
+        mean, need_grad, need_target, need_features, need_weight, need_bias,
     ):  # fmt: skip
         return _linear_lse_double_backward(
             v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, targets, lse,
-            grad_features, need_grad, need_target, need_features, need_weight, need_bias,
+            mean, need_grad, need_target, need_features, need_weight, need_bias,
         )  # fmt: skip
 
     @staticmethod
@@ -161,27 +168,6 @@ class _LinearLogSumExpDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError("linear_logsumexp: differentiable twice, and this is the third time")
-
-
-def _needed(ctx: Any) -> list[bool]:
-    """Which of features, weight and bias this backward pass is for.
-
-    ``needs_input_grad`` says what can have a gradient; a penalty asks for that of features alone,
-    and the engine knows, sparing a matrix product of the whole size.
-    """
-    needs = list(ctx.needs_input_grad[:3])
-    if torch.compiler.is_compiling() or not hasattr(ctx, "next_functions"):
-        return needs
-    for i, (node, _) in enumerate(ctx.next_functions[:2]):
-        try:
-            needs[i] = needs[i] and torch._C._will_engine_execute_node(node)
-        except RuntimeError:  # it does not say for a leaf that is itself asked for
-            continue
-    return needs
-
-
-def _present(results, needs):
-    return [r if n else None for r, n in zip(results, needs, strict=False)]
 
 
 # ---- the chunks ----------------------------------------------------------------------------------
@@ -195,14 +181,15 @@ class _Chunks:
         self.features, self.weight = features, weight
         self.bias = None if bias is None else bias.to(self.type).contiguous()
         self.rows, self.classes = features.shape[0], weight.shape[0]
+        self.at_once = CHUNK_ROWS if features.device.type == "cpu" else 4 * CHUNK_ROWS
 
     def buffer(self) -> Tensor:
-        size = min(self.rows, CHUNK_ROWS) * min(self.classes, CHUNK_CLASSES)
+        size = min(self.rows, self.at_once) * min(self.classes, CHUNK_CLASSES)
         return self.features.new_empty(size, dtype=self.type)
 
     def over_rows(self) -> Iterator[slice]:
-        for r in range(0, max(self.rows, 1), CHUNK_ROWS):  # an empty batch is one empty chunk
-            yield slice(r, min(r + CHUNK_ROWS, self.rows))
+        for r in range(0, max(self.rows, 1), self.at_once):  # an empty batch is one empty chunk
+            yield slice(r, min(r + self.at_once, self.rows))
 
     def over_classes(self) -> Iterator[slice]:
         for c in range(0, self.classes, CHUNK_CLASSES):
@@ -217,6 +204,11 @@ class _Chunks:
         shape = features.shape[0], weight.shape[0]
         out = buffer[: shape[0] * shape[1]].view(shape)
         return torch.mm(features, weight.t(), out=out)
+
+    def inside(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Which targets are classes, and all of them with 0 for those that are not."""
+        inside = (targets >= 0) & (targets < self.classes)
+        return inside, torch.where(inside, targets, 0)
 
     def empty(self, like: Tensor, wanted: bool) -> Tensor:
         return like.new_empty(like.shape if wanted else [0], dtype=self.type)
@@ -236,23 +228,36 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, fresh: bool) -> None:
 
 @torch.library.custom_op("robustcore::linear_logsumexp", mutates_args=())
 def _linear_lse(
-    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None, with_mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    # mean = p W [N, D], the gradient in the features up to a factor, by online softmax: p of the
+    # classes so far, rescaled as more come. It costs the product that the backward pass would, but
+    # not the logits once more.
     chunks = _Chunks(features, weight, bias)
     maximum, total, lse = features.new_empty((3, chunks.rows), dtype=chunks.type).unbind()
     shape = [0 if targets is None else chunks.rows]
     target_logits = features.new_full(shape, float("nan"), dtype=chunks.type)
+    mean = chunks.empty(features, with_mean)
+    one = torch.ones_like(lse)
     buffer = chunks.buffer()
     targets = None if targets is None else targets.contiguous()
     for c in chunks.over_classes():
         w = chunks.part(weight, c)
         for r in chunks.over_rows():
             z = chunks.product(buffer, chunks.part(features, r), w)
+            before = lse[r].clone()
             _chunk_lse(
                 maximum[r], total[r], lse[r], None if targets is None else target_logits[r],
                 z, _slice(chunks.bias, c), _slice(targets, r), c.start,
             )  # fmt: skip
-    return lse.clone(), target_logits
+            if not with_mean:
+                continue
+            _chunk_weights(z, _slice(chunks.bias, c), one[r], lse[r], None, None, c.start)
+            if c.start > 0:
+                shrink = torch.where(before == -float("inf"), 0, (before - lse[r]).exp())
+                mean[r].mul_(shrink.unsqueeze(1))
+            _add_product(mean[r], z, w, fresh=c.start == 0)
+    return lse.clone(), target_logits, mean
 
 
 @torch.library.custom_op("robustcore::linear_logsumexp_backward", mutates_args=())
@@ -264,16 +269,27 @@ def _linear_lse_backward(
     bias: Tensor | None,
     targets: Tensor | None,
     lse: Tensor,
+    mean: Tensor,
     need_features: bool,
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     chunks = _Chunks(features, weight, bias)
-    buffer = chunks.buffer()
-    targets = None if targets is None else targets.contiguous()
-    d_features = chunks.empty(features, need_features)
+    d_features = features.new_empty(0)
+    if need_features:
+        d_features = grad.unsqueeze(1) * mean
+        if targets is not None and grad_target is not None:
+            inside, at = chunks.inside(targets)
+            d_features.addcmul_(
+                torch.where(inside, grad_target, 0).unsqueeze(1), weight[at].to(chunks.type)
+            )
+        d_features = d_features.to(features.dtype)
     d_weight = weight.new_empty(weight.shape if need_weight else [0])
     d_bias = weight.new_empty(weight.shape[:1] if need_bias else [0])
+    if not (need_weight or need_bias):
+        return d_features, d_weight, d_bias
+    buffer = chunks.buffer()
+    targets = None if targets is None else targets.contiguous()
     for c in chunks.over_classes():
         w = chunks.part(weight, c)
         d_w = d_weight[c] if need_weight and weight.dtype == chunks.type else torch.empty_like(w)
@@ -285,8 +301,6 @@ def _linear_lse_backward(
                 g, _slice(chunks.bias, c), grad[r], lse[r], _slice(targets, r),
                 _slice(grad_target, r), c.start,
             )  # fmt: skip
-            if need_features:
-                _add_product(d_features[r], g, w, fresh=c.start == 0)
             if need_weight:
                 _add_product(d_w, g.t(), e, fresh=r.start == 0)
             if need_bias:
@@ -295,7 +309,7 @@ def _linear_lse_backward(
             d_weight[c] = d_w
         if need_bias:
             d_bias[c] = d_b
-    return d_features.to(features.dtype), d_weight, d_bias
+    return d_features, d_weight, d_bias
 
 
 @torch.library.custom_op("robustcore::linear_logsumexp_double_backward", mutates_args=())
@@ -310,7 +324,7 @@ def _linear_lse_double_backward(
     bias: Tensor | None,
     targets: Tensor | None,
     lse: Tensor,
-    grad_features: Tensor,
+    mean: Tensor,
     need_grad: bool,
     need_target: bool,
     need_features: bool,
@@ -344,15 +358,11 @@ def _linear_lse_double_backward(
     u_target = grad.new_empty(0)
     if targets is not None:
         u_target = _target_of_u(chunks, targets, v_features, v_weight, v_bias)
-    dot = grad.new_zeros(chunks.rows)
-    lone = v_weight is None and v_bias is None and not need_grad
-    if lone and v_features is not None and features.dtype == chunks.type:
-        # <p, u> without a pass of its own, from the gradient that is already there.
-        dot = (v_features * grad_features).sum(1)
-        if grad_target is not None:
-            dot = dot - grad_target * u_target
-        dot = torch.where(grad == 0, 0, dot / torch.where(grad == 0, 1, grad))
+    if v_features is not None and v_weight is None and v_bias is None:
+        # <p, u> without a pass of its own: u = v_features W^T, and mean = p W.
+        dot = (v_features * mean).sum(1)
     else:
+        dot = grad.new_zeros(chunks.rows)
         for c in chunks.over_classes():
             for r in chunks.over_rows():
                 *_, z, u = logits_and_u(r, c)
@@ -390,8 +400,7 @@ def _linear_lse_double_backward(
 
 def _target_of_u(chunks, targets, v_features, v_weight, v_bias):
     """u at the targets, 0 where a target is no class."""
-    inside = (targets >= 0) & (targets < chunks.classes)
-    at = torch.where(inside, targets, 0)
+    inside, at = chunks.inside(targets)
     u = chunks.features.new_zeros(chunks.rows, dtype=chunks.type)
     if v_features is not None:
         u += (v_features.to(chunks.type) * chunks.weight[at]).sum(1)
@@ -403,9 +412,10 @@ def _target_of_u(chunks, targets, v_features, v_weight, v_bias):
 
 
 @_linear_lse.register_fake
-def _(features, weight, bias, targets):
+def _(features, weight, bias, targets, with_mean):
     lse = features.new_empty(features.shape[0], dtype=_arithmetic(features))
-    return lse, torch.empty_like(lse) if targets is not None else lse.new_empty(0)
+    target = torch.empty_like(lse) if targets is not None else lse.new_empty(0)
+    return lse, target, lse.new_empty(features.shape if with_mean else [0])
 
 
 def _fake_gradients(features, weight, needs):
@@ -417,13 +427,13 @@ def _fake_gradients(features, weight, needs):
 
 
 @_linear_lse_backward.register_fake
-def _(grad, grad_target, features, weight, bias, targets, lse, *needs):
+def _(grad, grad_target, features, weight, bias, targets, lse, mean, *needs):
     return _fake_gradients(features, weight, needs)
 
 
 @_linear_lse_double_backward.register_fake
 def _(v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, targets, lse,
-      grad_features, need_grad, need_target, *needs):  # fmt: skip
+      mean, need_grad, need_target, *needs):  # fmt: skip
     rows = grad.new_empty(grad.shape)
     target = grad.new_empty(grad.shape if targets is not None else [0])
     return rows, target, *_fake_gradients(features, weight, needs)

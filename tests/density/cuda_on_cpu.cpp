@@ -149,8 +149,9 @@ void norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
   view.dims = 2;  // transposed, every other element
   view.sizes[1] = inner, view.strides[1] = 2 * outer;
   const auto grad = values<A>(rows, 4);
-  Pair<A> norm(rows);
-  Pair<T> dual(rows * outer * inner);
+  const auto v = values<T>(rows * outer * inner, 2);
+  Pair<A> norm(rows), dot(rows);
+  Pair<T> dual(rows * outer * inner), curvature(rows * outer * inner);
   for (int side = 0; side < 2; ++side) {
     NormArgs args{rows, outer * inner, view, p, side ? norm.gpu.data() : norm.cpu.data()};
     side ? norm_cuda(args, nullptr) : simd_baseline.norm(args, 0, rows);
@@ -163,10 +164,21 @@ void norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
                       side ? dual.gpu.data() : dual.cpu.data(),
                       kType<T>};
     side ? norm_grad_cuda(back, nullptr) : simd_baseline.norm_grad(back, 0, rows);
+    NormHessArgs hess{rows,
+                      outer * inner,
+                      view,
+                      matrix(v, outer * inner, outer * inner, 1),
+                      p,
+                      back.grad,
+                      back.norm,
+                      side ? dot.gpu.data() : dot.cpu.data(),
+                      side ? curvature.gpu.data() : curvature.cpu.data(),
+                      kType<T>};
+    side ? norm_hess_cuda(hess, nullptr) : simd_baseline.norm_hess(hess, 0, rows);
   }
   report("norm dtype " + std::to_string(static_cast<int>(kType<T>)) + " " +
              std::to_string(outer * inner) + " p " + std::to_string(p),
-         norm.agree() && dual.agree());
+         norm.agree() && dual.agree() && dot.agree() && curvature.agree());
 }
 
 // All shapes in float32; in the other dtypes one of each kind, a warp and a block a row.

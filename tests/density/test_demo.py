@@ -11,8 +11,9 @@ pytest.importorskip("matplotlib")
 
 
 def test_block_digits():
-    data = load_block_digits(100, seed=1)
-    assert data.train_images.shape == (1697, 1, 16, 8)
+    data = load_block_digits(200, 100, seed=1)
+    assert data.train_images.shape == (1497, 1, 16, 8)
+    assert data.validation_images.shape == (200, 1, 16, 8)
     assert data.test_images.shape == (100, 1, 16, 8)
     null = null_block()
     assert (data.test_images[:, 0, 8:] == null).all()
@@ -21,7 +22,7 @@ def test_block_digits():
     assert (on_top ^ at_bottom).all()
     assert 0.4 < on_top.float().mean() < 0.6
     assert data.null_region.sum() == 64
-    assert torch.equal(load_block_digits(100, seed=1).train_images, data.train_images)
+    assert torch.equal(load_block_digits(200, 100, seed=1).train_images, data.train_images)
 
 
 @pytest.mark.slow

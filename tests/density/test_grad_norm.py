@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcore import ops
-from robustcore.ops.density import dual_direction
+from robustcore.ops.density import _norm_curvature_any_order, dual_direction
 from testing import (
     SIMD,
     assert_close,
@@ -128,6 +128,7 @@ def test_instruction_sets_agree(isa, simd):
                 for dtype in DTYPES:
                     yield ops.grad_norm(normal(*shape, dtype=dtype), p)
                     yield dual_direction(normal(*shape, dtype=dtype), p)
+                    yield from double_backward(normal(*shape), p, dtype)
 
     expected = list(run())
     try:
@@ -146,12 +147,53 @@ def test_devices_agree_to_the_bit(p):
             g = normal(*shape, dtype=dtype)
             assert_same(ops.grad_norm(g.cuda(), p).cpu(), ops.grad_norm(g, p))
             assert_same(dual_direction(g.cuda(), p).cpu(), dual_direction(g, p))
+            for got, want in zip(
+                double_backward(g.cuda(), p, dtype), double_backward(g, p, dtype), strict=True
+            ):
+                assert_same(got.cpu(), want)
 
 
 @pytest.mark.parametrize("p", P)
 def test_gradients(p, device):
     g = normal(3, 2, 4, dtype=torch.float64).to(device).requires_grad_()
     check_gradients(lambda g: ops.grad_norm(g, p), g)
+
+
+def double_backward(g, p, dtype=torch.float32):
+    """The fused second derivative, of cotangents and upstream that depend on the shape alone."""
+    g = g.to(dtype)
+    v = normal(*g.shape, seed=1, dtype=dtype).to(g.device)
+    norm = raw.grad_norm(g, p)
+    upstream = normal(len(g), seed=2, dtype=norm.dtype).to(g.device)
+    return raw.grad_norm_double_backward(v, upstream, g, norm, p)
+
+
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 3, 4, 5), (2, 1025), (1, 3, 40, 40), (4,)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_second_derivative_in_one_pass(p, shape, dtype, device):
+    # Against the one that can be differentiated again, in float64.
+    g = normal(*shape, dtype=dtype).to(device)
+    g[0] = 0
+    if len(shape) > 1 and shape[0] > 1:
+        g[1].view(-1)[::2] = 0
+    dot, curvature = double_backward(g, p, dtype)
+    wide = g.double()
+    v = normal(*shape, seed=1, dtype=dtype).to(device).double()
+    upstream = normal(shape[0], seed=2, dtype=dot.dtype).to(device).double()
+    want = _norm_curvature_any_order(v, upstream, wide, p)
+    assert_close(dot, want[0])
+    assert_close(curvature, want[1])
+    assert (curvature[0] == 0).all()
+
+
+@pytest.mark.parametrize("p", P)
+def test_the_second_derivative_of_any_layout(p):
+    g = normal(2, 3, 8, 6)
+    expected = double_backward(g, p)
+    for laid in relayouts(g).values():
+        for got, want in zip(double_backward(laid, p), expected, strict=True):
+            assert_same(got, want)
 
 
 @pytest.mark.parametrize("p", [2.0, 3.0])
@@ -176,6 +218,9 @@ def test_opcheck_and_vmap():
     norm = ops.grad_norm(g, 2.0)
     torch.library.opcheck(raw.grad_norm.default, (g, 2.0))
     torch.library.opcheck(raw.grad_norm_backward.default, (norm, g, norm, 2.0))
+    torch.library.opcheck(raw.grad_norm_double_backward.default, (g, norm, g, norm, 2.0))
+    with pytest.raises(RuntimeError, match="v: got Float of shape"):
+        raw.grad_norm_double_backward(g[:2], norm, g, norm, 2.0)
     stack = normal(4, 3, 5)
     torch.testing.assert_close(
         torch.func.vmap(lambda g: ops.grad_norm(g, 1.0))(stack), stack.abs().sum(2)

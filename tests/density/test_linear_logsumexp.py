@@ -140,6 +140,18 @@ def test_the_weights_gradient_is_not_computed_for_nothing(monkeypatch):
     assert [a[:2] for a in asked] == [(True, False), (True, True)]
 
 
+def test_a_penalty_does_not_come_back_to_the_forward(monkeypatch):
+    # lse is a constant of the backward pass; were it not detached there, the engine would compute
+    # both gradients again, from zeros.
+    features, weight, bias, _ = layer(8, 4, 6)
+    value = penalty(ops.linear_logsumexp(features, weight, bias), features)
+    monkeypatch.setattr(
+        density_linear._LinearLogSumExpBackward, "apply", lambda *_: pytest.fail("came back")
+    )
+    value.backward()
+    assert weight.grad.abs().max() > 0
+
+
 def test_third_derivative_is_refused():
     features, weight, bias, _ = layer(3, 2, 4, torch.float64)
     value = penalty(ops.linear_logsumexp(features, weight, bias), features)
@@ -198,12 +210,12 @@ def test_repeatable_and_any_layout(small_chunks):
 
 def test_opcheck():
     features, weight, bias, targets = layer(5, 3, 10, requires_grad=False)
-    lse, _ = density_linear._linear_lse(features, weight, bias, targets)
     forward = (features, weight, bias, targets)
-    torch.library.opcheck(density_linear._linear_lse, forward)
-    backward = (lse, lse, *forward, lse, True, True, True)
+    lse, _, mean = density_linear._linear_lse(*forward, True)
+    torch.library.opcheck(density_linear._linear_lse, (*forward, True))
+    backward = (lse, lse, *forward, lse, mean, True, True, True)
     torch.library.opcheck(density_linear._linear_lse_backward, backward)
-    double = (features, None, None, lse, lse, *forward, lse, features, *[True] * 5)
+    double = (features, None, None, lse, lse, *forward, lse, mean, *[True] * 5)
     torch.library.opcheck(density_linear._linear_lse_double_backward, double)
 
 

@@ -1,0 +1,100 @@
+"""A context in which a model's layers get a double backward as cheap as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from robustcore.ops import density_layers
+
+
+class fast_double_backward(TorchFunctionMode):
+    """A context: run a model in it whose input gradient will be differentiated again.
+
+    ::
+
+        with fast_double_backward():
+            logits = model(x)
+
+    Convolutions (not transposed, of numeric padding) and batch normalisation by the batch's own
+    statistics then take other ways through backward and double backward: the same derivatives to
+    any order, to rounding, in less time. All else, and layers under autocast, are torch's. The
+    penalties of :mod:`robustcore.density` enter it where they call the model themselves; give it to
+    the forward pass whose ``logits`` you hand to them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        layer = _LAYERS.get(func)
+        if layer is not None and torch.is_grad_enabled():
+            result = layer(*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
+
+
+def _ours(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary floating tensors of one dtype, with something to differentiate."""
+    there = [t for t in tensors if t is not None]
+    x = there[0]
+    return (
+        all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype for t in there)
+        and x.is_floating_point()
+        and any(t.requires_grad for t in there)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _convolution(dims: int) -> Callable[..., Tensor | None]:
+    def each(value: Any) -> list[int]:
+        return [value] * dims if isinstance(value, int) else list(value)
+
+    def convolution(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor | None:
+        if isinstance(padding, str) or not _ours(input, weight, bias) or input.dim() != dims + 2:
+            return None
+        return density_layers.convolution(
+            input, weight, bias, each(stride), each(padding), each(dilation), groups
+        )
+
+    return convolution
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if not training or input.dim() < 2 or input.numel() <= input.shape[1]:
+        return None  # torch's own, or its error
+    if not _ours(input, weight, bias, running_mean, running_var):
+        return None
+    return density_layers.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
+
+
+_LAYERS: dict[Any, Callable[..., Tensor | None]] = {
+    functional.conv1d: _convolution(1),
+    functional.conv2d: _convolution(2),
+    functional.conv3d: _convolution(3),
+    functional.batch_norm: _batch_norm,
+}
