@@ -34,7 +34,6 @@ class Sampler(Protocol):
 
     seed: int
     image_offset: int
-    num_classes: int
 
     def count(
         self,

@@ -254,16 +254,19 @@ class Smooth:
 
     def _start(
         self, x: Any, batch_size: Any, image_offset: Any, most_samples: int
-    ) -> tuple[Tensor, _Sampler]:
+    ) -> tuple[Tensor, sequential.Sampler]:
         """The images as a batch and what samples them, after the last of the checks."""
         batch_size = require_int("batch_size", batch_size, 1)
         images = _require_images(x)
         offset = require_int("image_offset", image_offset, 0, MAX_IMAGES - len(images) + 1)
         mean, std = self._normalization.on(images)
         _warn_if_training(self.base_classifier)
-        self.last_seed = secrets.randbits(64) if self.seed is None else self.seed
+        self.last_seed = self._draw_seed() if self.seed is None else self.seed
         rows = max(1, min(batch_size, len(images) * most_samples))
         return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
+
+    def _draw_seed(self) -> int:
+        return secrets.randbits(64)
 
 
 class _Sampler:
