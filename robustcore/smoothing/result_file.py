@@ -56,7 +56,7 @@ class ResultFile:
         self._header = results.header(details)
         if not self._resuming:
             return indices
-        for name in sorted({*settings, *self._old}):
+        for name in {**settings, **self._old}:
             if name not in self._old or self._old[name] != settings.get(name):
                 raise _error(
                     f"--resume: {self.path} was made with {name} = {self._old.get(name)}, "

@@ -58,8 +58,6 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if not line.startswith("#")]
     if lines and lines[-1][1] == "":
         lines.pop()
-    else:
-        raise ValueError(f"{path}, line {len(text.splitlines())}: the last line is cut off")
     if not lines:
         raise ValueError(f"{path}: is empty, want the columns {', '.join(COLUMNS)}")
     return list(parse_rows(path, lines))

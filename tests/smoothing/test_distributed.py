@@ -83,7 +83,7 @@ def test_torchrun(runs):  # noqa: F811
     command = ["-m", "robustcore", "certify", "--model", "mine:model", "--data", "mine:data"]
     command += ["--sigma", "0.25", "--N0", "20", "--N", "400", "--device", "cpu", "--seed", "5"]
     run = subprocess.run(
-        [*launcher, "--master-port", "0", *command, "--out", "two.tsv"],
+        [*launcher, "--standalone", *command, "--out", "two.tsv"],
         cwd=runs.folder,
         capture_output=True,
         text=True,
