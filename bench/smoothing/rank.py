@@ -18,7 +18,7 @@ def main(way):
     torch.manual_seed(0)
     model = two_convolutions().eval()
     images = torch.rand(2, 3, 32, 32)
-    settings = dict(n0=100, n=1900, batch_size=100)
+    settings = dict(n0=100, n=900, batch_size=100)
     with connect("cpu") as ranks:
         for _ in sys.stdin:
             if way == "samples":

@@ -66,7 +66,7 @@ def execute(job):
         rank, seconds = job["kill"]
         time.sleep(seconds)
         os.kill(pids[rank], signal.SIGKILL)
-    return [wait(pid, 60) for pid in pids]
+    return [wait(pid, 300) for pid in pids]
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Runs:
     def close(self):
         self._process.stdin.close()
         self._process.stdout.close()
-        assert self._process.wait(60) == 0
+        assert self._process.wait(300) == 0
 
     def certify(
         self, *options, out, model="model", data="data", ranks=0, kill=None, most_bytes=None
