@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def suite() -> Path | None:
     """The folder of the benchmarks: in the package, or beside it in a checkout."""
     package = Path(__file__).parent
-    for folder in (package / "_bench", package.parent / "bench"):
+    for folder in (package / "_suite" / "bench", package.parent / "bench"):
         if (folder / "conftest.py").is_file():
             return folder
     return None
