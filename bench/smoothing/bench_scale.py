@@ -17,6 +17,13 @@ from robustcore.smoothing.demo import FAST, load_digits, train
 SIGMA, RADIUS, MAX_N, IMAGES = 0.25, 0.25, 100_000, 50
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(device):
+    # Ranks of one thread, and numbers of samples, which are the same on any device.
+    if device.type != "cpu":
+        pytest.skip("this file measures on the CPU")
+
+
 class Workers:
     """Ranks of one thread each, as torchrun starts them; imports and connection are done."""
 
@@ -58,9 +65,7 @@ class Workers:
 
 @pytest.mark.parametrize("impl", ["robustcore", "1 rank"])
 @pytest.mark.parametrize("way", ["images", "samples"])
-def test_ranks(way, impl, measure, device):
-    if device.type != "cpu":
-        pytest.skip("the ranks of this benchmark are CPU processes")
+def test_ranks(way, impl, measure):
     one = Workers(1, way)
     workers = one if impl == "1 rank" else Workers(2, way)
     try:
@@ -73,12 +78,11 @@ def test_ranks(way, impl, measure, device):
 
 
 @functools.lru_cache
-def digits(device):
+def digits():
     data = load_digits(IMAGES)
     model, mean, std = train(data, SIGMA, FAST.epochs, seed=0)
-    smooth = Smooth(model.to(device), 10, SIGMA, seed=0, mean=mean, std=std)
-    images = data.test_images.to(device)
-    return smooth, images, smooth.certify(images, n=MAX_N)
+    smooth = Smooth(model, 10, SIGMA, seed=0, mean=mean, std=std)
+    return smooth, data.test_images, smooth.certify(data.test_images, n=MAX_N)
 
 
 PROCEDURES = {
@@ -89,8 +93,8 @@ PROCEDURES = {
 
 
 @pytest.mark.parametrize("impl", PROCEDURES)
-def test_samples(impl, measure, device):
-    smooth, images, fixed = digits(device)
+def test_samples(impl, measure):
+    smooth, images, fixed = digits()
     result = PROCEDURES[impl](smooth, images)
     # Far: 100 000 samples put the radius beyond a tenth of sigma on one side or the other.
     far = (fixed.radius - RADIUS).abs() > SIGMA / 10

@@ -13,7 +13,10 @@ from smoothing.models import Pixels
 from smoothing.runs import runs  # noqa: F401  (a fixture)
 from testing import assert_same
 
+processes = pytest.mark.slow  # they import torch, and not for a sanitizer
 
+
+@processes
 @pytest.mark.parametrize("mode", [[], ["--early-stop"], ["--at", "0.1"]])
 def test_rows_do_not_depend_on_ranks_and_batches(runs, mode):  # noqa: F811
     options = ["--seed", "5", "--details", "--N", "3000", *mode]
@@ -28,6 +31,7 @@ def test_rows_do_not_depend_on_ranks_and_batches(runs, mode):  # noqa: F811
         assert all(runs.log(rank) == "" for rank in range(1, ranks))
 
 
+@processes
 def test_fewer_images_than_ranks(runs):  # noqa: F811
     options = ["--seed", "5", "--details", "--max", "1"]
     assert runs.certify(*options, out="one.tsv") == [0]
@@ -40,6 +44,7 @@ def test_fewer_images_than_ranks(runs):  # noqa: F811
         assert runs.rows("four.tsv") == runs.rows("one.tsv")
 
 
+@processes
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_lost_rank_ends_the_run_and_costs_no_row(runs, lost):  # noqa: F811
     slow = dict(model="slow_model", data="many")
@@ -55,6 +60,7 @@ def test_a_lost_rank_ends_the_run_and_costs_no_row(runs, lost):  # noqa: F811
     assert runs.rows("out.tsv") == runs.rows("whole.tsv")
 
 
+@processes
 def test_complaints_are_made_once_and_rows_before_are_kept(runs):  # noqa: F811
     assert runs.certify("--seed", "5", out="out.tsv", data="bad_pixels", ranks=3) == [2, 2, 2]
     assert runs.log(0).count("image 4: x: got NaN") == 1
@@ -68,6 +74,7 @@ def test_complaints_are_made_once_and_rows_before_are_kept(runs):  # noqa: F811
     assert runs.log(0).count("was made with") == 1
 
 
+@processes
 def test_a_full_disk_ends_all_ranks(runs):  # noqa: F811
     slow = dict(model="slow_model", data="many")
     codes = runs.certify("--seed", "5", out="out.tsv", ranks=2, most_bytes=2000, **slow)
@@ -77,6 +84,7 @@ def test_a_full_disk_ends_all_ranks(runs):  # noqa: F811
     assert len(runs.rows("out.tsv")) == 201
 
 
+@processes
 def test_torchrun(runs):  # noqa: F811
     assert runs.certify("--seed", "5", out="one.tsv") == [0]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

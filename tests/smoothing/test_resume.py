@@ -13,6 +13,7 @@ from robustcore.smoothing.result_file import ResultFile
 from smoothing.runs import MODULE, runs  # noqa: F401  (a fixture)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_and_resumed(runs):  # noqa: F811
     moments = random.Random(0)
     kills = rows = 0
@@ -40,6 +41,7 @@ def test_killed_twenty_times_and_resumed(runs):  # noqa: F811
     assert len(runs.rows("out.tsv")) == 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_bytes", [300, 2000, 2001, 2017, 4000])
 def test_a_full_disk_keeps_whole_rows(runs, most_bytes):  # noqa: F811
     options = ["--seed", "5", "--resume", "--sync-seconds", "0", "--no-progress"]
