@@ -39,18 +39,21 @@ def device(request):
 
 @pytest.fixture
 def measure(benchmark, device):
-    """measure(group, impl, fn, launches=1, rounds=..., warmups=3): times fn(), and its memory.
+    """measure(group, impl, fn, launches=1, rounds=..., warmups=3, note=""): times fn().
+
+    The most memory it holds at a time is measured beside.
 
     On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
-    does in use; the figure is of one call.
+    does in use; the figure is of one call. The note stands below the table.
     """
 
-    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3):
+    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3, note=""):
         cuda = device.type == "cuda"
         for _ in range(warmups):
             fn()
         benchmark.group = group
         benchmark.extra_info["impl"] = impl
+        benchmark.extra_info["note"] = note
         benchmark.extra_info["peak_bytes"] = _peak_bytes(fn, cuda)
         launches = max(launches, 10) if cuda else launches
 
@@ -98,7 +101,12 @@ def _rows(config):
         if bench.stats.rounds:
             seconds = bench.stats.median / bench.extra_info["launches"]
             rows.setdefault(bench.group, []).append(
-                (bench.extra_info["impl"], seconds, bench.extra_info["peak_bytes"])
+                (
+                    bench.extra_info["impl"],
+                    seconds,
+                    bench.extra_info["peak_bytes"],
+                    bench.extra_info["note"],
+                )
             )
     return rows
 
@@ -132,15 +140,19 @@ def _markdown(config, rows):
     yield ""
     yield "Median time of one call and its peak memory; ratio: how many times robustcore's time."
     for group, entries in rows.items():
-        ours = next((seconds for impl, seconds, _ in entries if impl == "robustcore"), None)
+        ours = next((seconds for impl, seconds, *_ in entries if impl == "robustcore"), None)
         yield ""
         yield f"## {group}"
         yield ""
         yield "| implementation | time | ratio | peak memory |"
         yield "|---|---:|---:|---:|"
-        for impl, seconds, peak in entries:
+        for impl, seconds, peak, _ in entries:
             ratio = f"{seconds / ours:.2f}" if ours else ""
             yield f"| {impl} | {seconds * 1e3:.3f} ms | {ratio} | {peak / 2**20:.2f} MiB |"
+        for impl, _, _, note in entries:
+            if note:
+                yield ""
+                yield f"{impl}: {note}"
 
 
 def pytest_terminal_summary(terminalreporter, config):

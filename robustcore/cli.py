@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from robustcore import bench, doctor
 from robustcore._build import __version__
 from robustcore.density import demo as density_demo
 from robustcore.lipschitz import demo as lipschitz_demo
-from robustcore.smoothing import certify_cli
+from robustcore.smoothing import certify_cli, report
 from robustcore.smoothing import demo as smoothing_demo
 
 # One demo a family: a module with add_arguments(parser) and run(args).
@@ -44,6 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     certify_cli.add_arguments(command)
     command.set_defaults(run=certify_cli.run)
+
+    for name, module, text in (
+        ("report", report, "compare tables of certificates, ours or published"),
+        ("bench", bench, "run the benchmarks on this machine"),
+        ("doctor", doctor, "show the build, the devices, and what is missing"),
+    ):
+        command = commands.add_parser(name, help=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser
 
 

@@ -29,10 +29,51 @@ def two_convolutions():
     )
 
 
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(channels, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.around = nn.Identity()
+        if stride != 1 or channels != out:
+            self.around = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x):
+        return torch.relu_(self.main(x) + self.around(x))
+
+
+def resnet18():
+    """He et al., 2016, with the stem for 224 x 224: on 32 x 32 the cheapest form of it."""
+    widths, blocks, channels = (64, 128, 256, 512), [], 64
+    for i, width in enumerate(widths):
+        blocks += [Block(channels, width, 2 if i else 1), Block(width, width, 1)]
+        channels = width
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
 CASES = {  # name: images, shape, n, model
     "4 digits, n = 10 000, demo CNN": (4, (1, 8, 8), 10_000, digits_cnn),
     "64 digits, n = 100, demo CNN": (64, (1, 8, 8), 100, digits_cnn),
     "1 image of 3x32x32, n = 2000, two convolutions": (1, (3, 32, 32), 2000, two_convolutions),
+    "1 image of 3x32x32, n = 500, ResNet-18": (1, (3, 32, 32), 500, resnet18),
 }
 
 

@@ -110,6 +110,16 @@ def smallest_predictable_n(alpha: float) -> int:
     return 1 + math.ceil(-math.log2(require_probability("alpha", alpha)))
 
 
+def accuracy_slack(alpha: float, images: int, rho: float) -> float:
+    """How far the part of right certificates may be below the counted one, but for ``rho``.
+
+    Each of ``images`` certificates is wrong with probability ``alpha`` at most, independently.
+    Source: Cohen et al., 2019, appendix (Bernstein's inequality).
+    """
+    tail = -math.log(require_probability("rho", rho))
+    return alpha + math.sqrt(alpha * (1 - alpha) * tail / images) + tail / (3 * images)
+
+
 def two_sided_p_value(count1: FloatArray, count2: FloatArray) -> FloatArray:
     """p-value of the two-sided binomial test that two classes are equally likely.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -12,8 +11,12 @@ import torch
 from torch import Tensor
 
 from robustcore.smoothing import results
-from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius, two_sided_p_value
-from robustcore.smoothing.checks import require_probability
+from robustcore.smoothing.bounds import (
+    accuracy_slack,
+    clopper_pearson_lower,
+    gaussian_radius,
+    two_sided_p_value,
+)
 
 # What the published code returns where it cannot answer; no label is negative.
 ABSTAIN = -1
@@ -130,9 +133,7 @@ class Certificates(_Result):
         up to ``alpha``. Arguments and returns as there; may be negative.
         Source: Cohen et al., 2019, appendix.
         """
-        tail = -math.log(require_probability("rho", rho))
-        images, alpha = max(1, len(self)), self.alpha
-        slack = alpha + math.sqrt(alpha * (1 - alpha) * tail / images) + tail / (3 * images)
+        slack = accuracy_slack(self.alpha, max(1, len(self)), rho)
         return self.certified_accuracy(labels, radii) - slack
 
     def average_certified_radius(self, labels: Any) -> float:

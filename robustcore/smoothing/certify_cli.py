@@ -1,28 +1,47 @@
-"""``robustcore certify``: a user's model on a user's data, one row an image, resumable."""
+"""``robustcore certify``: a user's model on a user's data, one row an image, resumable.
+
+Under torchrun the images are shared between the ranks, and the samples of an image when there are
+fewer images than ranks; rank 0 writes.
+"""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib
 import os
-import pickle
 import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from tqdm.auto import tqdm
 
+from robustcore._build import __version__
 from robustcore.smoothing import results
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.distributed import Ranks, SharedSmooth, connect, local_device
+from robustcore.smoothing.progress import Progress
 from robustcore.smoothing.result_file import ResultFile
+from robustcore.smoothing.sequential import RadiusTests
 from robustcore.smoothing.smooth import Smooth
+from robustcore.smoothing.user_code import (
+    as_user_error,
+    count_classes,
+    file_sha256,
+    load_dataset,
+    load_item,
+    load_model,
+    model_sha256,
+    user_error,
+)
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="failure probability of a certificate (%(default)s)",
     )
     add("--batch", type=int, default=1000, help="images in one call of the model (%(default)s)")
+    add(
+        "--in-flight",
+        type=int,
+        default=1,
+        help="images sampled together by each process: more for a small N (%(default)s)",
+    )
     add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
+    add("--dtype", choices=sorted(DTYPES), default=None, help="of what the model receives")
+    add("--channels-last", action="store_true", help="memory format of what the model receives")
     add(
         "--seed",
         type=int,
@@ -71,7 +98,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="one value or one a channel, divided by after the noise",
     )
+    question = parser.add_mutually_exclusive_group()
+    question.add_argument(
+        "--early-stop",
+        action="store_true",
+        help="stop an image that will abstain or whose radius can hardly grow (same guarantee)",
+    )
+    question.add_argument(
+        "--at",
+        type=float,
+        default=None,
+        metavar="RADIUS",
+        help="only test this radius, with at most N samples (same guarantee, far fewer samples)",
+    )
+    add(
+        "--radius-tolerance",
+        type=float,
+        default=None,
+        help="with --early-stop: what more samples could add to the radius (a tenth of sigma)",
+    )
+    add("--details", action="store_true", help="also write the columns samples and votes")
     add("--no-progress", action="store_true", help="show no progress bar")
+    add(
+        "--sync-seconds",
+        type=float,
+        default=10.0,
+        help="what a loss of power may cost; a killed run loses no row (%(default)s)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="how long a rank of torchrun waits for another (%(default)s)",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace an existing table")
     existing.add_argument("--resume", action="store_true", help="complete an existing table")
@@ -80,149 +140,225 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Certifies the images asked for; argparse.ArgumentError for bad input of the user's."""
     if args.start < 0 or args.skip < 1:
-        raise _error(f"--start {args.start} --skip {args.skip}: want at least 0 and at least 1")
-    table = ResultFile(args.out, overwrite=args.overwrite, resume=args.resume)
+        raise user_error(f"--start {args.start} --skip {args.skip}: want at least 0 and at least 1")
+    if args.in_flight < 1:
+        raise user_error(f"--in-flight: got {args.in_flight}, want at least 1")
+    if args.in_flight > 1 and args.skip > 1:
+        raise user_error(f"--in-flight {args.in_flight}: goes with --skip 1, got {args.skip}")
+    if args.radius_tolerance is not None and not args.early_stop:
+        raise user_error("--radius-tolerance: goes with --early-stop")
+    device = local_device(args.device)
+    with connect(device, args.timeout) as ranks:
+        try:
+            _run(args, device, ranks)
+        except argparse.ArgumentError:
+            if ranks.first:
+                raise
+            raise SystemExit(2) from None  # all ranks have met the same, and one says it
+        except RuntimeError as error:
+            if ranks.size == 1:
+                raise
+            raise user_error(
+                f"rank {ranks.rank}: {error} (the rows so far are kept: --resume)"
+            ) from error
+
+
+def _run(args: argparse.Namespace, device: str, ranks: Ranks) -> None:
+    table, data, indices, model = ranks.all_or_none(lambda: _setup(args, device, ranks))
+    try:
+        seed = args.seed
+        if seed is None:
+            seed = ranks.from_first(table.seed(default=secrets.randbits(64)) if table else 0)
+        settings = _settings(args, seed, model)
+        todo = ranks.from_first(
+            ranks.all_or_none(
+                lambda: table.remaining(indices, settings, details=_details(args)) if table else ()
+            )
+        )
+        if todo:
+            _certify_all(args, device, ranks, table, data, indices, todo, model, seed)
+        elif ranks.first:
+            print(f"{args.out}: no image left to certify")
+    finally:
+        if table:
+            table.close()
+
+
+def _setup(
+    args: argparse.Namespace, device: str, ranks: Ranks
+) -> tuple[ResultFile | None, Any, range, nn.Module]:
+    # Only the rank that writes looks at the table.
+    table = None
+    if ranks.first:
+        table = ResultFile(
+            args.out,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            sync_seconds=args.sync_seconds,
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    data = _dataset(args.data)
+    data = load_dataset(args.data)
     stop = len(data) if args.max < 0 else min(args.max, len(data))
+    for option, value in (("--start", args.start), ("--skip", args.skip)):
+        if value > len(data) or (value == len(data) > 0 and option == "--start"):
+            raise user_error(f"{option} {value}: the data set has only {len(data)} images")
     indices = range(args.start, stop, args.skip)
-    seed = args.seed if args.seed is not None else table.seed(default=secrets.randbits(64))
-    settings = {
+    return table, data, indices, load_model(args.model, args.checkpoint, device)
+
+
+def _details(args: argparse.Namespace) -> bool:
+    return bool(args.details or args.early_stop or args.at is not None)
+
+
+def _settings(args: argparse.Namespace, seed: int, model: nn.Module) -> dict[str, Any]:
+    """What a table is made with: one that is resumed must agree in all of it."""
+    return {
         "model": args.model,
-        "checkpoint_sha256": _sha256(args.checkpoint),
+        "model_sha256": model_sha256(model),
+        "checkpoint_sha256": file_sha256(args.checkpoint),
         "data": args.data,
         "sigma": args.sigma,
         "N0": args.N0,
         "N": args.N,
         "alpha": args.alpha,
+        "early_stop": args.early_stop,
+        "radius_tolerance": args.radius_tolerance,
+        "at": args.at,
         "seed": seed,
         "num_classes": args.num_classes,
         "mean": args.mean,
         "std": args.std,
+        "dtype": args.dtype,
+        "channels_last": args.channels_last,
         "start": args.start,
         "skip": args.skip,
+        "details": _details(args),
+        "versions": {"robustcore": __version__, "torch": torch.__version__},
     }
-    todo = table.remaining(indices, settings)
-    if not todo:
-        print(f"{args.out}: no image left to certify")
-        return
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = _model(args.model, args.checkpoint, device)
-    num_classes = args.num_classes or _num_classes(model, _item(data, todo[0])[0].to(device))
-    with _as_user_error():
-        smooth = Smooth(model, num_classes, args.sigma, seed=seed, mean=args.mean, std=args.std)
-    certified = 0
-    with tqdm(
-        indices,
-        initial=len(indices) - len(todo),
-        desc="certify",
-        unit="image",
-        disable=args.no_progress,
-    ) as bar:
-        for idx in todo:
-            image, label = _item(data, idx)
-            with _as_user_error(f"image {idx}: "):
-                result = smooth.certify(
-                    image.to(device).unsqueeze(0),
-                    args.N0,
-                    args.N,
-                    args.alpha,
-                    args.batch,
-                    image_offset=idx,
-                )
-            assert isinstance(result, Certificates)  # of a batch of one
-            prediction = int(result.prediction)
-            table.append(
-                results.row(idx, label, prediction, float(result.radius), float(result.seconds))
+
+
+def _certify_all(
+    args: argparse.Namespace,
+    device: str,
+    ranks: Ranks,
+    table: ResultFile | None,
+    data: Any,
+    indices: range,
+    todo: Sequence[int],
+    model: nn.Module,
+    seed: int,
+) -> None:
+    def make(kind: type[Smooth]) -> Smooth:
+        with as_user_error():
+            return kind(
+                model,
+                args.num_classes or count_classes(model, load_item(data, todo[0])[0].to(device)),
+                args.sigma,
+                seed=seed,
+                mean=args.mean,
+                std=args.std,
+                dtype=DTYPES.get(args.dtype),
+                memory_format=torch.channels_last
+                if args.channels_last
+                else torch.contiguous_format,
             )
-            certified += prediction != ABSTAIN
-            bar.update()
-    print(f"{args.out}: {len(todo)} images, {certified} certified, seed {seed}")
+
+    alone, shared = ranks.all_or_none(lambda: (make(Smooth), make(SharedSmooth)))
+
+    def certified(smooth: Smooth, first: int, number: int) -> list[str | argparse.ArgumentError]:
+        return _rows(args, data, todo[first : first + number], smooth, device)
+
+    progress = Progress(
+        len(indices), table.rows if table else (), hidden=args.no_progress or not ranks.first
+    )
+    position = 0
+    with progress:
+        while position < len(todo):
+            left = len(todo) - position
+            if left >= ranks.size:
+                # One part for each rank, equally large, so that none waits for long.
+                number = min(args.in_flight, left // ranks.size)
+                mine = certified(alone, position + ranks.rank * number, number)
+                rows = [row for part in ranks.gather(mine) for row in part]
+                position += number * ranks.size
+            else:
+                number = min(args.in_flight, left)
+                rows = ranks.from_first(certified(shared, position, number))
+                position += number
+            for row in rows:
+                if isinstance(row, argparse.ArgumentError):
+                    raise row
+                if table:
+                    table.append(row)
+                progress.add(results.parse_row(row))
+    if ranks.first:
+        print(f"{args.out}: {len(todo)} images, {progress.certified} certified, seed {seed}")
 
 
-def _error(message: str) -> argparse.ArgumentError:
-    return argparse.ArgumentError(None, " ".join(message.split()))
-
-
-@contextmanager
-def _as_user_error(prefix: str = "") -> Iterator[None]:
-    """The API's complaints about arguments, which are the user's options here, in one line."""
+def _rows(
+    args: argparse.Namespace, data: Any, indices: Sequence[int], smooth: Smooth, device: str
+) -> list[str | argparse.ArgumentError]:
+    """The rows of neighbouring images, or why there are none."""
     try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise _error(f"{prefix}{error}") from error
-
-
-def _load(option: str, spec: str) -> Callable[[], Any]:
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise _error(f"{option}: got {spec!r}, want PKG.MODULE:FACTORY")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise _error(f"{option} {spec}: {error}") from error
-    if not callable(factory):
-        raise _error(f"{option} {spec}: got a {type(factory).__name__}, want a function")
-    return factory  # type: ignore[no-any-return]
-
-
-def _dataset(spec: str) -> Any:
-    data = _load("--data", spec)()
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise _error(
-            f"--data {spec}: gave a {type(data).__name__}, "
-            "want a dataset with a length and (image, label) items"
+        items = [load_item(data, idx) for idx in indices]
+        shown = f"image {indices[0]}" if len(indices) == 1 else f"images {indices[0]} and following"
+        with as_user_error(f"{shown}: "):
+            images = _stack([image.to(device) for image, _ in items])
+            result = _certify(args, smooth, images, indices[0])
+    except argparse.ArgumentError as error:
+        return [error]
+    drawn, votes = _drawn(result)
+    # 0 where it abstains: the radius of a test is one number for all images.
+    radius = torch.where(result.prediction == ABSTAIN, 0.0, result.radius).tolist()
+    return [
+        results.row(
+            idx,
+            label,
+            int(result.prediction[b]),
+            radius[b],
+            float(result.seconds[b]),
+            (drawn[b], votes[b]) if _details(args) else (),
         )
-    return data
+        for b, (idx, (_, label)) in enumerate(zip(indices, items, strict=True))
+    ]
 
 
-def _item(data: Any, idx: int) -> tuple[Tensor, int]:
-    item = data[idx]
-    try:
-        image, label = item
-        return torch.as_tensor(image), int(label)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _error(f"--data: item {idx} is no (image tensor, integer label): {error}") from error
+def _stack(images: list[Tensor]) -> Tensor:
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(f"x: got shapes {shapes}, want one shape for --in-flight")
+    return torch.stack(images)
 
 
-def _model(spec: str, checkpoint: Path | None, device: str) -> Callable[[Tensor], Tensor]:
-    model = _load("--model", spec)()
-    if not isinstance(model, nn.Module):
-        raise _error(f"--model {spec}: gave a {type(model).__name__}, want a torch.nn.Module")
-    if checkpoint is not None:
-        _load_weights(model, checkpoint)
-    try:
-        return model.to(device).eval()
-    except RuntimeError as error:
-        raise _error(f"--device {device}: {error}") from error
+def _certify(
+    args: argparse.Namespace, smooth: Smooth, images: Tensor, first: int
+) -> Certificates | RadiusTests:
+    if args.at is not None:
+        result: Any = smooth.certify_at(
+            images, args.at, args.alpha, args.N, args.N0, args.batch, image_offset=first
+        )
+    else:
+        result = smooth.certify(
+            images,
+            args.N0,
+            args.N,
+            args.alpha,
+            args.batch,
+            image_offset=first,
+            early_stop=args.early_stop,
+            radius_tolerance=args.radius_tolerance,
+        )
+    assert isinstance(result, (Certificates, RadiusTests))  # of a batch
+    return result
 
 
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _error(f"--checkpoint {checkpoint}: holds no plain weights: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise _error(f"--checkpoint {checkpoint}: got a {type(state).__name__}, want a state_dict")
-    consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise _error(f"--checkpoint {checkpoint}: {error}") from error
-
-
-def _sha256(checkpoint: Path | None) -> str | None:
-    return None if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-
-
-def _num_classes(model: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    with torch.inference_mode():
-        logits = model(image.unsqueeze(0))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise _error(f"--model: gave {got} for one image, want logits [1, number of classes]")
-    return logits.shape[1]
+def _drawn(result: Certificates | RadiusTests) -> tuple[list[int], list[int]]:
+    """Samples of each image, and how many of them voted for the class that was selected."""
+    choice = result.counts0.argmax(1, keepdim=True)
+    votes = result.counts.gather(1, choice).squeeze(1)
+    samples = getattr(result, "samples", None)
+    return (
+        [result.n] * len(result) if samples is None else samples.tolist(),
+        votes.tolist(),
+    )

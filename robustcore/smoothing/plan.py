@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -40,3 +40,15 @@ def _blocks(start: int, stop: int, num_samples: int) -> Iterator[Block]:
             block = Block(image, 1, sample, min(num_samples - sample, stop - start))
         yield block
         start += block.size
+
+
+def cut_runs(blocks: Sequence[Block], indices: Sequence[int]) -> list[Block]:
+    """The same pairs in the same order, in blocks whose images have consecutive ``indices``."""
+    runs = []
+    for block in blocks:
+        first, stop = block.first_image, block.first_image + block.images
+        for i in range(first + 1, stop + 1):
+            if i == stop or indices[i] != indices[i - 1] + 1:
+                runs.append(block._replace(first_image=first, images=i - first))
+                first = i
+    return runs

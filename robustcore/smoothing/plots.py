@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,8 +59,7 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
         title=f"n = {n:,} samples an image, alpha = {alpha:g}",
     )
     axes.title.set_size("medium")
-    axes.grid(alpha=0.3, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    _restrain(axes)
     axes.legend(frameon=False, title="dotted: all samples agree", title_fontsize="small")
 
 
@@ -68,6 +68,32 @@ def accuracy_figure(curves: Sequence[Curve]) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     draw_accuracy(figure.subplots(), curves)
     return figure
+
+
+def envelope_figure(radii: Any, curves: Sequence[tuple[str, Any]]) -> Figure:
+    """Certified accuracy of several tables against radius, and the best of them at each radius."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    if len(curves) > 1:
+        best = np.max([height for _, height in curves], axis=0)
+        axes.plot(radii, best, color="0.8", lw=5, label="best of all")
+    for name, height in curves:
+        axes.plot(radii, height, lw=1.5, label=name.replace("sigma", r"$\sigma$"))
+    axes.set(
+        xlim=(0, radii[-1]),
+        ylim=(0, 1.02),
+        xlabel=r"$\ell_2$ radius (pixels in [0, 1])",
+        ylabel="certified accuracy",
+    )
+    _restrain(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _restrain(axes: Any) -> None:
+    """A light grid, and no frame where no axis is."""
+    axes.grid(alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,14 @@ class ResultFile:
     """The table of ``robustcore certify``, with its settings beside it in ``<name>.json``.
 
     Nothing is written before the first row is there, so a run that fails earlier leaves no trace
-    and an old table as it was. Every complaint is an argparse.ArgumentError.
+    and an old table as it was. Whatever ends the run, the table then holds whole rows of the run's
+    first images, and perhaps a part of one more, which ``resume`` takes off. Every complaint about
+    the user's input is an argparse.ArgumentError; a disk that is full, an OSError.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool, resume: bool) -> None:
+    def __init__(
+        self, path: Path, *, overwrite: bool, resume: bool, sync_seconds: float = 10.0
+    ) -> None:
         if path.is_dir():
             raise _error(f"--out {path}: is a folder")
         if not path.parent.is_dir():
@@ -27,46 +34,92 @@ class ResultFile:
         self.settings_path = path.with_name(path.name + ".json")
         if path.exists() and not (overwrite or resume):
             raise _error(f"--out {path}: exists; give another name, --overwrite or --resume")
+        self.rows: list[results.Row] = []
+        """Those of the run that is resumed."""
         self._resuming = resume and path.exists()
-        self._started = self._resuming
         self._settings: dict[str, Any] = {}
         self._old = self._read_settings() if self._resuming else {}
+        self._header = results.HEADER
+        self._descriptor: int | None = None
+        self._sync_seconds = sync_seconds
+        self._synced = time.monotonic()
 
     def seed(self, default: int) -> int:
         """The seed of the run to resume, or the default."""
         return int(self._old.get("seed", default))
 
-    def remaining(self, indices: Sequence[int], settings: dict[str, Any]) -> Sequence[int]:
+    def remaining(
+        self, indices: Sequence[int], settings: dict[str, Any], *, details: bool = False
+    ) -> Sequence[int]:
         """The images that have no row yet, once the settings are found to be those of the table."""
         self._settings = settings
+        self._header = results.header(details)
         if not self._resuming:
             return indices
-        for name, value in settings.items():
-            if name not in self._old or self._old[name] != value:
+        for name in {**settings, **self._old}:
+            if name not in self._old or self._old[name] != settings.get(name):
                 raise _error(
                     f"--resume: {self.path} was made with {name} = {self._old.get(name)}, "
-                    f"this run has {value}"
+                    f"this run has {settings.get(name)}"
                 )
-        done = self._done()
+        self._open()
+        self.rows = self._read_rows()
+        done = [row.idx for row in self.rows]
         if done != list(indices[: len(done)]):
             raise _error(f"--resume: the rows of {self.path} are not the first of this run")
         return indices[len(done) :]
 
     def append(self, row: str) -> None:
-        """Adds one row; it is in the file when this returns."""
-        if not self._started:
+        """Adds one row: all of it is in the file when this returns, none of it if it raises."""
+        if self._descriptor is None:
             self._start()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(row)
+        descriptor = self._descriptor
+        assert descriptor is not None
+        end = os.fstat(descriptor).st_size
+        data = row.encode()
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+        if time.monotonic() - self._synced >= self._sync_seconds:
+            self._sync()
+
+    def close(self) -> None:
+        """Has the table on the disk; nothing can be appended after it."""
+        if self._descriptor is not None:
+            try:
+                self._sync()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def _sync(self) -> None:
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+        self._synced = time.monotonic()
 
     def _start(self) -> None:
-        # The table first: between the two, a new table without settings or with those of the old
-        # one is refused or empty at --resume, while old rows under new settings would be believed.
-        with results.replacing(self.path, overwrite=True) as temporary:
-            temporary.write_text(results.HEADER, encoding="utf-8")
+        # An old table goes first, the new one comes last: at no moment are there rows beside the
+        # settings of another run, or a table without settings. A run that ends in between left no
+        # table, and starts anew when it is resumed.
+        self.path.unlink(missing_ok=True)
         with results.replacing(self.settings_path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
-        self._started = True
+        with results.replacing(self.path, overwrite=True) as temporary:
+            temporary.write_text(self._header, encoding="utf-8")
+        self._open()
+
+    def _open(self) -> None:
+        """Opens the table, for this run alone."""
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _error(f"--out {self.path}: another run is writing it") from None
+        except OSError:
+            pass  # a file system without locks
 
     def _read_settings(self) -> dict[str, Any]:
         try:
@@ -77,20 +130,22 @@ class ResultFile:
             raise _error(f"--resume: {self.settings_path} holds no settings")
         return settings
 
-    def _done(self) -> list[int]:
-        """Indices of the complete rows; a row cut off by the end of the last run is taken off."""
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines(keepends=True)
-        if not lines or lines[0] != results.HEADER:
-            raise _error(f"--resume: {self.path} does not start with the header of such a table")
-        if whole != text:
-            with results.replacing(self.path, overwrite=True) as temporary:
-                temporary.write_text(whole, encoding="utf-8")
+    def _read_rows(self) -> list[results.Row]:
+        """The complete rows; one that was cut off by the end of the last run is taken off."""
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
         try:
-            return [int(line.split("\t")[0]) for line in lines[1:]]
+            text = whole.decode(errors="replace")  # such a line is then named
+            lines = list(enumerate(text.split("\n")[:-1], 1)) or [(1, "")]
+            rows = list(results.parse_rows(self.path, lines))
+            if lines[0][1] + "\n" != self._header:
+                raise ValueError(f"{self.path}, line 1: has other columns than this run")
         except ValueError as error:
-            raise _error(f"--resume: {self.path} has a row without an index: {error}") from error
+            raise _error(f"--resume: {error}") from error
+        if whole != data:
+            assert self._descriptor is not None
+            os.ftruncate(self._descriptor, len(whole))
+        return rows
 
 
 def _error(message: str) -> argparse.ArgumentError:

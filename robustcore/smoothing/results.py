@@ -2,23 +2,116 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 HEADER = "\t".join(COLUMNS) + "\n"
+# Columns that may follow: what was drawn, and how many votes the selected class had.
+DETAILS = ("samples", "votes")
 
 
-def row(idx: int, label: int | None, prediction: int, radius: float, seconds: float) -> str:
+class Row(NamedTuple):
+    """One image of a table; what is not known is None."""
+
+    idx: int
+    label: int | None
+    prediction: int
+    radius: float
+    correct: bool | None
+    samples: int | None = None
+    votes: int | None = None
+
+
+def header(details: bool) -> str:
+    return "\t".join((*COLUMNS, *(DETAILS if details else ()))) + "\n"
+
+
+def row(
+    idx: int,
+    label: int | None,
+    prediction: int,
+    radius: float,
+    seconds: float,
+    details: Sequence[int] = (),
+) -> str:
     """One line of the table; ``label`` and ``correct`` are ``nan`` where no label is known."""
     correct = "nan" if label is None else str(int(prediction == label))
     time = timedelta(seconds=seconds)
     shown = "nan" if label is None else label
-    return f"{idx}\t{shown}\t{prediction}\t{radius:.3}\t{correct}\t{time}\n"
+    more = "".join(f"\t{value}" for value in details)
+    return f"{idx}\t{shown}\t{prediction}\t{radius:.3}\t{correct}\t{time}{more}\n"
+
+
+def read_table(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a table, one of ours or as published; lines that start with # are skipped.
+
+    Raises ValueError, naming file and line, for a line that is not of the table.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if not line.startswith("#")]
+    if lines and lines[-1][1] == "":
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path}: is empty, want the columns {', '.join(COLUMNS)}")
+    return list(parse_rows(path, lines))
+
+
+def parse_rows(path: str | os.PathLike[str], lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
+    """The rows of numbered lines, of which the first holds the names of the columns."""
+    number, first = lines[0]
+    names = tuple(first.split("\t"))
+    if names not in (COLUMNS, COLUMNS + DETAILS):
+        raise ValueError(
+            f"{path}, line {number}: does not start with the header of such a table, "
+            f"the columns {', '.join(COLUMNS)}"
+        )
+    for number, line in lines[1:]:
+        fields = line.split("\t")
+        try:
+            if len(fields) != len(names):
+                raise ValueError(f"{len(fields)} fields, want {len(names)}")
+            yield _parse(fields)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error} (got {line[:80]!r})") from None
+
+
+def parse_row(line: str) -> Row:
+    """One line that :func:`row` wrote."""
+    return _parse(line.rstrip("\n").split("\t"))
+
+
+def _parse(fields: Sequence[str]) -> Row:
+    idx, label, prediction, radius, correct, time, *details = fields
+    known = label != "nan"
+    row = Row(
+        _integer("idx", idx),
+        _integer("label", label) if known else None,
+        _integer("predict", prediction),
+        float(radius),
+        bool(_integer("correct", correct)) if known else None,
+        *(_integer("details", value) for value in details),
+    )
+    if not (math.isfinite(row.radius) and row.radius >= 0):
+        raise ValueError(f"radius: got {radius}, want a number of at least 0")
+    if correct not in ("0", "1", "nan") or (known and row.correct != (label == prediction)):
+        raise ValueError(f"correct: got {correct} for label {label} and prediction {prediction}")
+    if not time:
+        raise ValueError("time: got nothing")
+    return row
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name}: got {text!r}, want an integer") from None
 
 
 def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -37,4 +130,15 @@ def replacing(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         temporary = Path(folder) / target.name
         yield temporary
+        # Its content before its name, or a loss of power may leave an empty file.
+        _sync(temporary)
         os.replace(temporary, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

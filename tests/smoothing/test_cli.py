@@ -52,6 +52,15 @@ def function():
 def flat_logits():
     return nn.Flatten(0)
 
+def broken():
+    return 1 / 0
+
+class broken_items:
+    def __len__(self):
+        return 6
+    def __getitem__(self, i):
+        return {}[i]
+
 a_number = 7
 """
 
@@ -60,6 +69,7 @@ a_number = 7
 def folder(tmp_path, monkeypatch):
     """The current directory: a user's module `mine` in it, sys.path and modules restored after."""
     (tmp_path / "mine.py").write_text(USER_MODULE)
+    (tmp_path / "broken_module.py").write_text("def :")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
@@ -95,6 +105,7 @@ def test_rows_are_those_of_smooth(folder, capsys):
     assert (settings["seed"], settings["sigma"], settings["N"]) == (5, 0.25, 200)
     captured = capsys.readouterr()
     assert "6/6" in captured.err
+    assert "abstained" in captured.err
     assert captured.out.startswith("out.tsv: 6 images, ")
 
 
@@ -188,7 +199,7 @@ def test_resume_goes_on_to_a_larger_max(folder):
         (None, "", "cannot read the settings"),
         (None, "[]", "holds no settings"),
         ("HEADER1\t0\t0\t0.1\t1\t0\n", None, "are not the first of this run"),
-        ("HEADERx\t0\t0\t0.1\t1\t0\n", None, "a row without an index"),
+        ("HEADERx\t0\t0\t0.1\t1\t0\n", None, "out.tsv, line 2: idx: got 'x'"),
     ],
 )
 def test_resume_refuses_what_it_does_not_know(folder, capsys, table, settings, message):
@@ -254,6 +265,17 @@ def test_checkpoints(folder, state):
         (["--checkpoint", "other.pt"], "gain"),
         (["--checkpoint", "list.pt"], "got a list, want a state_dict"),
         (["--device", "nowhere"], "--device nowhere"),
+        ({"model": "mine:broken"}, "--model mine:broken: raised ZeroDivisionError: division"),
+        ({"data": "mine:broken"}, "--data mine:broken: raised ZeroDivisionError: division"),
+        ({"model": "broken_module:model"}, "raised SyntaxError"),
+        ({"data": "mine:broken_items"}, "--data: item 0 raised KeyError"),
+        (["--skip", "7"], "--skip 7: the data set has only 6 images"),
+        (["--start", "6"], "--start 6: the data set has only 6 images"),
+        (["--in-flight", "0"], "--in-flight: got 0"),
+        (["--in-flight", "2", "--skip", "2"], "goes with --skip 1"),
+        (["--radius-tolerance", "0.1"], "goes with --early-stop"),
+        (["--early-stop", "--radius-tolerance", "-1"], "radius_tolerance: got -1"),
+        (["--at", "9"], "radius: got 9.0, which max_n=200 samples cannot certify"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(folder, capsys, options, message):
@@ -283,6 +305,53 @@ def test_arrays_and_normalisation(folder):
     assert certify(*options, data="mine:arrays", out="arrays.tsv") == 0
     # Pixels keep their order under a normalisation that all share.
     assert rows("arrays.tsv") == rows("out.tsv")
+
+
+def test_early_stop_and_one_radius(folder):
+    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    smooth = Smooth(Pixels(3), 3, 0.25, seed=5)
+    more = ["--seed", "5", "--N", "3000"]
+
+    def columns(path):
+        lines = [line.split("\t") for line in Path(path).read_text().splitlines()]
+        assert lines[0][5:] == ["time", "samples", "votes"]
+        return [(int(r[2]), r[3], int(r[6]), int(r[7])) for r in lines[1:]]
+
+    def expected(result, radii):
+        choice = result.counts0.argmax(1, keepdim=True)
+        votes = result.counts.gather(1, choice).squeeze(1).tolist()
+        shown = [f"{radius:.3}" for radius in radii]
+        samples = result.counts.sum(1).tolist()
+        return list(zip(result.prediction.tolist(), shown, samples, votes, strict=True))
+
+    assert certify(*more, "--early-stop", "--radius-tolerance", "0.1") == 0
+    result = smooth.certify(images, 20, 3000, early_stop=True, radius_tolerance=0.1)
+    assert columns("out.tsv") == expected(result, result.radius.tolist())
+    assert certify(*more, "--at", "0.05", out="at.tsv") == 0
+    result = smooth.certify_at(images, 0.05, max_n=3000, n0=20)
+    assert columns("at.tsv") == expected(result, (0.05 * result.certified.double()).tolist())
+    assert certify(*more, "--details", out="details.tsv") == 0
+    result = smooth.certify(images, 20, 3000)
+    assert columns("details.tsv") == expected(result, result.radius.tolist())
+    assert certify("--resume", *more, "--at", "0.1", out="at.tsv") == 2
+
+
+def test_images_in_flight_change_nothing(folder, capsys):
+    assert certify("--seed", "5") == 0
+    for number in ("2", "4", "99"):
+        assert certify("--seed", "5", "--in-flight", number, "--overwrite", out="more.tsv") == 0
+        assert rows("more.tsv") == rows("out.tsv")
+    assert certify("--in-flight", "3", data="mine:bad_pixels", out="bad.tsv") == 2
+    assert "images 0 and following: x: got NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtype_and_memory_format(folder, dtype):
+    options = ["--seed", "5", "--dtype", dtype, "--channels-last"]
+    assert certify(*options) == 0
+    settings = json.loads(Path("out.tsv.json").read_text())
+    assert (settings["dtype"], settings["channels_last"]) == (dtype, True)
+    assert certify("--resume", "--seed", "5") == 2
 
 
 def test_as_a_command(folder):

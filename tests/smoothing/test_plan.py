@@ -4,20 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustcore.smoothing.plan import Block, plan_batches
+from robustcore.smoothing.plan import Block, cut_runs, plan_batches
 
 
 @given(st.integers(0, 7), st.integers(1, 40), st.integers(1, 50))
 def test_covers_everything_once_in_full_batches(images, samples, batch_size):
     batches = list(plan_batches(images, samples, batch_size))
-    pairs = [
-        (image, sample)
-        for blocks in batches
-        for block in blocks
-        for image in range(block.first_image, block.first_image + block.images)
-        for sample in range(block.first_sample, block.first_sample + block.samples)
-    ]
-    assert pairs == [(image, sample) for image in range(images) for sample in range(samples)]
+    covered = [pair for blocks in batches for pair in pairs(blocks)]
+    assert covered == [(image, sample) for image in range(images) for sample in range(samples)]
     sizes = [sum(block.size for block in blocks) for blocks in batches]
     assert all(size == batch_size for size in sizes[:-1])
     assert all(0 < size <= batch_size for size in sizes)
@@ -40,3 +34,24 @@ def test_covers_everything_once_in_full_batches(images, samples, batch_size):
 )
 def test_examples(arguments, expected):
     assert list(plan_batches(*arguments)) == expected
+
+
+@given(st.sets(st.integers(0, 30), min_size=1), st.integers(1, 9), st.integers(1, 40))
+def test_runs_cover_the_same_pairs_with_consecutive_indices(chosen, samples, batch_size):
+    indices = sorted(chosen)
+    for blocks in plan_batches(len(indices), samples, batch_size):
+        runs = cut_runs(blocks, indices)
+        assert pairs(runs) == pairs(blocks)
+        for run in runs:
+            of_run = indices[run.first_image : run.first_image + run.images]
+            assert of_run == list(range(of_run[0], of_run[0] + run.images))
+
+
+def pairs(blocks):
+    """(image, sample) in the order of the rows."""
+    return [
+        (block.first_image + i, block.first_sample + s)
+        for block in blocks
+        for i in range(block.images)
+        for s in range(block.samples)
+    ]

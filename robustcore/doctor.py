@@ -1,0 +1,91 @@
+"""``robustcore doctor``: what is installed, what this machine has, what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from robustcore._build import build_info
+
+# Module, what it is for, how to get it.
+OPTIONAL = (
+    ("matplotlib", "pictures", "pip install 'robustcore[demo]'"),
+    ("scikit-learn", "the demo's data", "pip install 'robustcore[demo]'"),
+    ("pytest-benchmark", "robustcore bench", "pip install 'robustcore[bench]'"),
+    ("cupy-cuda13x", "CuPy arrays", "pip install 'robustcore[cupy]'"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what was found, and what to do about what is missing."""
+    for line in (*_build_lines(), *_device_lines(), *_package_lines()):
+        print(line)
+
+
+def _build_lines() -> Iterator[str]:
+    info = build_info()
+    kernels = "for " + " ".join(info["cuda_archs"]) if info["cuda"] else "none"
+    yield f"robustcore    {info['version']}, built by {info['compiler']}"
+    yield f"              CUDA kernels: {kernels}; torch >= {info['torch_target']}"
+    yield f"torch         {torch.__version__}, Python {platform.python_version()}"
+
+
+def _device_lines() -> Iterator[str]:
+    info = build_info()
+    yield (
+        f"CPU           {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, {info['simd']} kernels"
+    )
+    if info["simd"] == "baseline":
+        yield "              ! neither AVX2 nor AVX-512: the same results, several times slower"
+    if not torch.backends.cuda.is_built():
+        yield "GPU           not usable: this torch is built without CUDA"
+        yield "              ! for a GPU install a CUDA build of torch, then robustcore again"
+        return
+    if not torch.cuda.is_available():
+        yield f"GPU           none found by torch (CUDA {torch.version.cuda})"
+        yield "              ! if there is one, its driver may be too old: see nvidia-smi"
+        return
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        yield f"GPU {i}         {torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
+        if not info["cuda"]:
+            continue
+        if not _runs_on(info["cuda_archs"], 10 * major + minor):
+            yield (
+                "              ! no kernel for it; in a clone: "
+                f"ROBUSTCORE_CUDA_ARCHS={major}{minor} pip install --force-reinstall --no-deps ."
+            )
+    if not info["cuda"]:
+        yield "              ! robustcore was built without CUDA kernels; in a clone: "
+        yield "                ROBUSTCORE_CUDA=auto pip install --force-reinstall --no-deps ."
+
+
+def _runs_on(archs: list[str], capability: int) -> bool:
+    """Whether code was built for the capability: its own major version, or PTX not above it."""
+    for arch in archs:
+        number = int(arch.split("+")[0].rstrip("af"))
+        if number <= capability and (arch.endswith("PTX") or number // 10 == capability // 10):
+            return True
+    return False
+
+
+def _package_lines() -> Iterator[str]:
+    for name, purpose, command in OPTIONAL:
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found is not None:
+            yield f"{name:<18}{found}"
+        elif not name.startswith("cupy") or torch.cuda.is_available():
+            yield f"{name:<18}! missing, for {purpose}: {command}"

@@ -1,0 +1,66 @@
+"""What ``robustcore certify`` shows while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from robustcore.smoothing.certificates import ABSTAIN
+from robustcore.smoothing.results import Row
+
+
+class Progress:
+    """A bar with the rate, the time left, and how the images have fared so far.
+
+    Args:
+        total: images of the whole run.
+        done: rows of the part that an earlier run has done.
+        hidden: show nothing, only count.
+    """
+
+    def __init__(self, total: int, done: Sequence[Row], *, hidden: bool) -> None:
+        self.certified = 0
+        """Of the images of this run, without those done before."""
+        self._images = self._right = self._abstained = 0
+        self._radii = 0.0
+        self._bar = tqdm(
+            total=total, initial=len(done), desc="certify", unit="image", disable=hidden
+        )
+        for row in done:
+            self._count(row)
+        self._show()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def add(self, row: Row) -> None:
+        """One more image."""
+        self._count(row)
+        self.certified += row.prediction != ABSTAIN
+        self._show()
+        self._bar.update()
+
+    def _count(self, row: Row) -> None:
+        self._images += 1
+        self._right += bool(row.correct)
+        self._radii += row.radius if row.correct else 0.0
+        self._abstained += row.prediction == ABSTAIN
+
+    def _show(self) -> None:
+        if self._images:
+            self._bar.set_postfix_str(
+                f"right {self._right / self._images:.1%}, "
+                f"mean radius {self._radii / self._images:.3f}, "
+                f"abstained {self._abstained}",
+                refresh=False,
+            )

@@ -1,0 +1,95 @@
+"""Runs of ``robustcore certify`` in other processes, on a user's module."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = """
+import time, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, pause=0.0):
+        super().__init__()
+        self.pause = pause
+    def forward(self, x):
+        time.sleep(self.pause)
+        return x.flatten(1)[:, :3]
+
+def model():
+    return Net()
+
+def slow_model():
+    return Net(0.002)
+
+def data(number=10):
+    images = torch.rand(number, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    return [(image, int(image.flatten()[:3].argmax())) for image in images]
+
+def many():
+    return data(200)
+
+def bad_pixels():
+    return [(image * float("nan") if i == 4 else image, y) for i, (image, y) in enumerate(data())]
+"""
+
+
+class Runs:
+    """Starts runs in a folder, from a process that has the imports done."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "mine.py").write_text(MODULE)
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("forks.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+        )
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(300) == 0
+
+    def certify(
+        self, *options, out, model="model", data="data", ranks=0, kill=None, most_bytes=None
+    ):
+        """Exit codes, one a process."""
+        argv = ["certify", "--model", f"mine:{model}", "--data", f"mine:{data}", "--out", out]
+        argv += ["--sigma", "0.25", "--N0", "20", "--N", "400", "--device", "cpu", *options]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        job = dict(argv=argv, ranks=ranks, port=port, kill=kill, most_bytes=most_bytes)
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def text(self, name):
+        return (self.folder / name).read_text()
+
+    def log(self, rank=0):
+        return self.text(f"log{rank}.txt")
+
+    def rows(self, name):
+        """The lines of a table as they are, without their times."""
+        text = self.text(name)
+        assert text.endswith("\n")
+        fields = [line.split("\t") for line in text[:-1].split("\n")]
+        return ["\t".join(row[:5] + row[6:]) for row in fields]
+
+    def seed(self, name):
+        return str(json.loads(self.text(name + ".json"))["seed"])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    runs = Runs(tmp_path)
+    yield runs
+    runs.close()

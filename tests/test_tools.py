@@ -1,0 +1,92 @@
+"""``robustcore doctor`` and ``robustcore bench``."""
+
+import importlib.metadata
+import importlib.util
+
+import pytest
+import torch
+
+import robustcore
+from robustcore import bench, doctor
+from robustcore.cli import main
+
+
+def test_doctor_says_what_is_there(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    info = robustcore.build_info()
+    for part in (info["version"], info["simd"], info["compiler"], torch.__version__):
+        assert part in text
+
+
+def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for extra in ("demo", "bench"):
+        assert f"pip install 'robustcore[{extra}]'" in text
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (["80", "90"], 90, True),
+        (["80"], 86, True),
+        (["86"], 80, False),
+        (["80"], 90, False),
+        (["80+PTX"], 90, True),
+        (["90+PTX"], 80, False),
+        (["90a"], 90, True),
+        ([], 80, False),
+    ],
+)
+def test_which_gpus_a_build_runs_on(archs, capability, runs):
+    assert doctor._runs_on(archs, capability) is runs
+
+
+@pytest.mark.parametrize(
+    ("driver", "gpu", "build", "message"),
+    [
+        (False, None, {"cuda": True, "cuda_archs": ["80"]}, "driver may be too old"),
+        (True, (9, 0), {"cuda": True, "cuda_archs": ["80"]}, "ROBUSTCORE_CUDA_ARCHS=90"),
+        (True, (9, 0), {"cuda": False, "cuda_archs": []}, "built without CUDA kernels"),
+        (True, (9, 0), {"cuda": True, "cuda_archs": ["90"]}, None),
+    ],
+)
+def test_doctor_on_machines_with_a_gpu(capsys, monkeypatch, driver, gpu, build, message):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "NVIDIA Some GPU")
+    info = robustcore.build_info() | build
+    monkeypatch.setattr(doctor, "build_info", lambda: info)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    devices = text[text.index("GPU") : text.index("matplotlib")]
+    assert (message in devices) if message else ("!" not in devices)
+
+
+def test_bench_runs_the_suite(capfd, tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    report = tmp_path / "table.md"
+    command = ["bench", "--device", "cpu", "--threads", "1", "--only", "count_votes and robustcore"]
+    assert main([*command, "--report", str(report)]) == 0
+    assert "| robustcore |" in capfd.readouterr().out
+    assert "## count_votes" in report.read_text()
+    assert main(["bench", "--only", "no_such_benchmark"]) == 2
+
+
+def test_bench_refusals(capsys, monkeypatch):
+    pytest.importorskip("pytest_benchmark")
+    assert main(["bench", "--threads", "0"]) == 2
+    assert "--threads: got 0" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert main(["bench"]) == 2
+    assert "robustcore[bench]" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "suite", lambda: None)
+    assert main(["bench"]) == 2
