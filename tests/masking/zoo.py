@@ -1,0 +1,16 @@
+"""Networks for the tests: torchvision's and timm's where they are installed."""
+
+import pytest
+import torch
+
+
+def torchvision():
+    """The module; skips the test without it. On a torch without its compiled ops they are declared."""
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        name, arguments = schema.split("(", 1)
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", f"({arguments}")
+    return pytest.importorskip("torchvision", exc_type=ImportError)
