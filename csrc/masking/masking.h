@@ -38,7 +38,8 @@ struct FillArgs {
   int32_t iters;
   bool multiply;  // x by the mask; else x_0 = x
   FillMode mode;
-  void* out;  // x's dtype (the mask's in kState)
+  bool in_place;  // out is x: planes are not cut, so that no tile reads what another wrote
+  void* out;      // x's dtype (the mask's in kState)
   DType dtype;
   int64_t out_strides[4];
 };

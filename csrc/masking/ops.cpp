@@ -84,6 +84,22 @@ Tensor neighbor_fill(const Tensor& x,     // [N | 1, C, H, W]
   return run_fill(args, x);
 }
 
+void neighbor_fill_(Tensor x,            // [N, C, H, W], dense
+                    const Tensor& mask,  // [N | 1, 1, H, W]
+                    int64_t iters) {
+  check_image("x", x);
+  FillArgs args = fill_args(FillMode::kFill, check_mask(mask, x), x, mask, iters);
+  check(args.images == x.size(0), "x: got one image for ", args.images,
+        " masks, which it cannot hold in place");
+  check(channels_last(x) || x.is_contiguous(), "x: has to be contiguous or channels_last");
+  args.multiply = args.in_place = true;
+  args.out = x.mutable_data_ptr();
+  const std::vector<int64_t> strides =
+      dense_strides({args.images, args.channels, args.rows, args.columns}, channels_last(x));
+  for (int d = 0; d < 4; ++d) args.out_strides[d] = strides[d];
+  if (x.numel() > 0) fill_cpu(args);
+}
+
 Tensor fill_state(const Tensor& mask,  // [N, 1, H, W]
                   int64_t iters) {
   check_image("mask", mask);
@@ -161,6 +177,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
   m.def(
       "neighbor_fill(Tensor x, Tensor mask, SymInt iters, bool multiply, bool transpose) -> "
       "Tensor");
+  m.def("neighbor_fill_(Tensor(a!) x, Tensor mask, SymInt iters) -> ()");
   m.def("fill_state(Tensor mask, SymInt iters) -> Tensor");
   m.def("mask_epilogue(Tensor x, Tensor? mask, Tensor? scale, Tensor? shift, bool relu) -> Tensor");
   m.def(
@@ -177,6 +194,8 @@ void implement(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   implement(m);
+  // A GPU block cannot wait for another one's neighbours, and fresh memory is cheap there.
+  m.impl("neighbor_fill_", TORCH_BOX(&neighbor_fill_));
 }
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
   implement(m);

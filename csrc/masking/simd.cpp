@@ -312,6 +312,7 @@ class PixelFill {
       for (int64_t c = 0; c < args_.columns; ++c) {
         const int level = levels_(r, c);
         if (level == 0) {
+          if (args_.in_place) continue;
           memcpy(out(r, c), x(r, c), count_ * sizeof(E));
         } else if (level == 1) {
           mean(r, c, 1, [&](int64_t i, int64_t j) { return x(i, j); });

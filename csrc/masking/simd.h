@@ -28,13 +28,13 @@ struct FillTiling {
   explicit FillTiling(const FillArgs& a)
       : channels_adjacent(a.mode == FillMode::kFill && a.multiply && a.channels >= 8 &&
                           a.x.strides[1] == 1 && a.out_strides[1] == 1) {
-    columns = a.columns < kTileColumns ? a.columns : kTileColumns;
+    columns = a.in_place || a.columns < kTileColumns ? a.columns : kTileColumns;
     // The arrays of one tile stay in the second level of cache, the halo is the smaller part.
     const int64_t area = a.iters <= 2 ? 8192 : 16384;
     const int64_t halo = halo_of(a);
     rows = area / (columns + 2 * halo + 2) - 2 * halo;
     if (rows < 16) rows = 16;
-    if (rows > a.rows) rows = a.rows;
+    if (a.in_place || rows > a.rows) rows = a.rows;
     row_tiles = ceil_div(a.rows, rows);
     column_tiles = ceil_div(a.columns, columns);
     channel_blocks = ceil_div(a.channels, kChannelBlock);

@@ -35,7 +35,7 @@ def fold_batch_norm(traced: fx.GraphModule) -> fx.GraphModule:
             name = str(node.target).removeprefix("model.")
             raise ValueError(f"fold: {name!r} is in training mode; call eval() before wrapping")
         parent, _, name = str(source.target).rpartition(".")
-        setattr(modules[parent], name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+        setattr(modules[parent], name, fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(source)
         folded.graph.erase_node(node)
     folded.delete_all_unused_submodules()

@@ -11,7 +11,10 @@ from torch.nn import functional
 
 from robustcore.masking.masks import Mask
 from robustcore.masking.plan import Plan, Step
+from robustcore.masking.rules import MODULES
 from robustcore.ops.masking import (
+    consume_fill,
+    consume_multiply,
     mask_multiply,
     mask_pool,
     mean_correction,
@@ -49,16 +52,16 @@ class _Builder:
             self.nodes[node] = self.copy(node, step)
             if node.op == "placeholder":
                 given = self.graph.placeholder("mask")
-                (root,) = (m for m in self.plan.masks if m.kind == "input") or (None,)
-                if root is not None:
-                    self.masks[root] = given
+                roots = (mask for mask in self.plan.masks if mask.kind == "input")
+                self.masks.update((mask, given) for mask in roots)
         return self.graph
 
     def copy(self, node: fx.Node, step: Step) -> fx.Node:
         row, replaced = step.row, dict(self.nodes)
         for source, iters in step.fills.items():
-            arguments = (self.nodes[source], self.mask(self.plan.mask_of(source)), iters)
-            replaced[source] = self.graph.call_function(neighbor_fill, arguments)
+            mask = self.mask(self.plan.mask_of(source))
+            function = consume_fill if self.is_own(source) else neighbor_fill
+            replaced[source] = self.graph.call_function(function, (self.nodes[source], mask, iters))
         for source in step.clean:
             replaced[source] = self.cleaned(source)
         if step.alive:
@@ -66,8 +69,8 @@ class _Builder:
             mask = self.mask(self.plan.mask_of(source))
             replaced[source] = self.graph.call_function(_alive_only, (self.nodes[source], mask))
         if self.can_add_in_place(node):
-            arguments = tuple(replaced[n] for n in node.args)  # type: ignore[index, misc]
-            return self.graph.call_function(_add_, arguments)
+            a, b = (replaced[n] for n in node.args if isinstance(n, fx.Node))
+            return self.graph.call_function(add_in_place, (a, b))
         result = self.graph.node_copy(node, lambda n: replaced[n])
         if row.then is None:
             return result
@@ -82,17 +85,33 @@ class _Builder:
             bias = self.parameter(node, "bias")
             return self.graph.call_function(partial_correction, (result, mask, bias, *shape))
         parameters = (self.parameter(node, "weight"), self.parameter(node, "bias"))
-        eps = self.traced.get_submodule(str(node.target)).eps
-        arguments = (result, replaced[source], mask, row.groups, *parameters, eps)
-        return self.graph.call_function(_visible_norm, arguments)
+        eps: Any = self.traced.get_submodule(str(node.target)).eps
+        return self.graph.call_function(
+            _visible_norm, (result, replaced[source], mask, row.groups, *parameters, eps)
+        )
 
     def cleaned(self, source: fx.Node) -> fx.Node:
         """source times its mask; once, unless an operation in place may come between two uses."""
         if source not in self.clean or any(self.is_in_place(user) for user in source.users):
             mask = self.mask(self.plan.mask_of(source))
-            node = self.graph.call_function(mask_multiply, (self.nodes[source], mask))
+            function = consume_multiply if self.is_own(source) else mask_multiply
+            node = self.graph.call_function(function, (self.nodes[source], mask))
             self.clean[source] = node
         return self.clean[source]
+
+    def is_own(self, node: fx.Node) -> bool:
+        """Whether a node's result is memory of its own that one operation reads, and only that."""
+        if len(node.users) > 1:
+            return False
+        if node.op == "call_function":
+            return node.target in (operator.add, operator.mul, torch.cat)
+        if node.op != "call_module" or self.plan.values[node].kind != "map":
+            return False
+        module = self.traced.get_submodule(str(node.target))
+        passes_on = isinstance(module, (nn.Identity, nn.Dropout)) or self.is_in_place(node)
+        if passes_on:
+            return isinstance(node.args[0], fx.Node) and self.is_own(node.args[0])
+        return type(module) in MODULES
 
     def is_in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -152,7 +171,8 @@ def _mask_function(mask: Mask, parents: list[fx.Node]) -> tuple[Any, tuple[Any, 
 # ---- What the graphs call beside the ops ---------------------------------------------------------
 
 
-def _add_(a: Tensor, b: Tensor) -> Tensor:
+def add_in_place(a: Tensor, b: Tensor) -> Tensor:
+    """``a += b`` of images."""
     # One image that has met no mask yet may be added to many that have.
     return a.add_(b) if torch.broadcast_shapes(a.shape, b.shape) == a.shape else a + b
 

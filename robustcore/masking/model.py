@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from robustcore.masking.fold import fold_batch_norm
+from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
 from robustcore.masking.plan import Plan, make_plan
 from robustcore.masking.rules import LEAVES, UnsupportedOperation, describe
@@ -53,12 +54,13 @@ class MaskedModel(nn.Module):
         if fold:
             traced = fold_batch_norm(traced)
         plan = make_plan(traced.graph, dict(traced.named_modules()), fill)
+        masked = masked_graph(traced, plan)
         if fold:
-            self.model: nn.Module = traced
-        else:
-            self.model = model
+            masked, traced = fuse_convolutions(masked), fuse_convolutions(traced)
+        self.model = traced if fold else model
         # The masked graph calls the same modules: registered, they would be in the state twice.
-        object.__setattr__(self, "_masked", masked_graph(traced, plan))
+        self._masked: fx.GraphModule
+        object.__setattr__(self, "_masked", masked)
         self._norms = {
             describe(node): traced.get_submodule(str(node.target))
             for node in traced.graph.nodes

@@ -1,4 +1,4 @@
-"""The mask plan of a network: which masks there are, and where they are applied. Pure and printable.
+"""The mask plan of a network: which masks there are and where they are applied; pure, printable.
 
 The rules say what an operation does to a mask; the plan then goes backwards and drops what cannot
 matter. Of every value it keeps what is *needed*: the masks whose visible pixels some later

@@ -127,6 +127,12 @@ class Call:
             return self.node.args[index]
         return self.node.kwargs.get(name, default)
 
+    def option(self, name: str, index: int, default: Any = None) -> Any:
+        """A module's attribute, or the function's argument."""
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        return self.argument(index, name, default)
+
     @property
     def tensors(self) -> list[fx.Node]:
         """The inputs that are maps or vectors."""
@@ -170,7 +176,7 @@ def pair(value: Any) -> Pair:
     return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
 
 
-# ---- Pixel by pixel --------------------------------------------------------------------------------
+# ---- Pixel by pixel ------------------------------------------------------------------------------
 
 
 def pointwise(call: Call) -> Row:
@@ -207,7 +213,7 @@ def batch_norm(call: Call) -> Row:
 
 
 def softmax(call: Call) -> Row:
-    dim = getattr(call.module, "dim", None) if call.module else call.argument(1, "dim")
+    dim = call.option("dim", 1)
     if call.x.kind == "map" and dim != 1:
         raise call.refuse(f"dim {dim} mixes pixels")
     return pointwise(call)
@@ -227,7 +233,7 @@ def dense(call: Call) -> Row:
     return call.row(Value("vector", call.x.mask), "dense")
 
 
-# ---- Windows ---------------------------------------------------------------------------------------
+# ---- Windows -------------------------------------------------------------------------------------
 
 
 def conv(call: Call) -> Row:
@@ -251,26 +257,19 @@ def conv_transpose(call: Call) -> Row:
     assert isinstance(module, nn.ConvTranspose2d)
     call.want_map()
     window = Window(pair(module.kernel_size), pair(module.stride), dilation=pair(module.dilation))
-    more = (pair(module.padding), pair(module.output_padding))  # type: ignore[arg-type]
+    more = (pair(module.padding), pair(module.output_padding))
     mask = call.masks.derived("transposed", call.mask, (window, *more))
     reach = max(span // s for span, s in zip(window.span, window.stride, strict=True))
     return call.row(Value("map", mask), "window", reach=reach)
 
 
 def _pool_window(call: Call) -> Window:
-    def of(name: str, index: int, default: Any) -> Any:
-        return (
-            getattr(call.module, name, default)
-            if call.module
-            else call.argument(index, name, default)
-        )
-
-    kernel = pair(of("kernel_size", 1, None))
-    stride = of("stride", 2, None)
-    padding = pair(of("padding", 3, 0))
+    kernel = pair(call.option("kernel_size", 1, None))
+    stride = call.option("stride", 2, None)
+    padding = pair(call.option("padding", 3, 0))
     average = "avg" in call.op.lower()
-    dilation = (1, 1) if average else pair(of("dilation", 4, 1))
-    ceil_mode = bool(of("ceil_mode", 4 if average else 5, False))
+    dilation = (1, 1) if average else pair(call.option("dilation", 4, 1))
+    ceil_mode = bool(call.option("ceil_mode", 4 if average else 5, False))
     if not average and (getattr(call.module, "return_indices", False)
                         or call.node.kwargs.get("return_indices")):  # fmt: skip
         raise call.refuse("return_indices has no meaning under a mask")
@@ -294,7 +293,7 @@ def adaptive_pool(call: Call) -> Row:
     if call.x.kind == "vector":
         return vector(call)
     call.want_map()
-    size = call.module.output_size if call.module else call.argument(1, "output_size")
+    size = call.option("output_size", 1)
     size = (size, size) if isinstance(size, int) or size is None else tuple(size)
     if size == (1, 1):
         return global_pool(call)
@@ -322,16 +321,9 @@ def reduction(call: Call) -> Row:
 def resize(call: Call) -> Row:
     call.want_map()
 
-    def of(name: str, index: int, default: Any) -> Any:
-        return (
-            getattr(call.module, name, default)
-            if call.module
-            else call.argument(index, name, default)
-        )
-
-    size, scale = of("size", 1, None), of("scale_factor", 2, None)
-    mode = of("mode", 3, "nearest")
-    corners = of("align_corners", 4, None)
+    size, scale = call.option("size", 1, None), call.option("scale_factor", 2, None)
+    mode = call.option("mode", 3, "nearest")
+    corners = call.option("align_corners", 4, None)
     parts = [
         v
         for given in (size, scale)
@@ -350,12 +342,11 @@ def resize(call: Call) -> Row:
 
 def pixel_shuffle(call: Call) -> Row:
     call.want_map()
-    factor = call.module.upscale_factor if call.module else call.argument(1, "upscale_factor")
-    how = (None, float(factor), "nearest", None)  # type: ignore[arg-type]
+    how = (None, float(call.option("upscale_factor", 1)), "nearest", None)
     return call.row(Value("map", call.masks.derived("resize", call.mask, how)), "window", reach=0)
 
 
-# ---- Statistics ------------------------------------------------------------------------------------
+# ---- Statistics ----------------------------------------------------------------------------------
 
 
 def group_norm(call: Call) -> Row:
@@ -374,17 +365,17 @@ def group_norm(call: Call) -> Row:
 
 
 def layer_norm(call: Call) -> Row:
-    shape = call.module.normalized_shape if call.module else call.argument(1, "normalized_shape")
-    if call.x.kind == "map" and not call.x.last and len(shape) == 3:  # type: ignore[arg-type]
+    shape = call.option("normalized_shape", 1)
+    if call.x.kind == "map" and not call.x.last and len(shape) == 3:
         if call.module is None:
             raise call.refuse("statistics over pixels, want the module nn.LayerNorm")
         return call.row(Value("map", call.mask), "clean", then="norm")
-    if call.x.kind == "map" and len(shape) != 1:  # type: ignore[arg-type]
+    if call.x.kind == "map" and len(shape) != 1:
         raise call.refuse(f"normalized_shape {shape} mixes some pixels and not others")
     return inner(call)
 
 
-# ---- Shapes ----------------------------------------------------------------------------------------
+# ---- Shapes --------------------------------------------------------------------------------------
 
 
 def concat(call: Call) -> Row:
@@ -437,7 +428,7 @@ def flatten(call: Call) -> Row:
     if call.x.kind != "map":
         return vector(call)
     call.want_map()
-    start = call.module.start_dim if call.module else call.argument(1, "start_dim", 0)
+    start = call.option("start_dim", 1, 0)
     if start != 1:
         raise call.refuse(f"start_dim {start}, want 1: samples stay apart")
     return _flattened(call)
@@ -462,10 +453,10 @@ def reshape(call: Call) -> Row:
 def permute(call: Call) -> Row:
     if call.x.kind != "map":
         return vector(call)
-    dims = call.module.dims if call.module else call.node.args[1:]
-    if len(dims) == 1:  # type: ignore[arg-type]
-        (dims,) = dims  # type: ignore[misc]
-    order = tuple(d % 4 for d in dims)  # type: ignore[union-attr, operator]
+    dims: Any = call.option("dims", 1) if call.module else call.node.args[1:]
+    if len(dims) == 1:
+        (dims,) = dims
+    order = tuple(d % 4 for d in dims)
     if order == ((0, 3, 1, 2) if call.x.last else (0, 2, 3, 1)):
         return call.row(Value("map", call.mask, not call.x.last), "pointwise")
     raise call.refuse(f"order {order}, want NCHW to NHWC or back")
@@ -481,13 +472,22 @@ def attribute(call: Call) -> Row:
     return call.row(OTHER)
 
 
-# ---- The table: modules by type, functions by object, methods by name ------------------------------
+# ---- The table: modules by type, functions by object, methods by name ----------------------------
 
 ACTIVATIONS = (
-    "relu relu6 silu gelu sigmoid logsigmoid hardswish hardsigmoid hardtanh tanh elu selu celu "
-    "leaky_relu prelu mish softplus softsign tanhshrink hardshrink softshrink rrelu threshold"
-).split()
-ARITHMETIC = "add sub mul div neg abs exp sqrt pow clamp clip square maximum minimum where".split()
+    "relu", "relu6", "silu", "gelu", "sigmoid", "logsigmoid", "hardswish", "hardsigmoid",
+    "hardtanh", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "mish", "softplus",
+    "softsign", "tanhshrink", "hardshrink", "softshrink", "rrelu", "threshold",
+)  # fmt: skip
+ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid,
+    nn.Hardtanh, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Mish, nn.Softplus,
+    nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.RReLU, nn.Threshold,
+)  # fmt: skip
+ARITHMETIC = (
+    "add", "sub", "mul", "div", "neg", "abs", "exp", "sqrt", "pow", "clamp", "clip", "square",
+    "maximum", "minimum", "where",
+)  # fmt: skip
 KEEPS_ZERO = {
     "Dropout", "Dropout2d", "Identity", "Flatten", "ReLU", "ReLU6", "SiLU", "GELU", "Hardswish",
     "Tanh", "LeakyReLU", "ELU", "flatten", "dropout", "relu", "squeeze", "view", "reshape",
@@ -521,14 +521,7 @@ MODULES: dict[type, Rule] = {
     nn.Dropout: pointwise,
     nn.Dropout2d: pointwise,
     nn.AlphaDropout: pointwise,
-    **{
-        getattr(nn, name): pointwise
-        for name in (
-            "ReLU ReLU6 SiLU GELU Sigmoid LogSigmoid Hardswish Hardsigmoid Hardtanh Tanh ELU SELU "
-            "CELU LeakyReLU PReLU Mish Softplus Softsign Tanhshrink Hardshrink Softshrink RReLU "
-            "Threshold"
-        ).split()
-    },
+    **dict.fromkeys(ACTIVATION_MODULES, pointwise),
 }
 
 # Modules of other libraries that are one function of a sample, by class name.
@@ -539,7 +532,7 @@ FUNCTIONS: dict[Any, Rule] = {
     **{getattr(torch, name): pointwise for name in ("relu", "sigmoid", "tanh", *ARITHMETIC)},
     **{
         getattr(operator, name): pointwise
-        for name in "add sub mul truediv neg pow iadd isub imul itruediv".split()
+        for name in ("add", "sub", "mul", "truediv", "neg", "pow", "iadd", "isub", "imul")
     },
     functional.dropout: pointwise,
     functional.dropout2d: pointwise,
@@ -574,7 +567,7 @@ FUNCTIONS: dict[Any, Rule] = {
 }
 
 METHODS: dict[str, Rule] = {
-    **{name: pointwise for name in (*ARITHMETIC, "relu", "sigmoid", "tanh", "contiguous")},
+    **dict.fromkeys((*ARITHMETIC, "relu", "sigmoid", "tanh", "contiguous"), pointwise),
     **{f"{name}_": pointwise for name in (*ARITHMETIC[:4], "relu", "sigmoid", "tanh", "clamp")},
     "to": pointwise,
     "float": pointwise,

@@ -17,6 +17,7 @@ from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
 from robustcore.ops.smoothing import _check_floating, _needs_grad
 
 _fill = torch.ops.robustcore.neighbor_fill.default
+_fill_ = torch.ops.robustcore.neighbor_fill_.default
 _state = torch.ops.robustcore.fill_state.default
 _epilogue = torch.ops.robustcore.mask_epilogue.default
 _epilogue_ = torch.ops.robustcore.mask_epilogue_.default
@@ -75,6 +76,28 @@ def mask_multiply(x: Tensor, mask: Tensor) -> Tensor:
     Args, gradients and errors as in :func:`neighbor_fill`.
     """
     return _apply_epilogue(x, _check(x, mask), None, None, False)
+
+
+def consume_fill(x: Tensor, mask: Tensor, iters: int) -> Tensor:
+    """:func:`neighbor_fill` of an x that nobody else reads: in place where that can be."""
+    if iters <= MAX_ITERS and x.device.type == "cpu" and _may_write(x, mask):
+        _fill_(x, mask, iters)
+        return x
+    return neighbor_fill(x, mask, iters)
+
+
+def consume_multiply(x: Tensor, mask: Tensor) -> Tensor:
+    """:func:`mask_multiply` of an x that nobody else reads: in place where that can be."""
+    if _may_write(x, mask):
+        _epilogue_(x, mask, None, None, False)
+        return x
+    return mask_multiply(x, mask)
+
+
+def _may_write(x: Tensor, mask: Tensor) -> bool:
+    if torch.compiler.is_compiling() or _needs_grad(x) or not _is_plain(x):
+        return False
+    return len(mask) in (1, len(x)) and (x.is_contiguous() or _is_channels_last(x))
 
 
 def masked_conv2d(
@@ -434,6 +457,11 @@ def _images(x: Tensor, mask: Tensor | None) -> Any:
 @torch.library.register_fake("robustcore::neighbor_fill")
 def _(x, mask, iters, multiply, transpose):
     return _fake_like(x, _images(x, mask))
+
+
+@torch.library.register_fake("robustcore::neighbor_fill_")
+def _(x, mask, iters):
+    return None
 
 
 @torch.library.register_fake("robustcore::fill_state")

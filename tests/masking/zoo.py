@@ -5,7 +5,7 @@ import torch
 
 
 def torchvision():
-    """The module; skips the test without it. On a torch without its compiled ops they are declared."""
+    """The module, or the test is skipped. What it expects of its compiled part is declared."""
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
