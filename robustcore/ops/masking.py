@@ -193,8 +193,7 @@ def mask_pool(
     """
     if kernel == (1, 1) and pads == ((0, 0), (0, 0)) and not ceil_mode:
         return mask[:, :, :: stride[0], :: stride[1]]
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    symmetric = all(a == b and 2 * a <= r for (a, b), r in zip(pads, reach, strict=True))
+    symmetric = all(a == b and 2 * a <= k for (a, b), k in zip(pads, kernel, strict=True))
     if not symmetric:  # max_pool2d has no such padding
         mask = functional.pad(mask, (*pads[1], *pads[0]))
     padding = (pads[0][0], pads[1][0]) if symmetric else 0
