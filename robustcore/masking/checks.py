@@ -10,18 +10,17 @@ from torch import Tensor
 from robustcore.smoothing.checks import require_int as require_int
 
 
-def check_single_image(image: Any) -> Tensor:
+def check_single_image(image: Tensor) -> Tensor:
     """``[C, H, W]`` or ``[1, C, H, W]`` as the latter."""
     if not isinstance(image, Tensor):
         raise TypeError(f"image: got {type(image).__name__}, want a floating tensor")
     if not image.is_floating_point():
         got = image.dtype
         raise TypeError(f"image: got {got}, want a floating tensor")
-    if image.dim() == 3:
-        image = image.unsqueeze(0)
-    if image.dim() != 4 or len(image) != 1:
+    x = image.unsqueeze(0) if image.dim() == 3 else image
+    if x.dim() != 4 or len(x) != 1:
         raise ValueError(f"image: got shape {list(image.shape)}, want [C, H, W] or [1, C, H, W]")
-    return image
+    return x
 
 
 def check_segments(segments: Any, image: Tensor) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -36,7 +37,8 @@ def explanation_rows(axes: Any, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -
     for row, (image, mask, attribution) in zip(axes, rows, strict=True):
         _show(row[0], image)
         _show(row[1], image)
-        row[1].imshow(mask.float().numpy(), cmap="gray", vmin=0, vmax=1, alpha=0.75 * (mask == 0))
+        hidden = torch.tensor([0.62, 0.73, 0.85, 1.0]) * (mask == 0).unsqueeze(-1)
+        row[1].imshow(hidden.numpy())
         limit = float(attribution.abs().max()) or 1.0
         row[2].imshow(attribution.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         row[2].set(xticks=[], yticks=[])
