@@ -26,9 +26,9 @@ def _show(axes: Any, image: Tensor) -> None:
     low, high = pixels.min(), pixels.max()
     pixels = (pixels - low) / (high - low).clamp(min=1e-12)
     if len(pixels) == 3:
-        axes.imshow(pixels.permute(1, 2, 0))
+        axes.imshow(pixels.permute(1, 2, 0).numpy())
     else:
-        axes.imshow(pixels[0], cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(pixels[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
 
 

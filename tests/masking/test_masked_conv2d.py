@@ -32,7 +32,8 @@ SIDES = st.sampled_from([1, 2, 3, 4, 5])
 @given(
     st.tuples(SIDES, SIDES), st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    st.tuples(st.integers(1, 3), st.integers(1, 2)), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 99),
+    st.tuples(st.integers(1, 3), st.integers(1, 2)), st.sampled_from([1, 2, 4]),
+    st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_equals_the_published_rule(kernel, stride, padding, dilation, groups, bias, seed):
     torch.manual_seed(seed)
