@@ -44,9 +44,10 @@ def test_resnet50(layout, impl, measure, device):
     cuda = device.type == "cuda"
     batch = 64 if cuda else 8
     model, x, mask = case(batch, LAYOUTS[layout], device)
+    masked, folded = MaskedModel(model), MaskedModel(model, fold=True)
     implementations = {
-        "robustcore": lambda m=MaskedModel(model): m(x, mask),
-        "robustcore, folded": lambda m=MaskedModel(model, fold=True): m(x, mask),
+        "robustcore": lambda: masked(x, mask),
+        "robustcore, folded": lambda: folded(x, mask),
         "plain": lambda: model(x),
         "published": lambda: published.resnet(model, x, mask),
     }
@@ -63,9 +64,10 @@ def test_resnet50_bfloat16(impl, measure, device):
     if device.type != "cuda":
         pytest.skip("bfloat16 is for GPUs")
     model, x, mask = case(64, torch.channels_last, device, torch.bfloat16)
+    masked, folded = MaskedModel(model), MaskedModel(model, fold=True)
     implementations = {
-        "robustcore": lambda m=MaskedModel(model): m(x, mask),
-        "robustcore, folded": lambda m=MaskedModel(model, fold=True): m(x, mask),
+        "robustcore": lambda: masked(x, mask),
+        "robustcore, folded": lambda: folded(x, mask),
         "plain": lambda: model(x),
         "published": lambda: published.resnet(model, x, mask.to(x.dtype)),
     }
