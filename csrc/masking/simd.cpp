@@ -375,7 +375,8 @@ class PixelFill {
 template <class E>
 void fill_units(const FillArgs& args, int64_t begin, int64_t end) {
   const FillTiling tiling(args);
-  Planes<Arithmetic<E>> planes;
+  // Kept by the thread: fresh memory at every call would cost more than a small fill.
+  static thread_local Planes<Arithmetic<E>> planes;
   Levels levels;
   int64_t bound_image = -1;
   bool binary = false;
