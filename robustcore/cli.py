@@ -10,11 +10,17 @@ from robustcore import bench, doctor
 from robustcore._build import __version__
 from robustcore.density import demo as density_demo
 from robustcore.lipschitz import demo as lipschitz_demo
+from robustcore.masking import demo as masking_demo
 from robustcore.smoothing import certify_cli, report
 from robustcore.smoothing import demo as smoothing_demo
 
 # One demo a family: a module with add_arguments(parser) and run(args).
-DEMOS = {"smoothing": smoothing_demo, "lipschitz": lipschitz_demo, "density": density_demo}
+DEMOS = {
+    "smoothing": smoothing_demo,
+    "lipschitz": lipschitz_demo,
+    "masking": masking_demo,
+    "density": density_demo,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,14 @@ from robustcore.ops.lipschitz import (
     projection_pool,
     skew_kernel,
 )
+from robustcore.ops.masking import (
+    mask_multiply,
+    mask_pool,
+    masked_conv2d,
+    masked_mean,
+    masked_pool,
+    neighbor_fill,
+)
 from robustcore.ops.smoothing import count_votes, gaussian_noise
 
 __all__ = [
@@ -25,7 +33,13 @@ __all__ = [
     "householder",
     "linear_logsumexp",
     "logsumexp",
+    "mask_multiply",
+    "mask_pool",
+    "masked_conv2d",
+    "masked_mean",
+    "masked_pool",
     "maxmin",
+    "neighbor_fill",
     "projection_pool",
     "skew_kernel",
 ]

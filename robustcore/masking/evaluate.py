@@ -1,0 +1,219 @@
+"""How well a model does on part of an image, and how well an attribution orders its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from robustcore.masking.checks import check_images, check_single_image, require_int
+from robustcore.masking.model import MaskedModel
+
+FRACTIONS = tuple(i / 10 for i in range(10))
+
+Predictor = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Per method, a value at each of ``x``. ``entropy``: of the predicted classes' histogram, in
+    bits; ``unchanged``: share of predictions as on the whole image."""
+
+    x: tuple[float, ...]
+    accuracy: dict[str, list[float]]
+    entropy: dict[str, list[float]]
+    unchanged: dict[str, list[float]]
+
+    def plot(self, path: Any) -> None:
+        """Writes the accuracy curves as a picture. Needs matplotlib."""
+        from robustcore.masking import plots
+
+        plots.curve_figure(self).savefig(path, dpi=150)
+
+
+@dataclass(frozen=True)
+class Game:
+    """Scores of the target's probability as pixels come and go: lists, and areas under them."""
+
+    fractions: list[float]
+    insertion: list[float]
+    deletion: list[float]
+    insertion_auc: float
+    deletion_auc: float
+
+    def plot(self, path: Any) -> None:
+        """Writes both curves as a picture. Needs matplotlib."""
+        from robustcore.masking import plots
+
+        plots.game_figure(self).savefig(path, dpi=150)
+
+
+def replaced(model: nn.Module, value: float | Sequence[float] | Tensor) -> Predictor:
+    """The usual masking, to compare with: what is hidden is set to ``value`` (one a channel, or one
+    for all: grey, or the data's mean)."""
+    values = torch.as_tensor(value)
+
+    def predict(x: Tensor, mask: Tensor) -> Tensor:
+        grey = values.to(x).view(1, -1, 1, 1)
+        return torch.as_tensor(model(torch.where(mask > 0, x, grey)))
+
+    return predict
+
+
+@torch.no_grad()
+def masked_accuracy_curve(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    block: int = 16,
+    fills: Mapping[str, Predictor] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> Curves:
+    """Accuracy, class entropy and unchanged predictions against the hidden fraction of the image.
+
+    Blocks of ``block`` x ``block`` pixels are hidden in a random order of their own for each image;
+    what is hidden at one fraction stays hidden at the next, and all methods see the same masks.
+
+    Args:
+        model: a :class:`MaskedModel` or what one can be made of; its curve is ``"layer masking"``.
+        images, labels: floating ``[B, C, H, W]`` and int64 ``[B]``.
+        fractions: of blocks hidden, in [0, 1].
+        block: side of a block in pixels.
+        fills: other methods by name: functions of (x, mask) to logits, as :func:`replaced` makes.
+        batch_size: images at a time. seed: of the orders. progress: a progress bar.
+
+    Raises TypeError, ValueError naming the argument. Source: Balasubramanian and Feizi, 2023.
+    """
+    check_images(images, labels)
+    require_int("block", block, 1)
+    require_int("batch_size", batch_size, 1)
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fractions: got {fraction}, want numbers in [0, 1]")
+    masked = model if isinstance(model, MaskedModel) else MaskedModel(model)
+    methods: dict[str, Predictor] = {"layer masking": masked, **(fills or {})}
+    order = _block_order(images, block, seed)
+    whole = _predict(lambda x, _: masked(x), images, None, batch_size)
+    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
+    steps = [(f, name) for f in fractions for name in methods]
+    for fraction, name in tqdm(
+        steps, disable=not progress, desc="masked accuracy", unit="curve point"
+    ):
+        mask = _hide(order, fraction, block, images)
+        predicted = _predict(methods[name], images, mask, batch_size)
+        share = torch.bincount(predicted).double() / len(predicted)
+        entropy = float(torch.special.entr(share).sum()) / torch.tensor(2.0).log().item()
+        right = float((predicted == labels.cpu()).double().mean())
+        results[name].append((right, entropy, float((predicted == whole).double().mean())))
+    return Curves(
+        tuple(fractions),
+        *({name: [row[i] for row in rows] for name, rows in results.items()} for i in range(3)),
+    )
+
+
+def _block_order(images: Tensor, block: int, seed: int) -> Tensor:
+    """The rank of each block in the order of hiding, ``[B, 1, H / block, W / block]``."""
+    rows, columns = (-(-side // block) for side in images.shape[2:])
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(images), rows * columns, generator=generator)
+    return noise.argsort(1).argsort(1).view(-1, 1, rows, columns)
+
+
+def _hide(order: Tensor, fraction: float, block: int, images: Tensor) -> Tensor:
+    hidden = round(fraction * order[0].numel())
+    mask = (order >= hidden).repeat_interleave(block, 2).repeat_interleave(block, 3)
+    return mask[:, :, : images.shape[2], : images.shape[3]].to(images.device)
+
+
+def _predict(method: Predictor, images: Tensor, mask: Tensor | None, batch_size: int) -> Tensor:
+    parts = [
+        method(images[i : i + batch_size], mask[i : i + batch_size] if mask is not None else images)
+        for i in range(0, len(images), batch_size)
+    ]
+    return torch.cat([logits.argmax(1).cpu() for logits in parts])
+
+
+@torch.no_grad()
+def insertion_deletion(
+    model: nn.Module,
+    image: Tensor,
+    attribution: Tensor,
+    *,
+    target: int | None = None,
+    step: int | None = None,
+    fill: str = "mask",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Game:
+    """The target's probability as pixels are inserted, and deleted, in the attribution's order.
+
+    Args:
+        model: a :class:`MaskedModel` or what one can be made of.
+        image: ``[C, H, W]`` or ``[1, C, H, W]``.
+        attribution: ``[H, W]``, the most important pixels highest; ties go by position.
+        target: class index; default: the model's own answer on the image.
+        step: pixels a step; default ``8 * W``, as published.
+        fill: ``"mask"``: layer masking, absent pixels are hidden. ``"published"``: the plain model;
+            insertion starts from a blurred image (11 taps, sigma 5), deletion ends at zeros.
+        batch_size: steps run at a time. progress: a progress bar.
+
+    The area is ``(sum - half the ends) / (n - 1)`` over the n scores. Raises TypeError, ValueError
+    naming the argument.
+    Source: Petsiuk, Das and Saenko, "RISE: randomized input sampling for explanation", 2018.
+    """
+    x = check_single_image(image)
+    height, width = x.shape[2:]
+    if not isinstance(attribution, Tensor) or attribution.shape != (height, width):
+        got = list(attribution.shape) if isinstance(attribution, Tensor) else type(attribution)
+        raise ValueError(f"attribution: got {got}, want a tensor {[height, width]} like image")
+    if fill not in ("mask", "published"):
+        raise ValueError(f"fill: got {fill!r}, want 'mask' or 'published'")
+    step = 8 * width if step is None else require_int("step", step, 1)
+    require_int("batch_size", batch_size, 1)
+    masked = model if isinstance(model, MaskedModel) else MaskedModel(model)
+    if target is None:
+        target = int(masked(x).argmax(1))
+    rank = torch.empty(height * width, dtype=torch.int64)
+    order = attribution.flatten().cpu().argsort(descending=True, stable=True)
+    rank[order] = torch.arange(height * width)
+    counts = torch.tensor([*range(0, height * width, step), height * width])
+    first = (rank.view(1, 1, height, width) < counts.view(-1, 1, 1, 1)).to(x.device)
+
+    def scores(shown: Tensor, background: Tensor, name: str) -> list[float]:
+        values: list[float] = []
+        for i in tqdm(range(0, len(shown), batch_size), disable=not progress, desc=name):
+            part = shown[i : i + batch_size]
+            logits = masked(x, part) if fill == "mask" else masked(torch.where(part, x, background))
+            values += logits.double().softmax(1)[:, target].tolist()
+        return values
+
+    insertion = scores(first, blur(x), "insertion")
+    deletion = scores(~first, torch.zeros_like(x), "deletion")
+    fractions = (counts.double() / (height * width)).tolist()
+    return Game(fractions, insertion, deletion, _area(insertion), _area(deletion))
+
+
+def blur(x: Tensor, taps: int = 11, sigma: float = 5.0) -> Tensor:
+    """x ``[N, C, H, W]`` convolved with a Gaussian of ``taps`` x ``taps``, zeros outside."""
+    at = torch.arange(taps, dtype=x.dtype, device=x.device) - (taps - 1) / 2
+    kernel = (-at.square() / (2 * sigma**2)).exp()
+    kernel = kernel / kernel.sum()
+    channels = x.shape[1]
+    rows = kernel.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
+    x = functional.conv2d(x, rows, padding=(taps // 2, 0), groups=channels)
+    return functional.conv2d(x, rows.transpose(2, 3), padding=(0, taps // 2), groups=channels)
+
+
+def _area(scores: list[float]) -> float:
+    if len(scores) == 1:
+        return scores[0]
+    return (sum(scores) - (scores[0] + scores[-1]) / 2) / (len(scores) - 1)
