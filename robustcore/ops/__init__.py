@@ -12,9 +12,19 @@ from robustcore.ops.lipschitz import (
     projection_pool,
     skew_kernel,
 )
-from robustcore.ops.smoothing import count_votes, gaussian_noise
+from robustcore.ops.smoothing import (
+    count_votes,
+    gaussian_noise,
+    laplace_noise,
+    splitting_levels,
+    splitting_noise,
+    uniform_noise,
+)
+from robustcore.ops.smoothing_ablation import ablate_patches, ablate_pixels
 
 __all__ = [
+    "ablate_patches",
+    "ablate_pixels",
     "conv_exp",
     "conv_norm_bound",
     "conv_spectral_bound",
@@ -23,9 +33,13 @@ __all__ = [
     "gaussian_noise",
     "grad_norm",
     "householder",
+    "laplace_noise",
     "linear_logsumexp",
     "logsumexp",
     "maxmin",
     "projection_pool",
     "skew_kernel",
+    "splitting_levels",
+    "splitting_noise",
+    "uniform_noise",
 ]
