@@ -15,9 +15,7 @@ _NOISE = {
     kind: getattr(torch.ops.robustcore, f"{kind}_noise").default
     for kind in ("gaussian", "uniform", "laplace", "splitting")
 }
-_NOISE_OUT = {
-    kind: getattr(torch.ops.robustcore, f"{kind}_noise_out").default for kind in _NOISE
-}
+_NOISE_OUT = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_out").default for kind in _NOISE}
 _AFFINE = ("gaussian", "uniform", "laplace")
 _SUMS = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_sums").default for kind in _AFFINE}
 _votes = torch.ops.robustcore.count_votes.default
