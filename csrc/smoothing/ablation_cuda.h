@@ -72,53 +72,68 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Sizes that would take registers: in constant memory, they take none.
+struct AblationGrid {
+  int64_t elements, words;              // of an image
+  int64_t inner;                        // the faster of channel and pixel
+  int64_t tiles, runs, samples, units;  // a unit: a tile of an image over a run of samples
+  bool quads;
+};
+
 // A thread holds four neighbouring outputs, in memory order, over a run of samples.
 template <class Out>
 __global__ void __launch_bounds__(kThreads)
-    select_kernel(const __grid_constant__ SelectArgs args, int64_t run_samples, bool quads) {
+    select_kernel(const __grid_constant__ SelectArgs args,
+                  const __grid_constant__ AblationGrid grid) {
   using T = Arithmetic<Out>;
-  const int64_t elements = args.channels * args.pixels;
-  const int64_t tiles = ceil_div(ceil_div(elements, 4), kThreads);
-  const int64_t runs = ceil_div(args.samples, run_samples), words = mask_words(args.pixels);
-
-  for (int64_t unit = blockIdx.x; unit < args.images * tiles * runs; unit += gridDim.x) {
-    const int64_t run = unit % runs, image = unit / runs / tiles;
-    const int64_t first = 4 * (unit / runs % tiles * kThreads + threadIdx.x);
-    if (first >= elements) continue;
-    Quad<Out> kept, other;
-    int64_t word[4];
-    int bit[4];
-    RC_UNROLL
+  __shared__ Out kept_values[4][kThreads], other_values[4][kThreads];
+  for (int64_t unit = blockIdx.x; unit < grid.units; unit += gridDim.x) {
+    const int64_t image = unit / grid.runs / grid.tiles;
+    const int64_t first = 4 * (unit / grid.runs % grid.tiles * kThreads + threadIdx.x);
+    if (first >= grid.elements) continue;
+    // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
+    // reads them back into registers.
+    RC_ROLL
     for (int i = 0; i < 4; ++i) {
-      const int64_t m = first + i < elements ? first + i : elements - 1;
-      const int64_t c = args.channels_last ? m % args.channels : m / args.pixels;
-      const int64_t p = args.channels_last ? m / args.channels : m % args.pixels;
-      const int64_t e = c * args.pixels + p;
+      const int64_t m = first + i, outer = m / grid.inner, inner = m % grid.inner;
+      const int64_t e =
+          args.channels_last ? inner * args.pixels + outer : outer * args.pixels + inner;
       const auto value = [&](const StridedView& view) {
-        if (!view.data) return T(0);
+        if (!view.data || m >= grid.elements) return T(0);
         return load_as<T>(view.data, view.dtype,
                           image * view.image_stride + element_offset(view, e));
       };
-      kept.v[i] = convert<Out>(value(args.values));
-      other.v[i] = convert<Out>(value(args.fill));
-      word[i] = p / 32, bit[i] = static_cast<int>(p % 32);
+      kept_values[i][threadIdx.x] = convert<Out>(value(args.values));
+      other_values[i][threadIdx.x] = convert<Out>(value(args.fill));
     }
-    const int64_t s_begin = run * run_samples;
-    const int64_t s_end =
-        s_begin + run_samples < args.samples ? s_begin + run_samples : args.samples;
+    Quad<Out> kept, other;
+    int word[4], bit[4];
+    int64_t a = first / grid.inner, b = first % grid.inner;
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      kept.v[i] = kept_values[i][threadIdx.x], other.v[i] = other_values[i][threadIdx.x];
+      // Past the last element: some pixel, whose output is not written.
+      const auto p = static_cast<int>(first + i >= grid.elements ? 0 : args.channels_last ? a : b);
+      word[i] = p / 32, bit[i] = p % 32;
+      if (++b == grid.inner) b = 0, ++a;
+    }
+    const int64_t s_begin = unit % grid.runs * grid.samples;
+    const int64_t left = args.samples - s_begin;
+    const int count = static_cast<int>(left < grid.samples ? left : grid.samples);
     const uint32_t* bits =
         mask_row(args.masks, args.mask_images, args.samples, args.pixels, image, s_begin);
-    Out* out = static_cast<Out*>(args.out) + (image * args.samples + s_begin) * elements + first;
-    for (int64_t s = s_begin; s < s_end; ++s, bits += words, out += elements) {
+    Out* out =
+        static_cast<Out*>(args.out) + (image * args.samples + s_begin) * grid.elements + first;
+    for (int s = 0; s < count; ++s, bits += grid.words, out += grid.elements) {
       Quad<Out> quad;
       RC_UNROLL
       for (int i = 0; i < 4; ++i) quad.v[i] = bits[word[i]] >> bit[i] & 1 ? kept.v[i] : other.v[i];
-      if (quads) {
+      if (grid.quads) {
         *reinterpret_cast<Quad<Out>*>(out) = quad;
       } else {
         RC_UNROLL
         for (int i = 0; i < 4; ++i) {
-          if (first + i < elements) out[i] = quad.v[i];
+          if (first + i < grid.elements) out[i] = quad.v[i];
         }
       }
     }
@@ -127,24 +142,21 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    kept_sums_kernel(const __grid_constant__ KeptSumsArgs args) {
-  const int64_t elements = args.channels * args.pixels, all = args.images * elements;
+    kept_sums_kernel(const __grid_constant__ KeptSumsArgs args,
+                     const __grid_constant__ AblationGrid grid) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < all; i += step) {
-    const int64_t image = i / elements, e = i % elements, p = e % args.pixels;
-    const int64_t at = image * args.grad.image_stride + element_offset(args.grad, e);
-    T sum = 0;
-    for (int64_t run = 0; run < args.samples; run += kSumRun) {
-      const int64_t end = run + kSumRun < args.samples ? run + kSumRun : args.samples;
-      T part = 0;
-      for (int64_t s = run; s < end; ++s) {
-        const uint32_t* bits =
-            mask_row(args.masks, args.mask_images, args.samples, args.pixels, image, s);
-        const bool kept = bits[p / 32] >> (p % 32) & 1;
-        const int64_t from = at + s * args.grad.sample_stride;
-        part += kept ? load_as<T>(args.grad.data, args.grad.dtype, from) : T(0);
-      }
-      sum += part;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < grid.units;
+       i += step) {
+    const int64_t image = i / grid.elements, e = i % grid.elements;
+    const auto p = static_cast<int>(e % args.pixels);
+    int64_t from = image * args.grad.image_stride + element_offset(args.grad, e);
+    const uint32_t* bits =
+        mask_row(args.masks, args.mask_images, args.samples, args.pixels, image, 0) + p / 32;
+    T sum = 0, part = 0;
+    for (int64_t s = 0; s < args.samples; ++s) {
+      part += *bits >> (p % 32) & 1 ? load_as<T>(args.grad.data, args.grad.dtype, from) : T(0);
+      bits += grid.words, from += args.grad.sample_stride;
+      if ((s + 1) % kSumRun == 0 || s + 1 == args.samples) sum += part, part = 0;
     }
     static_cast<T*>(args.sum)[i] = sum;
   }
@@ -152,22 +164,27 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Out>
 void launch_select(const SelectArgs& args, cudaStream_t stream) {
-  const int64_t elements = args.channels * args.pixels;
-  const int64_t tiles = args.images * ceil_div(ceil_div(elements, 4), kThreads);
-  const int64_t spread = ceil_div(tiles * args.samples, blocks_wanted());
-  const int64_t run = spread < 64 ? spread : 64;
-  const bool quads = elements % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  AblationGrid grid{};
+  grid.elements = args.channels * args.pixels, grid.words = mask_words(args.pixels);
+  grid.inner = args.channels_last ? args.channels : args.pixels;
+  grid.tiles = ceil_div(ceil_div(grid.elements, 4), kThreads);
+  const int64_t spread = ceil_div(args.images * grid.tiles * args.samples, blocks_wanted());
+  grid.samples = spread < 64 ? spread : 64;
+  grid.runs = ceil_div(args.samples, grid.samples);
+  grid.units = args.images * grid.tiles * grid.runs;
+  grid.quads = grid.elements % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
   const auto kernel = select_kernel<Out>;
-  RC_LAUNCH(kernel, grid_for(tiles * ceil_div(args.samples, run)), kThreads, stream, args, run,
-            quads);
+  RC_LAUNCH(kernel, grid_for(grid.units), kThreads, stream, args, grid);
   check_cuda(cudaGetLastError());
 }
 
 template <class T>
 void launch_kept_sums(const KeptSumsArgs& args, cudaStream_t stream) {
-  const int64_t all = args.images * args.channels * args.pixels;
+  AblationGrid grid{};
+  grid.elements = args.channels * args.pixels, grid.words = mask_words(args.pixels);
+  grid.units = args.images * grid.elements;  // one output each
   const auto kernel = kept_sums_kernel<T>;
-  RC_LAUNCH(kernel, grid_for(ceil_div(all, kThreads)), kThreads, stream, args);
+  RC_LAUNCH(kernel, grid_for(ceil_div(grid.units, kThreads)), kThreads, stream, args, grid);
   check_cuda(cudaGetLastError());
 }
 

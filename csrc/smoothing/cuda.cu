@@ -60,8 +60,14 @@ enum class Write {
   kScatter,  // each element finds its own place
 };
 
+// Blocks that share a processor: as many as leave each thread the registers it needs.
+template <Distribution kDistribution, int kChannels>
+constexpr int kBlocks =
+    (kChannels == 1 ? 4 : 3) - (kDistribution == Distribution::kGaussian ? 0 : 1) -
+    (kDistribution == Distribution::kSplitting && kChannels == 1 ? 1 : 0);
+
 template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
     noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
   using T = Arithmetic<Out>;
   using One = std::conditional_t<std::is_same_v<T, double>, ScalarDouble, Scalar>;

@@ -16,6 +16,7 @@ from robustcore.ops.smoothing import (
     _per_channel,
     _register_loop,
     _signed,
+    _sum_to,
 )
 
 _ABLATE = {
@@ -72,7 +73,7 @@ def ablate_pixels(
         ``[B, S, 2C or C, *D]`` of ``dtype``.
 
     Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
-    Differentiable, to any order, in x, mean and std (not in fill). Forward-mode AD is refused.
+    Differentiable, to any order, in x, fill, mean and std. Forward-mode AD is refused.
     Under ``torch.func.vmap`` every mapped call keeps the same pixels. Autocast leaves it alone.
 
     Source: Levine and Feizi, "Robustness certificates for sparse adversarial attacks by randomized
@@ -152,10 +153,10 @@ def _ablate(
     values, filled = _encode(x, fill, mean, std)
     channels_last = memory_format == torch.channels_last
     if out is None:
-        if _needs_grad(values):
+        if _needs_grad(values, filled):
             return _Ablation.apply(values, filled, kind, rest, dtype, channels_last)
         return _ABLATE[kind](values, filled, *rest, dtype, channels_last)
-    if _needs_grad(values):
+    if _needs_grad(values, filled):
         raise ValueError("out: cannot be given when an input requires a gradient")
     _check_out_dtype(out, dtype)
     _ABLATE_OUT[kind](values, filled, *rest, channels_last, out)
@@ -173,13 +174,11 @@ def _encode(x: Tensor, fill: Any, mean: Any, std: Any) -> tuple[Tensor, Tensor |
         _per_channel(name, value, x)
         for name, value in (("fill", fill), ("mean", mean), ("std", std))
     )
-    filled = fill.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    filled = fill.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if mean is None and std is None:
         return x, filled
     shift, scale = 0 if mean is None else mean, 1 if std is None else std
-    with torch.no_grad():
-        filled = (filled - shift) / scale
-    return (x.to(filled.dtype) - shift) / scale, filled
+    return (x.to(filled.dtype) - shift) / scale, (filled - shift) / scale
 
 
 class _Ablation(torch.autograd.Function):
@@ -191,13 +190,18 @@ class _Ablation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        values, _, ctx.kind, ctx.rest, _, _ = inputs
+        values, fill, ctx.kind, ctx.rest, _, _ = inputs
         ctx.dtype = values.dtype
+        ctx.save_for_backward(fill)
 
     @staticmethod
     def backward(ctx, grad):
-        total = _KeptSums.apply(grad, ctx.kind, ctx.rest)
-        return total.to(ctx.dtype), None, None, None, None, None
+        (fill,) = ctx.saved_tensors
+        kept = _KeptSums.apply(grad, ctx.kind, ctx.rest)
+        grad_fill = None
+        if ctx.needs_input_grad[1]:
+            grad_fill = _sum_to(grad.sum(1, dtype=kept.dtype) - kept, fill)
+        return kept.to(ctx.dtype), grad_fill, None, None, None, None
 
 
 class _KeptSums(torch.autograd.Function):

@@ -284,7 +284,8 @@ class Splitting(_Additive):
 class Dual(Distribution):
     """Two half-resolution images, the even and the odd columns, smoothed apart and certified in l2.
 
-    The radius is ``(r_l + r_r) / sqrt(2)``, negative ones included, each at half of alpha. Its prediction is the most likely class of the two halves' mean. ``Smooth`` takes one base
+    The radius is ``(r_l + r_r) / sqrt(2)``, negative ones included, each at half of alpha. The
+    prediction is the most likely class of the two halves' mean. ``Smooth`` takes one base
     classifier for both halves or a pair, for images ``[N, C, H, W / 2]``.
 
     Args:

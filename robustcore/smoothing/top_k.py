@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustcore.smoothing.ablations import PixelAblation
 from robustcore.smoothing.bounds import clopper_pearson_lower
 from robustcore.smoothing.checks import require_int
-from robustcore.smoothing.ablations import PixelAblation
 from robustcore.smoothing.distributions import Distribution
 
 
