@@ -285,6 +285,14 @@ def test_one_argument_changes_the_certificate(noise):
         assert noisy.shape == (3, *noise.output_shape(view.shape[1:]))
 
 
+@pytest.mark.parametrize("noise", ALL, ids=str)
+def test_plot(noise, tmp_path):
+    pytest.importorskip("matplotlib")
+    x = images(3, *SHAPE)
+    Smooth(brightness, 3, noise=noise, seed=3).certify(x, n0=20, n=200).plot(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_float_is_gaussian():
     x = images(2, *SHAPE)
     a = Smooth(brightness, 3, 0.25, seed=1).certify(x, n=200)
