@@ -3,8 +3,8 @@
 //   Float    float lanes, Int / Uint its integer twins; kFloats lanes in one Float
 //   kVectors Floats hold the kElements = 4 * (Philox counters) normals of one step
 // A `Scalar` step is one counter and four floats: it is the baseline and what a CUDA thread runs.
-// Bits must agree everywhere, so the only float operations are + - *, fma, sqrt and int -> float,
-// each rounded once by IEEE 754.
+// Bits must agree everywhere, so the only float operations are + - *, fma, sqrt, ceil and int ->
+// float, each rounded once by IEEE 754.
 #pragma once
 
 #include <math.h>
@@ -68,6 +68,9 @@ struct Scalar {
   }
   static RC_HOST_DEVICE Float sqrt(Float a) {
     return ::sqrtf(a);
+  }
+  static RC_HOST_DEVICE Float ceil(Float a) {
+    return ::ceilf(a);
   }
   static RC_HOST_DEVICE Float from_uint(Uint v) {
     return static_cast<float>(v);
@@ -138,6 +141,9 @@ struct ScalarDouble {
   static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
     return ::fma(a, b, c);
   }
+  static RC_HOST_DEVICE Float ceil(Float a) {
+    return ::ceil(a);
+  }
   template <class To, class From>
   static RC_HOST_DEVICE To as(From v) {
     return bit_cast<To>(v);
@@ -205,6 +211,9 @@ struct Avx2 {
   }
   static RC_HOST_DEVICE Float sqrt(Float a) {
     return _mm256_sqrt_ps(a);
+  }
+  static RC_HOST_DEVICE Float ceil(Float a) {
+    return _mm256_ceil_ps(a);
   }
   // AVX2 converts signed integers only: both halves are exact, and the fma rounds their sum once.
   static RC_HOST_DEVICE Float from_uint(Uint v) {
@@ -316,6 +325,9 @@ struct Avx512 {
   }
   static RC_HOST_DEVICE Float sqrt(Float a) {
     return _mm512_sqrt_ps(a);
+  }
+  static RC_HOST_DEVICE Float ceil(Float a) {
+    return _mm512_ceil_ps(a);
   }
   static RC_HOST_DEVICE Float from_uint(Uint v) {
     return _mm512_cvtepu32_ps(as<__m512i>(v));

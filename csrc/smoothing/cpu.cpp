@@ -22,4 +22,24 @@ void votes_cpu(const VotesArgs& args) {
             args.images * args.samples * args.classes);
 }
 
+void pixel_masks_cpu(const PixelMaskArgs& args) {
+  const int64_t masks = args.images * args.samples;
+  run_units(RC_ACTIVE_KERNELS.pixel_masks, args, masks, masks * (args.pixels / 8 + args.kept * 4));
+}
+
+void patch_masks_cpu(const PatchMaskArgs& args) {
+  run_units(RC_ACTIVE_KERNELS.patch_masks, args, args.samples,
+            args.samples * args.height * args.width);
+}
+
+void select_cpu(const SelectArgs& args) {
+  run_units(RC_ACTIVE_KERNELS.select, args, SelectTiling(args).units(args),
+            args.images * args.samples * args.channels * args.pixels);
+}
+
+void kept_sums_cpu(const KeptSumsArgs& args) {
+  run_units(RC_ACTIVE_KERNELS.kept_sums, args, kept_sums_units(args),
+            args.images * args.samples * args.channels * args.pixels);
+}
+
 }  // namespace robustcore::smoothing

@@ -13,6 +13,14 @@ struct alignas(sizeof(Out) * 4 > 16 ? 16 : sizeof(Out) * 4) Quad {
   Out v[4];
 };
 
+}  // namespace
+}  // namespace robustcore::smoothing
+
+#include "smoothing/ablation_cuda.h"
+
+namespace robustcore::smoothing {
+namespace {
+
 // ---- noise ---------------------------------------------------------------------------------------
 
 // A block works on a tile of columns (four elements each, of kChannels channels) and a run of
@@ -25,19 +33,25 @@ struct NoiseGrid {
   uint32_t keys[kPhiloxRounds][2];    // in constant memory, an operand of every round
 };
 
-// base and scale of element e of an image, as in load_affine on the CPU.
-template <class T>
-__device__ void load_affine(const NoiseArgs& args, int64_t image, int64_t e, T& base, T& scale) {
+// What of element e of an image does not depend on the sample, as in Epilogue on the CPU: base and
+// scale of an affine distribution, x, gain and shift of splitting.
+template <class T, Distribution kDistribution>
+__device__ void load_epilogue(const NoiseArgs& args, int64_t image, int64_t e, T& base, T& scale,
+                              T& shift) {
   const auto value = [&](const StridedView& view, T absent) {
     if (!view.data) return absent;
     return load_as<T>(view.data, view.dtype, image * view.image_stride + element_offset(view, e));
   };
-  const T std = value(args.std, T(1));
+  const T mean = value(args.mean, T(0)), std = value(args.std, T(1));
   base = value(args.x, T(0));
-  scale = value(args.sigma, static_cast<T>(args.sigma_value));
-  if (args.mean.data || args.std.data) {
-    base = affine_base(base, value(args.mean, T(0)), std);
-    scale = scale / std;
+  if constexpr (kDistribution == Distribution::kSplitting) {
+    prepare_split(args, mean, std, base, scale, shift);
+  } else {
+    scale = value(args.sigma, static_cast<T>(args.sigma_value));
+    if (args.mean.data || args.std.data) {
+      base = affine_base(base, mean, std);
+      scale = scale / std;
+    }
   }
 }
 
@@ -46,13 +60,25 @@ enum class Write {
   kScatter,  // each element finds its own place
 };
 
-template <class Out, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
+// Blocks that share a processor: as many as leave each thread the registers it needs.
+template <Distribution kDistribution, int kChannels>
+constexpr int kBlocks =
+    (kChannels == 1 ? 4 : 3) - (kDistribution == Distribution::kGaussian ? 0 : 1) -
+    (kDistribution == Distribution::kSplitting && kChannels == 1 ? 1 : 0);
+
+template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+__global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
     noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
   using T = Arithmetic<Out>;
+  using One = std::conditional_t<std::is_same_v<T, double>, ScalarDouble, Scalar>;
+  constexpr bool kSplit = kDistribution == Distribution::kSplitting;
   constexpr int kElements = 4 * kChannels;  // of a column
   __shared__ PhiloxRow rows[kThreads];
   __shared__ T bases[kElements][kThreads], scales[kElements][kThreads];
+  __shared__ T shifts[kSplit ? kElements : 1][kThreads];
+  Split<T> split{};
+  if constexpr (kSplit) split = make_split<T>(args);
+  const bool in_turn = kSplit && args.levels > 0;
   const int64_t pixels = args.elements / args.channels;
   // A column holds elements plane * c + [4 column, 4 column + 4), c < kChannels.
   const int64_t plane = kChannels == 1 ? args.elements : pixels;
@@ -72,8 +98,10 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
       PhiloxKey key;
       RC_UNROLL
       for (int r = 0; r < 3; ++r) key.k0[r] = grid.keys[r][0], key.k1[r] = grid.keys[r][1];
-      rows[threadIdx.x] =
-          stream_row(key, args.stream.image_offset + image, sample0 + s_begin + threadIdx.x);
+      // Thresholds in turn: one offset an element, the same for every image and sample.
+      const int64_t sample = in_turn ? 0 : sample0 + s_begin + threadIdx.x;
+      rows[threadIdx.x] = stream_row(key, static_cast<uint32_t>(kDistribution),
+                                     in_turn ? 0 : args.stream.image_offset + image, sample);
     }
     // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
     // reads them back into registers.
@@ -81,10 +109,13 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
     RC_ROLL
     for (int j = 0; j < kElements; ++j) {
       const int64_t e = j / 4 * plane + 4 * column + j % 4;
-      T base = 0, scale = 0;
-      if (e < args.elements) load_affine(args, image, e, base, scale);
+      T base = 0, scale = 0, shift = 0;
+      if (e < args.elements) {
+        load_epilogue<T, kDistribution>(args, image, e, base, scale, shift);
+      }
       bases[j][threadIdx.x] = base;
       scales[j][threadIdx.x] = scale;
+      if constexpr (kSplit) shifts[j][threadIdx.x] = shift;
     }
     __syncthreads();
 
@@ -113,15 +144,24 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
       RC_ROLL
       for (int s = row; s < count; s += grid.rows) {
         Quad<Out> quads[kChannels];  // in memory order: element i of channel c at i * kChannels + c
+        if (in_turn) split.index = static_cast<T>((sample0 + s_begin + s) % args.levels);
         RC_UNROLL
         for (int c = 0; c < kChannels; ++c) {
           float z[4];
-          normals<Scalar>(rows[s], counter[c], grid.keys, z);
+          draw<kDistribution, Scalar>(rows[s], counter[c], grid.keys, z);
           RC_UNROLL
           for (int i = 0; i < 4; ++i) {
             const int to = i * kChannels + c, j = 4 * c + i;
-            quads[to / 4].v[to % 4] =
-                convert<Out>(fused_multiply_add(scale[j], static_cast<T>(z[i]), base[j]));
+            const T v = static_cast<T>(z[i]);
+            T result;
+            if constexpr (kSplit) {
+              const T cut =
+                  split.template operator()<One>(base[j], split.template threshold<One>(v));
+              result = fused_multiply_add(scale[j], cut, shifts[j][threadIdx.x]);
+            } else {
+              result = fused_multiply_add(scale[j], v, base[j]);
+            }
+            quads[to / 4].v[to % 4] = convert<Out>(result);
           }
         }
         Out* sample = out + s * args.elements;
@@ -141,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 4 : 3)
   }
 }
 
-template <class Out, int kChannels, Write kWrite>
+template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
 void launch_noise(const NoiseArgs& args, cudaStream_t stream) {
   NoiseGrid grid{};
   const int64_t columns = ceil_div(args.elements / kChannels, 4);
@@ -154,7 +194,7 @@ void launch_noise(const NoiseArgs& args, cudaStream_t stream) {
   grid.sample_runs = ceil_div(args.samples, grid.samples);
   const PhiloxKey key = philox_key(args.stream.seed);
   for (int r = 0; r < kPhiloxRounds; ++r) grid.keys[r][0] = key.k0[r], grid.keys[r][1] = key.k1[r];
-  const auto kernel = noise_kernel<Out, kChannels, kWrite>;
+  const auto kernel = noise_kernel<Out, kDistribution, kChannels, kWrite>;
   RC_LAUNCH(kernel, grid_for(args.images * grid.column_tiles * grid.sample_runs), kThreads, stream,
             args, grid);
   check_cuda(cudaGetLastError());
@@ -166,7 +206,7 @@ void launch_noise(const NoiseArgs& args, cudaStream_t stream) {
 // runs are added in order, as on the CPU.
 constexpr int kSumColumns = 32, kSumRows = kThreads / kSumColumns;
 
-template <class T>
+template <class T, Distribution kDistribution>
 __global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
   __shared__ T parts[2][kSumRows][kSumColumns][4];
@@ -196,8 +236,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int64_t s = begin; s < end; ++s) {
         float z[4] = {};
         if (args.noise_sum) {
-          const PhiloxRow r = stream_row(key, args.stream.image_offset + image, sample0 + s);
-          normals<Scalar>(r, counter, keys, z);
+          const PhiloxRow r = stream_row(key, static_cast<uint32_t>(kDistribution),
+                                         args.stream.image_offset + image, sample0 + s);
+          draw<kDistribution, Scalar>(r, counter, keys, z);
         }
         RC_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -237,10 +278,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class T>
+template <class T, Distribution kDistribution>
 void launch_sums(const SumsArgs& args, cudaStream_t stream) {
   const int64_t units = args.images * ceil_div(ceil_div(args.elements, 4), kSumColumns);
-  const auto kernel = sums_kernel<T>;
+  const auto kernel = sums_kernel<T, kDistribution>;
   RC_LAUNCH(kernel, grid_for(units), kThreads, stream, args, philox_key(args.stream.seed));
   check_cuda(cudaGetLastError());
 }
@@ -325,25 +366,29 @@ void noise_cuda(const NoiseArgs& args, void* stream_handle) {
   const bool whole_quads =
       args.elements / args.channels % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
   dispatch(args.out_dtype, [&](auto tag) {
-    using Out = decltype(tag);
-    // The layouts of images in the dtypes of models get kernels of their own.
-    if constexpr (sizeof(Out) <= sizeof(float)) {
-      if (whole_quads && args.channels == 1)
-        return launch_noise<Out, 1, Write::kQuads>(args, stream);
-      if (whole_quads && args.channels == 3)
-        return launch_noise<Out, 3, Write::kQuads>(args, stream);
-    }
-    launch_noise<Out, 1, Write::kScatter>(args, stream);
+    for_distribution(args.distribution, [&](auto of) {
+      using Out = decltype(tag);
+      // The layouts of images in the dtypes of models get kernels of their own.
+      if constexpr (sizeof(Out) <= sizeof(float)) {
+        if (whole_quads && args.channels == 1)
+          return launch_noise<Out, of(), 1, Write::kQuads>(args, stream);
+        if (whole_quads && args.channels == 3)
+          return launch_noise<Out, of(), 3, Write::kQuads>(args, stream);
+      }
+      launch_noise<Out, of(), 1, Write::kScatter>(args, stream);
+    });
   });
 }
 
 void sums_cuda(const SumsArgs& args, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  if (args.grad.dtype == DType::kFloat64) {
-    launch_sums<double>(args, stream);
-  } else {
-    launch_sums<float>(args, stream);
-  }
+  for_affine(args.distribution, [&](auto of) {
+    if (args.grad.dtype == DType::kFloat64) {
+      launch_sums<double, of()>(args, stream);
+    } else {
+      launch_sums<float, of()>(args, stream);
+    }
+  });
 }
 
 void votes_cuda(const VotesArgs& args, void* stream_handle) {

@@ -3,36 +3,11 @@
 #include <cmath>
 
 #include "common/cuda_stream.h"
-#include "common/tensor.h"
+#include "smoothing/checks.h"
 #include "smoothing/launch.h"
 
 namespace robustcore::smoothing {
 namespace {
-
-Stream make_stream(const Tensor& x, int64_t images, int64_t samples, int64_t elements, int64_t seed,
-                   int64_t image_offset, int64_t sample_offset,
-                   const OptionalTensor& sample_offset_tensor) {
-  check(elements <= kMaxElements, "x: got ", elements, " elements an image, the stream has 2**34");
-  check(image_offset >= 0 && image_offset <= kMaxImages - images, "image_offset: got ",
-        image_offset, " for ", images, " images, want indices in [0, 2**48)");
-  check(sample_offset >= 0 && sample_offset <= kMaxSamples - samples, "sample_offset: got ",
-        sample_offset, " for ", samples, " samples, want indices in [0, 2**40)");
-  Stream stream{static_cast<uint64_t>(seed), image_offset, sample_offset, nullptr};
-  if (sample_offset_tensor) {
-    const Tensor& t = *sample_offset_tensor;
-    check(t.dim() == 0 && t.scalar_type() == ScalarType::Long, "sample_offset: got ",
-          name_of(t.scalar_type()), " of shape ", shape_of(t), ", want a 0-d int64 tensor");
-    check_same_device("sample_offset", t, x, "x");
-    stream.sample_offset_ptr = t.const_data_ptr<int64_t>();
-  }
-  return stream;
-}
-
-int64_t elements_of(const Tensor& t, int64_t first_dim) {
-  int64_t n = 1;
-  for (int64_t d = first_dim; d < t.dim(); ++d) n *= t.size(d);
-  return n;
-}
 
 void launch(const NoiseArgs& args, const Tensor& on) {
   if (args.images * args.samples * args.elements == 0) return;
@@ -44,7 +19,8 @@ void launch(const NoiseArgs& args, const Tensor& on) {
 }
 
 // Everything about the arguments but the output.
-NoiseArgs noise_args(const Tensor& x,  // [B, *D]
+NoiseArgs noise_args(Distribution distribution,
+                     const Tensor& x,  // [B, *D]
                      int64_t num_samples, double sigma,
                      const OptionalTensor& sigma_map,  // broadcasts to [B, *D]
                      const OptionalTensor& mean, const OptionalTensor& std,  // broadcast to [B, *D]
@@ -52,9 +28,11 @@ NoiseArgs noise_args(const Tensor& x,  // [B, *D]
                      const OptionalTensor& sample_offset_tensor) {
   check(x.dim() >= 1, "x: got a 0-d tensor, want [B, *D]");
   check(num_samples >= 0, "num_samples: got ", num_samples, ", want at least 0");
-  check(sigma_map || (std::isfinite(sigma) && sigma >= 0), "sigma: got ", sigma,
+  check(sigma_map || (std::isfinite(sigma) && sigma >= 0),
+        distribution == Distribution::kGaussian ? "sigma: got " : "scale: got ", sigma,
         ", want a finite number, at least 0");
   NoiseArgs args{};
+  args.distribution = distribution;
   args.images = x.size(0);
   args.samples = num_samples;
   args.elements = elements_of(x, 1);
@@ -66,36 +44,11 @@ NoiseArgs noise_args(const Tensor& x,  // [B, *D]
     return strided_view(name, *t, x.sizes());
   };
   args.x = view("x", x);
-  args.sigma = view("sigma", sigma_map);
+  args.sigma = view(distribution == Distribution::kGaussian ? "sigma" : "scale", sigma_map);
   args.mean = view("mean", mean);
   args.std = view("std", std);
   args.sigma_value = sigma;
   return args;
-}
-
-// Sizes and strides of the output: [B, S, *D], logical order or channels last.
-struct OutputLayout {
-  std::vector<int64_t> sizes, strides;
-};
-
-OutputLayout output_layout(const Tensor& x, int64_t num_samples, bool channels_last) {
-  check(!channels_last || x.dim() == 4, "memory_format: channels_last wants x [B, C, H, W], got ",
-        shape_of(x));
-  OutputLayout out;
-  out.sizes = {x.size(0), num_samples};
-  for (int64_t d = 1; d < x.dim(); ++d) out.sizes.push_back(x.size(d));
-  const int64_t n = static_cast<int64_t>(out.sizes.size());
-  out.strides.assign(n, 1);
-  auto lay = [&, stride = int64_t{1}](int64_t d) mutable {
-    out.strides[d] = stride;
-    stride *= out.sizes[d] > 0 ? out.sizes[d] : 1;
-  };
-  if (channels_last) {
-    for (const int64_t d : {2, 4, 3, 1, 0}) lay(d);
-  } else {
-    for (int64_t d = n - 1; d >= 0; --d) lay(d);
-  }
-  return out;
 }
 
 int64_t channels_of(const Tensor& x, bool channels_last) {
@@ -103,55 +56,90 @@ int64_t channels_of(const Tensor& x, bool channels_last) {
   return channels_last && x.size(2) * x.size(3) > 1 ? x.size(1) : 1;
 }
 
-void gaussian_noise_out(const Tensor& x, int64_t num_samples, double sigma,
-                        const OptionalTensor& sigma_map, const OptionalTensor& mean,
-                        const OptionalTensor& std, int64_t seed, int64_t image_offset,
-                        int64_t sample_offset, const OptionalTensor& sample_offset_tensor,
-                        bool channels_last, Tensor out) {
-  NoiseArgs args = noise_args(x, num_samples, sigma, sigma_map, mean, std, seed, image_offset,
-                              sample_offset, sample_offset_tensor);
-  const OutputLayout layout = output_layout(x, num_samples, channels_last);
-  check_same_device("out", out, x, "x");
-  bool same = out.dim() == static_cast<int64_t>(layout.sizes.size());
-  for (int64_t d = 0; same && d < out.dim(); ++d) {
-    same = out.size(d) == layout.sizes[d] &&
-           (out.size(d) == 1 || out.numel() == 0 || out.stride(d) == layout.strides[d]);
-  }
-  if (!same) {
-    std::ostringstream want;
-    for (size_t d = 0; d < layout.sizes.size(); ++d) want << (d ? ", " : "") << layout.sizes[d];
-    fail("out: got shape ", shape_of(out), ", want [", want.str(), "] in ",
-         channels_last ? "channels_last" : "contiguous", " layout");
-  }
+void run_noise(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
   args.out = out.mutable_data_ptr();
-  args.out_dtype = floating_dtype("out", out.scalar_type());
   args.channels = channels_of(x, channels_last);
   launch(args, x);
 }
 
-Tensor gaussian_noise(const Tensor& x, int64_t num_samples, double sigma,
-                      const OptionalTensor& sigma_map, const OptionalTensor& mean,
-                      const OptionalTensor& std, int64_t seed, int64_t image_offset,
-                      int64_t sample_offset, const OptionalTensor& sample_offset_tensor,
-                      ScalarType dtype, bool channels_last) {
-  NoiseArgs args = noise_args(x, num_samples, sigma, sigma_map, mean, std, seed, image_offset,
-                              sample_offset, sample_offset_tensor);
+void run_noise_out(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
+  const OutputLayout layout = output_layout(x, args.samples, channels_last);
+  check_same_device("out", out, x, "x");
+  check_layout(out, layout, channels_last);
+  args.out_dtype = floating_dtype("out", out.scalar_type());
+  run_noise(args, x, channels_last, out);
+}
+
+Tensor run_noise_new(NoiseArgs args, const Tensor& x, ScalarType dtype, bool channels_last) {
   args.out_dtype = floating_dtype("dtype", dtype);
-  const OutputLayout layout = output_layout(x, num_samples, channels_last);
-  args.channels = channels_of(x, channels_last);
+  const OutputLayout layout = output_layout(x, args.samples, channels_last);
   Tensor out = empty_on(x, layout.sizes, layout.strides, dtype);
-  args.out = out.mutable_data_ptr();
-  launch(args, x);
+  run_noise(args, x, channels_last, out);
   return out;
 }
 
-std::tuple<Tensor, Tensor> gaussian_noise_sums(const Tensor& grad,  // [B, S, *D]
-                                               int64_t seed, int64_t image_offset,
-                                               int64_t sample_offset,
-                                               const OptionalTensor& sample_offset_tensor,
-                                               bool with_noise) {
+template <Distribution kDistribution>
+void noise_out(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
+               const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
+               int64_t image_offset, int64_t sample_offset,
+               const OptionalTensor& sample_offset_tensor, bool channels_last, Tensor out) {
+  run_noise_out(noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, seed,
+                           image_offset, sample_offset, sample_offset_tensor),
+                x, channels_last, out);
+}
+
+template <Distribution kDistribution>
+Tensor noise(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
+             const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
+             int64_t image_offset, int64_t sample_offset,
+             const OptionalTensor& sample_offset_tensor, ScalarType dtype, bool channels_last) {
+  return run_noise_new(noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, seed,
+                                  image_offset, sample_offset, sample_offset_tensor),
+                       x, dtype, channels_last);
+}
+
+NoiseArgs splitting_args(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
+                         const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
+                         int64_t image_offset, int64_t sample_offset,
+                         const OptionalTensor& sample_offset_tensor) {
+  check(levels > 0 || scale > 0, "scale: got ", scale, ", want a number above 0");
+  check(levels >= 0 && levels < (int64_t{1} << 20), "levels: got ", levels,
+        ", want an integer in [0, 2**20)");
+  NoiseArgs args = noise_args(Distribution::kSplitting, x, num_samples, scale, std::nullopt, mean,
+                              std, seed, image_offset, sample_offset, sample_offset_tensor);
+  check(levels == 0 || sample_offset + num_samples <= levels, "num_samples: got samples ",
+        sample_offset, " to ", sample_offset + num_samples, ", there are ", levels, " levels");
+  args.levels = levels;
+  return args;
+}
+
+void splitting_noise_out(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
+                         const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
+                         int64_t image_offset, int64_t sample_offset,
+                         const OptionalTensor& sample_offset_tensor, bool channels_last,
+                         Tensor out) {
+  run_noise_out(splitting_args(x, num_samples, scale, levels, mean, std, seed, image_offset,
+                               sample_offset, sample_offset_tensor),
+                x, channels_last, out);
+}
+
+Tensor splitting_noise(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
+                       const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
+                       int64_t image_offset, int64_t sample_offset,
+                       const OptionalTensor& sample_offset_tensor, ScalarType dtype,
+                       bool channels_last) {
+  return run_noise_new(splitting_args(x, num_samples, scale, levels, mean, std, seed, image_offset,
+                                      sample_offset, sample_offset_tensor),
+                       x, dtype, channels_last);
+}
+
+template <Distribution kDistribution>
+std::tuple<Tensor, Tensor> noise_sums(const Tensor& grad,  // [B, S, *D]
+                                      int64_t seed, int64_t image_offset, int64_t sample_offset,
+                                      const OptionalTensor& sample_offset_tensor, bool with_noise) {
   check(grad.dim() >= 2, "grad: got shape ", shape_of(grad), ", want [B, S, *D]");
   SumsArgs args{};
+  args.distribution = kDistribution;
   args.images = grad.size(0);
   args.samples = grad.size(1);
   args.elements = elements_of(grad, 2);
@@ -209,25 +197,45 @@ Tensor count_votes(const Tensor& logits) {
 
 }  // namespace
 
-#define RC_NOISE_ARGUMENTS                                                                    \
-  "Tensor x, SymInt num_samples, float sigma, Tensor? sigma_map, Tensor? mean, Tensor? std, " \
+#define RC_STREAM_ARGUMENTS \
   "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? sample_offset_tensor, "
+#define RC_NOISE_ARGUMENTS                                                               \
+  "Tensor x, SymInt num_samples, float sigma, Tensor? sigma_map, Tensor? mean, Tensor? " \
+  "std, " RC_STREAM_ARGUMENTS
+#define RC_SPLITTING_ARGUMENTS                                                       \
+  "Tensor x, SymInt num_samples, float scale, SymInt levels, Tensor? mean, Tensor? " \
+  "std, " RC_STREAM_ARGUMENTS
+#define RC_NOISE_SCHEMAS(name)                                                          \
+  m.def(name "(" RC_NOISE_ARGUMENTS "ScalarType dtype, bool channels_last) -> Tensor"); \
+  m.def(name "_out(" RC_NOISE_ARGUMENTS "bool channels_last, Tensor(a!) out) -> ()");   \
+  m.def(name "_sums(Tensor grad, " RC_STREAM_ARGUMENTS "bool with_noise) -> (Tensor, Tensor)")
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
-  m.def("gaussian_noise(" RC_NOISE_ARGUMENTS "ScalarType dtype, bool channels_last) -> Tensor");
-  m.def("gaussian_noise_out(" RC_NOISE_ARGUMENTS "bool channels_last, Tensor(a!) out) -> ()");
-  m.def(
-      "gaussian_noise_sums(Tensor grad, SymInt seed, SymInt image_offset, SymInt sample_offset, "
-      "Tensor? sample_offset_tensor, bool with_noise) -> (Tensor, Tensor)");
+  RC_NOISE_SCHEMAS("gaussian_noise");
+  RC_NOISE_SCHEMAS("uniform_noise");
+  RC_NOISE_SCHEMAS("laplace_noise");
+  m.def("splitting_noise(" RC_SPLITTING_ARGUMENTS
+        "ScalarType dtype, bool channels_last) -> Tensor");
+  m.def("splitting_noise_out(" RC_SPLITTING_ARGUMENTS "bool channels_last, Tensor(a!) out) -> ()");
   m.def("count_votes(Tensor logits) -> Tensor");
   m.def("count_votes_out(Tensor logits, Tensor(a!) out) -> ()");
 }
 
+template <Distribution kDistribution, class Library>
+void implement_noise(Library& m, const char* name, const char* name_out, const char* name_sums) {
+  m.impl(name, TORCH_BOX(&noise<kDistribution>));
+  m.impl(name_out, TORCH_BOX(&noise_out<kDistribution>));
+  m.impl(name_sums, TORCH_BOX(&noise_sums<kDistribution>));
+}
+
 template <class Library>
 void implement(Library& m) {
-  m.impl("gaussian_noise", TORCH_BOX(&gaussian_noise));
-  m.impl("gaussian_noise_out", TORCH_BOX(&gaussian_noise_out));
-  m.impl("gaussian_noise_sums", TORCH_BOX(&gaussian_noise_sums));
+  using enum Distribution;
+  implement_noise<kGaussian>(m, "gaussian_noise", "gaussian_noise_out", "gaussian_noise_sums");
+  implement_noise<kUniform>(m, "uniform_noise", "uniform_noise_out", "uniform_noise_sums");
+  implement_noise<kLaplace>(m, "laplace_noise", "laplace_noise_out", "laplace_noise_sums");
+  m.impl("splitting_noise", TORCH_BOX(&splitting_noise));
+  m.impl("splitting_noise_out", TORCH_BOX(&splitting_noise_out));
   m.impl("count_votes", TORCH_BOX(&count_votes));
   m.impl("count_votes_out", TORCH_BOX(&count_votes_out));
 }

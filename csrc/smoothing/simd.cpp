@@ -10,10 +10,21 @@ using Float = Lanes::Float;
 // A run may read and write up to one step past its end: buffers carry that much padding.
 constexpr int64_t kPad = Lanes::kElements;
 
-// Normals of one seed, row by row.
-class NormalRun {
+}  // namespace
+}  // namespace RC_ISA
+}  // namespace robustcore::smoothing
+
+#include "smoothing/ablation_simd.h"
+
+namespace robustcore::smoothing {
+inline namespace RC_ISA {
+namespace {
+
+// The noise of one seed, row by row.
+template <Distribution kDistribution>
+class NoiseRun {
  public:
-  explicit NormalRun(uint64_t seed) : key_(philox_key(seed)) {
+  explicit NoiseRun(uint64_t seed) : key_(philox_key(seed)) {
     for (int r = 0; r < kPhiloxRounds; ++r) {
       keys_[r][0] = Lanes::word(key_.k0[r]);
       keys_[r][1] = Lanes::word(key_.k1[r]);
@@ -21,7 +32,7 @@ class NormalRun {
   }
 
   PhiloxRow row(int64_t image, int64_t sample) const {
-    return stream_row(key_, image, sample);
+    return stream_row(key_, static_cast<uint32_t>(kDistribution), image, sample);
   }
 
   // Calls emit(offset, vector) for elements first, first + 1, ... until `count` are covered;
@@ -32,7 +43,7 @@ class NormalRun {
     for (int64_t done = 0; done < count; done += Lanes::kElements) {
       const auto counter = Lanes::counters(static_cast<uint32_t>((first + done) / 4));
       Float z[Lanes::kVectors];
-      normals<Lanes>(row, philox_column<Lanes>(counter), keys_, z);
+      draw<kDistribution, Lanes>(row, philox_column<Lanes>(counter), keys_, z);
       for (int v = 0; v < Lanes::kVectors; ++v) emit(done + v * Lanes::kFloats, z[v]);
     }
   }
@@ -42,58 +53,108 @@ class NormalRun {
   Word keys_[kPhiloxRounds][2];
 };
 
-// base and scale of the affine epilogue for elements [first, first + count) of one image.
+// mean and std of elements [first, first + count) of one image, 0 and 1 where absent.
 template <class T>
-void load_affine(const NoiseArgs& args, int64_t image, int64_t first, int64_t count, T* base,
-                 T* scale) {
-  T mean[kNoiseTile], std[kNoiseTile];
-  load_elements(args.x, image, 0, first, count, base);
-  if (args.sigma.data) {
-    load_elements(args.sigma, image, 0, first, count, scale);
-  } else {
-    for (int64_t i = 0; i < count; ++i) scale[i] = static_cast<T>(args.sigma_value);
-  }
-  if (!args.mean.data && !args.std.data) return;
+void load_normalization(const NoiseArgs& args, int64_t image, int64_t first, int64_t count, T* mean,
+                        T* std) {
   for (int64_t i = 0; i < count; ++i) mean[i] = T(0), std[i] = T(1);
   if (args.mean.data) load_elements(args.mean, image, 0, first, count, mean);
   if (args.std.data) load_elements(args.std, image, 0, first, count, std);
-  for (int64_t i = 0; i < count; ++i) {
-    base[i] = affine_base(base[i], mean[i], std[i]);
-    scale[i] = scale[i] / std[i];
-  }
 }
 
-template <class Out, class T>
-void write_affine(const T* base, const T* scale, const float* z, int64_t count, Out* out,
-                  int64_t stride) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i * stride] = convert<Out>(fused_multiply_add(scale[i], static_cast<T>(z[i]), base[i]));
+// What turns noise into outputs, for a tile of elements of one image: loaded once, then run for
+// each sample. The affine distributions: out = fma(scale, z, base).
+template <class T, Distribution kDistribution>
+class Epilogue {
+ public:
+  explicit Epilogue(const NoiseArgs& args) : args_(args) {}
+
+  // Elements [first, first + count) of the image go to [to, to + count) of the tile.
+  void load(int64_t image, int64_t first, int64_t count, int64_t to) {
+    T mean[kNoiseTile], std[kNoiseTile];
+    T *const base = base_ + to, *const scale = scale_ + to;
+    load_elements(args_.x, image, 0, first, count, base);
+    if (args_.sigma.data) {
+      load_elements(args_.sigma, image, 0, first, count, scale);
+    } else {
+      for (int64_t i = 0; i < count; ++i) scale[i] = static_cast<T>(args_.sigma_value);
+    }
+    if (!args_.mean.data && !args_.std.data) return;
+    load_normalization(args_, image, first, count, mean, std);
+    for (int64_t i = 0; i < count; ++i) {
+      base[i] = affine_base(base[i], mean[i], std[i]);
+      scale[i] = scale[i] / std[i];
+    }
   }
-}
+  void start_sample(int64_t) {}
+
+  template <class L>
+  RC_HOST_DEVICE typename L::Float run(int64_t i, typename L::Float z) const {
+    return L::fma(L::load(scale_ + i), z, L::load(base_ + i));
+  }
+
+ private:
+  const NoiseArgs& args_;
+  T base_[kNoiseTile + kPad], scale_[kNoiseTile + kPad];
+};
+
+// Splitting: out = fma(gain, split(x, threshold of z), shift).
+template <class T>
+class Epilogue<T, Distribution::kSplitting> {
+ public:
+  explicit Epilogue(const NoiseArgs& args) : args_(args), split_(make_split<T>(args)) {}
+
+  void load(int64_t image, int64_t first, int64_t count, int64_t to) {
+    T mean[kNoiseTile], std[kNoiseTile];
+    load_elements(args_.x, image, 0, first, count, x_ + to);
+    load_normalization(args_, image, first, count, mean, std);
+    for (int64_t i = 0; i < count; ++i) {
+      prepare_split(args_, mean[i], std[i], x_[to + i], gain_[to + i], shift_[to + i]);
+    }
+  }
+  void start_sample(int64_t sample) {
+    if (args_.levels > 0) split_.index = static_cast<T>(sample % args_.levels);
+  }
+
+  template <class L>
+  RC_HOST_DEVICE typename L::Float run(int64_t i, typename L::Float z) const {
+    const auto v = split_.template operator()<L>(L::load(x_ + i), split_.template threshold<L>(z));
+    return L::fma(L::load(gain_ + i), v, L::load(shift_ + i));
+  }
+
+ private:
+  const NoiseArgs& args_;
+  Split<T> split_;
+  T x_[kNoiseTile + kPad], gain_[kNoiseTile + kPad], shift_[kNoiseTile + kPad];
+};
 
 // The path that has to be fast: float32, logical order. Vectors go straight to the output.
-void write_row(const NormalRun& normal, const PhiloxRow& row, int64_t first, int64_t count,
-               const float* base, const float* scale, float* out) {
-  const auto affine = [&](int64_t i, Float z) {
-    return Lanes::fma(Lanes::load(scale + i), z, Lanes::load(base + i));
-  };
+template <Distribution kDistribution>
+void write_row(const NoiseRun<kDistribution>& noise, const PhiloxRow& row, int64_t first,
+               int64_t count, const Epilogue<float, kDistribution>& epilogue, int64_t at,
+               float* out) {
   const int64_t whole = count / Lanes::kElements * Lanes::kElements;
-  normal(row, first, whole, [&](int64_t i, Float z) { Lanes::store(out + i, affine(i, z)); });
+  noise(row, first, whole, [&](int64_t i, Float z) {
+    Lanes::store(out + i, epilogue.template run<Lanes>(at + i, z));
+  });
   if (whole == count) return;
   float tail[kPad];
-  normal(row, first + whole, count - whole,
-         [&](int64_t i, Float z) { Lanes::store(tail + i, affine(whole + i, z)); });
+  noise(row, first + whole, count - whole, [&](int64_t i, Float z) {
+    Lanes::store(tail + i, epilogue.template run<Lanes>(at + whole + i, z));
+  });
   for (int64_t i = whole; i < count; ++i) out[i] = tail[i - whole];
 }
 
-template <class Out>
+template <class Out, Distribution kDistribution>
 void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
   using T = Arithmetic<Out>;
+  using One = std::conditional_t<std::is_same_v<T, double>, ScalarDouble, Scalar>;
   const NoiseTiling tiling(args);
-  const NormalRun normal(args.stream.seed);
+  const NoiseRun<kDistribution> noise(args.stream.seed);
   const int64_t pixels = args.elements / args.channels;
   const int64_t sample0 = first_sample(args.stream);
-  T base[kNoiseTile + kPad], scale[kNoiseTile + kPad];
+  const bool in_turn = kDistribution == Distribution::kSplitting && args.levels > 0;
+  Epilogue<T, kDistribution> epilogue(args);
   float z[kNoiseTile + 4 + kPad];
 
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -111,38 +172,46 @@ void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
         c_begin + tiling.channels < args.channels ? c_begin + tiling.channels : args.channels;
 
     for (int64_t c = c_begin; c < c_end; ++c) {
-      load_affine(args, image, c * pixels + p_begin, p_count, base + (c - c_begin) * tiling.pixels,
-                  scale + (c - c_begin) * tiling.pixels);
+      epilogue.load(image, c * pixels + p_begin, p_count, (c - c_begin) * tiling.pixels);
     }
     for (int64_t s = s_begin; s < s_end; ++s) {
-      const PhiloxRow row = normal.row(args.stream.image_offset + image, sample0 + s);
+      epilogue.start_sample(sample0 + s);
+      // Thresholds in turn: one offset an element, the same for every image and sample.
+      const PhiloxRow row =
+          in_turn ? noise.row(0, 0) : noise.row(args.stream.image_offset + image, sample0 + s);
       Out* out = static_cast<Out*>(args.out) + (image * args.samples + s) * args.elements;
       for (int64_t c = c_begin; c < c_end; ++c) {
-        const int64_t first = c * pixels + p_begin;
-        const T* b = base + (c - c_begin) * tiling.pixels;
-        const T* d = scale + (c - c_begin) * tiling.pixels;
+        const int64_t first = c * pixels + p_begin, at = (c - c_begin) * tiling.pixels;
         if constexpr (sizeof(Out) == sizeof(float)) {
           if (args.channels == 1) {
-            write_row(normal, row, first, p_count, b, d, out + first);
+            write_row(noise, row, first, p_count, epilogue, at, out + first);
             continue;
           }
         }
         const int64_t lead = first % 4;  // a channel may start inside a Philox counter
-        normal(row, first - lead, lead + p_count,
-               [&](int64_t i, Float v) { Lanes::store(z + i, v); });
-        write_affine(b, d, z + lead, p_count, out + p_begin * args.channels + c, args.channels);
+        noise(row, first - lead, lead + p_count,
+              [&](int64_t i, Float v) { Lanes::store(z + i, v); });
+        Out* to = out + p_begin * args.channels + c;
+        for (int64_t i = 0; i < p_count; ++i) {
+          const T v = epilogue.template run<One>(at + i, static_cast<T>(z[lead + i]));
+          to[i * args.channels] = convert<Out>(v);
+        }
       }
     }
   }
 }
 
 void noise(const NoiseArgs& args, int64_t begin, int64_t end) {
-  dispatch(args.out_dtype, [&](auto tag) { noise_units<decltype(tag)>(args, begin, end); });
+  dispatch(args.out_dtype, [&](auto tag) {
+    for_distribution(args.distribution, [&](auto distribution) {
+      noise_units<decltype(tag), distribution()>(args, begin, end);
+    });
+  });
 }
 
-template <class T>
+template <class T, Distribution kDistribution>
 void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
-  const NormalRun normal(args.stream.seed);
+  const NoiseRun<kDistribution> noise(args.stream.seed);
   const int64_t tiles = ceil_div(args.elements, kSumsTile);
   const int64_t sample0 = first_sample(args.stream);
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -157,8 +226,8 @@ void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
         load_elements(args.grad, image, s, first, count, g);
         for (int64_t i = 0; i < count; ++i) part[i] += g[i];
         if (!args.noise_sum) continue;
-        normal(normal.row(args.stream.image_offset + image, sample0 + s), first, count,
-               [&](int64_t i, Float v) { Lanes::store(z + i, v); });
+        noise(noise.row(args.stream.image_offset + image, sample0 + s), first, count,
+              [&](int64_t i, Float v) { Lanes::store(z + i, v); });
         for (int64_t i = 0; i < count; ++i) {
           noise_part[i] = fused_multiply_add(g[i], static_cast<T>(z[i]), noise_part[i]);
         }
@@ -174,11 +243,13 @@ void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
 }
 
 void sums(const SumsArgs& args, int64_t begin, int64_t end) {
-  if (args.grad.dtype == DType::kFloat64) {
-    sums_units_of<double>(args, begin, end);
-  } else {
-    sums_units_of<float>(args, begin, end);
-  }
+  for_affine(args.distribution, [&](auto distribution) {
+    if (args.grad.dtype == DType::kFloat64) {
+      sums_units_of<double, distribution()>(args, begin, end);
+    } else {
+      sums_units_of<float, distribution()>(args, begin, end);
+    }
+  });
 }
 
 // Index of the first maximum of a row, or -1 if the row holds a NaN.
@@ -283,6 +354,7 @@ void votes(const VotesArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 }  // namespace RC_ISA
 
-const SimdKernels RC_CONCAT(simd_, RC_ISA) = {noise, sums, votes};
+const SimdKernels RC_CONCAT(simd_, RC_ISA) = {noise,       sums,   votes,    pixel_masks,
+                                              patch_masks, select, kept_sums};
 
 }  // namespace robustcore::smoothing

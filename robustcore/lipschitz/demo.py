@@ -19,7 +19,7 @@ from robustcore.lipschitz.certificates import (
 )
 from robustcore.lipschitz.networks import LipConvNet
 from robustcore.smoothing import results
-from robustcore.smoothing.demo import Digits, load_digits
+from robustcore.smoothing.demo_data import Digits, load_digits
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 

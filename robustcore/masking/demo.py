@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from robustcore.masking.evaluate import Curves, masked_accuracy_curve, replaced
 from robustcore.masking.explain import explain_lime
 from robustcore.masking.model import MaskedModel
-from robustcore.smoothing.demo import Digits, load_digits
+from robustcore.smoothing.demo_data import Digits, load_digits
 from robustcore.smoothing.results import replacing
 
 SCALE = 4  # digits of 8x8 are enlarged: a patch is one of their pixels

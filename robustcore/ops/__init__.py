@@ -20,9 +20,19 @@ from robustcore.ops.masking import (
     masked_pool,
     neighbor_fill,
 )
-from robustcore.ops.smoothing import count_votes, gaussian_noise
+from robustcore.ops.smoothing import (
+    count_votes,
+    gaussian_noise,
+    laplace_noise,
+    splitting_levels,
+    splitting_noise,
+    uniform_noise,
+)
+from robustcore.ops.smoothing_ablation import ablate_patches, ablate_pixels
 
 __all__ = [
+    "ablate_patches",
+    "ablate_pixels",
     "conv_exp",
     "conv_norm_bound",
     "conv_spectral_bound",
@@ -31,6 +41,7 @@ __all__ = [
     "gaussian_noise",
     "grad_norm",
     "householder",
+    "laplace_noise",
     "linear_logsumexp",
     "logsumexp",
     "mask_multiply",
@@ -42,4 +53,7 @@ __all__ = [
     "neighbor_fill",
     "projection_pool",
     "skew_kernel",
+    "splitting_levels",
+    "splitting_noise",
+    "uniform_noise",
 ]

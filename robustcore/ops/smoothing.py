@@ -1,5 +1,6 @@
 """Ops of the smoothing family: noise from a counter-based stream, and votes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,14 @@ from torch.autograd import forward_ad
 
 from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
 
-_noise = torch.ops.robustcore.gaussian_noise.default
-_noise_out = torch.ops.robustcore.gaussian_noise_out.default
-_sums = torch.ops.robustcore.gaussian_noise_sums.default
+# By distribution: the noise, the same into a given tensor, and the sums of its backward.
+_NOISE = {
+    kind: getattr(torch.ops.robustcore, f"{kind}_noise").default
+    for kind in ("gaussian", "uniform", "laplace", "splitting")
+}
+_NOISE_OUT = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_out").default for kind in _NOISE}
+_AFFINE = ("gaussian", "uniform", "laplace")
+_SUMS = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_sums").default for kind in _AFFINE}
 _votes = torch.ops.robustcore.count_votes.default
 _votes_out = torch.ops.robustcore.count_votes_out.default
 
@@ -68,6 +74,167 @@ def gaussian_noise(
     Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing",
     2019; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
+    return _affine_noise(
+        "gaussian", "sigma", x, num_samples, sigma, seed, image_offset, sample_offset, mean, std,
+        dtype, memory_format, out,
+    )  # fmt: skip
+
+
+def uniform_noise(
+    x: Tensor,
+    num_samples: int,
+    scale: float | Tensor,
+    *,
+    seed: int,
+    image_offset: int = 0,
+    sample_offset: int | Tensor = 0,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Noisy, normalised copies of images in one pass: ``(x + scale * u - mean) / std``.
+
+    ``u`` is uniform on [-1, 1], so the standard deviation of the noise is ``scale / sqrt(3)``.
+    Everything else, the stream, the arguments and the derivatives, is as in
+    :func:`gaussian_noise`, with ``scale`` in the place of ``sigma``.
+
+    Source: Lee, Yuan, Chang, Jaakkola, "Tight certificates of adversarial robustness for randomly
+    smoothed classifiers", 2019; Yang et al., "Randomized smoothing of all shapes and sizes", 2020.
+    """
+    return _affine_noise(
+        "uniform", "scale", x, num_samples, scale, seed, image_offset, sample_offset, mean, std,
+        dtype, memory_format, out,
+    )  # fmt: skip
+
+
+def laplace_noise(
+    x: Tensor,
+    num_samples: int,
+    scale: float | Tensor,
+    *,
+    seed: int,
+    image_offset: int = 0,
+    sample_offset: int | Tensor = 0,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Noisy, normalised copies of images in one pass: ``(x + scale * v - mean) / std``.
+
+    ``v`` is Laplace of density ``exp(-|v|) / 2``, cut off at |v| < 22.2, so the standard deviation
+    of the noise is ``scale * sqrt(2)``. Everything else, the stream, the arguments and the
+    derivatives, is as in :func:`gaussian_noise`, with ``scale`` in the place of ``sigma``.
+
+    Source: Teng, Lee, Yuan, "l1 adversarial robustness certificates: a randomized smoothing
+    approach", 2019; Yang et al., "Randomized smoothing of all shapes and sizes", 2020.
+    """
+    return _affine_noise(
+        "laplace", "scale", x, num_samples, scale, seed, image_offset, sample_offset, mean, std,
+        dtype, memory_format, out,
+    )  # fmt: skip
+
+
+def splitting_noise(
+    x: Tensor,
+    num_samples: int,
+    scale: float,
+    *,
+    seed: int,
+    derandomized: bool = False,
+    image_offset: int = 0,
+    sample_offset: int | Tensor = 0,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Split, normalised copies of images in one pass: ``(split(x) - mean) / std``.
+
+    Thresholds ``s + j * 2 * scale`` cut the line; the value of a pixel is the middle of that piece
+    of [0, 1] which it falls into. At random, s is uniform in (0, 2 * scale), each pixel's own.
+    Derandomized, there are ``L = splitting_levels(scale)`` samples: sample i of a pixel has ``s =
+    ((offset + i) mod L + 1/2) / 255``, the offset drawn once a pixel from ``seed`` and the same for
+    every image. There the value is exact for 8-bit images, an integer over 1020 rounded once.
+
+    Args:
+        x: images ``[B, *D]``, floating, any strides, pixels in [0, 1]; derandomized, multiples of
+            1/255 (they are rounded to them).
+        scale: half the distance of the thresholds, above 0, in the units of x.
+        sample_offset: derandomized, sample_offset + num_samples may not exceed L (the value of a
+            tensor is taken modulo L).
+
+    The other arguments, the returns and what is raised are those of :func:`gaussian_noise`. The
+    result is piecewise constant in x: its gradient is zero wherever it exists, and none is
+    recorded.
+
+    Source: Levine and Feizi, "Improved, deterministic smoothing for l1 certified robustness", 2021.
+    """
+    _check_images(x, seed, memory_format)
+    scale = float(scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: got {scale}, want a finite number above 0")
+    levels = splitting_levels(scale) if derandomized else 0
+    offset_value, offset_tensor = _offset(sample_offset)
+    arguments = (
+        x.detach(), num_samples, scale, levels, _detached(_per_channel("mean", mean, x)),
+        _detached(_per_channel("std", std, x)), _signed(seed), image_offset, offset_value,
+        offset_tensor,
+    )  # fmt: skip
+    channels_last = memory_format == torch.channels_last
+    if out is None:
+        return _NOISE["splitting"](*arguments, dtype or x.dtype, channels_last)
+    _check_out_dtype(out, dtype)
+    _NOISE_OUT["splitting"](*arguments, channels_last, out)
+    return out
+
+
+def splitting_levels(scale: float) -> int:
+    """L, the number of samples of derandomized splitting: ``2 * scale * 255``, rounded down.
+
+    Raises ValueError where that is no integer in [1, 2**20). Source: Levine and Feizi, 2021.
+    """
+    # A scale written as L / 510 may have been rounded below it.
+    levels = math.floor(510 * scale * (1 + 1e-12))
+    if not 1 <= levels < 2**20:
+        raise ValueError(f"scale: got {scale}, which gives {levels} levels, want 1 to 2**20 - 1")
+    return levels
+
+
+def _affine_noise(
+    kind: str, level_name: str, x: Tensor, num_samples: int, sigma: float | Tensor, seed: int,
+    image_offset: int, sample_offset: int | Tensor, mean: Any, std: Any, dtype: torch.dtype | None,
+    memory_format: torch.memory_format, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    _check_images(x, seed, memory_format)
+    sigma_value, sigma_map = 0.0, None
+    if isinstance(sigma, Tensor):
+        sigma_map = _level_map(level_name, sigma, x)
+    else:
+        sigma_value = float(sigma)
+    offset_value, offset_tensor = _offset(sample_offset)
+    arguments = (
+        sigma_map, _per_channel("mean", mean, x), _per_channel("std", std, x), _signed(seed),
+        image_offset, offset_value, offset_tensor,
+    )  # fmt: skip
+    channels_last = memory_format == torch.channels_last
+    if out is None:
+        return _apply_noise(
+            kind, x, num_samples, sigma_value, *arguments, dtype or x.dtype, channels_last
+        )
+    if _needs_grad(x, *arguments[:3]):
+        raise ValueError("out: cannot be given when an input requires a gradient")
+    _check_out_dtype(out, dtype)
+    _NOISE_OUT[kind](x, num_samples, sigma_value, *arguments, channels_last, out)
+    return out
+
+
+def _check_images(x: Any, seed: Any, memory_format: Any) -> None:
+    """What every op that samples wants of its first arguments."""
     _check_floating("x", x)
     if x.dim() < 1:
         raise ValueError("x: got a 0-d tensor, want [B, *D]")
@@ -77,36 +244,25 @@ def gaussian_noise(
         raise ValueError(
             f"memory_format: got {memory_format}, want contiguous_format or channels_last"
         )
-    sigma_value, sigma_map = 0.0, None
-    if isinstance(sigma, Tensor):
-        sigma_map = _sigma_map(sigma, x)
-    else:
-        sigma_value = float(sigma)
-    offset_value, offset_tensor = 0, None
-    if isinstance(sample_offset, Tensor):
-        offset_tensor = sample_offset
-    else:
-        offset_value = sample_offset
-    arguments = (
-        sigma_map,
-        _per_channel("mean", mean, x),
-        _per_channel("std", std, x),
-        seed - 2**64 if seed >= 2**63 else seed,  # the schema's integers are signed
-        image_offset,
-        offset_value,
-        offset_tensor,
-    )
-    channels_last = memory_format == torch.channels_last
-    if out is None:
-        return _apply_noise(
-            x, num_samples, sigma_value, *arguments, dtype or x.dtype, channels_last
-        )
-    if _needs_grad(x, *arguments[:3]):
-        raise ValueError("out: cannot be given when an input requires a gradient")
+
+
+def _check_out_dtype(out: Tensor, dtype: torch.dtype | None) -> None:
     if dtype is not None and out.dtype != dtype:
         raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
-    _noise_out(x, num_samples, sigma_value, *arguments, channels_last, out)
-    return out
+
+
+def _signed(seed: int) -> int:
+    """The schema's integers are signed."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _offset(sample_offset: int | Tensor) -> tuple[int, Tensor | None]:
+    """A sample offset as the op's two arguments: a value, or a tensor the kernel reads."""
+    return (0, sample_offset) if isinstance(sample_offset, Tensor) else (sample_offset, None)
+
+
+def _detached(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach()
 
 
 def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -136,13 +292,13 @@ def _check_floating(name: str, t: Any) -> None:
         raise TypeError(f"{name}: got {t.dtype}, want a floating dtype")
 
 
-def _sigma_map(sigma: Tensor, x: Tensor) -> Tensor:
-    """sigma with x's number of dimensions."""
+def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
+    """The noise level with x's number of dimensions."""
     if not sigma.is_floating_point():
         sigma = sigma.to(torch.float32)
     if sigma.dim() > x.dim():
         raise ValueError(
-            f"sigma: got shape {list(sigma.shape)}, want one that broadcasts to {list(x.shape)}"
+            f"{name}: got shape {list(sigma.shape)}, want one that broadcasts to {list(x.shape)}"
         )
     if sigma.dim() == 1 and sigma.shape[0] == x.shape[0]:
         return sigma.reshape(-1, *[1] * (x.dim() - 1))
@@ -171,11 +327,11 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _apply_noise(x: Tensor, num_samples: int, sigma: float, *arguments: Any) -> Tensor:
+def _apply_noise(kind: str, x: Tensor, num_samples: int, sigma: float, *arguments: Any) -> Tensor:
     """The raw op where nothing needs a gradient: it is several times cheaper to call."""
     if _needs_grad(x, *arguments[:3]):
-        return _GaussianNoise.apply(x, num_samples, sigma, *arguments)
-    return _noise(x, num_samples, sigma, *arguments)
+        return _AffineNoise.apply(x, num_samples, sigma, *arguments, kind)
+    return _NOISE[kind](x, num_samples, sigma, *arguments)
 
 
 def _sum_to(t: Tensor, like: Tensor) -> Tensor:
@@ -184,15 +340,15 @@ def _sum_to(t: Tensor, like: Tensor) -> Tensor:
     return (t.sum(dims, keepdim=True) if dims else t).to(like.dtype)
 
 
-class _GaussianNoise(torch.autograd.Function):
+class _AffineNoise(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
         x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-        sample_offset_tensor, dtype, channels_last,
+        sample_offset_tensor, dtype, channels_last, kind,
     ):  # fmt: skip
-        return _noise(
+        return _NOISE[kind](
             x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
             sample_offset_tensor, dtype, channels_last,
         )  # fmt: skip
@@ -200,7 +356,7 @@ class _GaussianNoise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, _, ctx.sigma, sigma_map, mean, std, *stream = inputs[:10]
-        ctx.stream = stream[:3]
+        ctx.stream, ctx.kind = stream[:3], inputs[-1]
         ctx.save_for_backward(x, sigma_map, mean, std, stream[3])
 
     @staticmethod
@@ -210,11 +366,11 @@ class _GaussianNoise(torch.autograd.Function):
         # d out = (dx + z dsigma - dmean - out dstd) / std, and every term needs only the sums over
         # samples of grad and of grad * z.
         total, noise_total = _NoiseSums.apply(
-            grad, *ctx.stream, sample_offset_tensor, need_sigma or need_std
+            grad, *ctx.stream, sample_offset_tensor, need_sigma or need_std, ctx.kind
         )
         if std is not None:
             total, noise_total = total / std, noise_total / std if need_sigma or need_std else None
-        grads: list[Tensor | None] = [None] * 12
+        grads: list[Tensor | None] = [None] * 13
         if need_x:
             grads[0] = total.to(x.dtype)
         if need_sigma:
@@ -234,12 +390,14 @@ class _NoiseSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
-        return _sums(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise)
+    def forward(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise, kind):
+        return _SUMS[kind](
+            grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, *ctx.stream, sample_offset_tensor, ctx.with_noise = inputs
+        grad, *ctx.stream, sample_offset_tensor, ctx.with_noise, ctx.kind = inputs
         ctx.num_samples, ctx.dtype = grad.shape[1], grad.dtype
         ctx.save_for_backward(sample_offset_tensor)
 
@@ -249,13 +407,13 @@ class _NoiseSums(torch.autograd.Function):
         if ctx.with_noise:
             # The adjoint of the adjoint is the noise op itself.
             grad = _apply_noise(
-                total, ctx.num_samples, 0.0, noise_total, None, None, *ctx.stream,
+                ctx.kind, total, ctx.num_samples, 0.0, noise_total, None, None, *ctx.stream,
                 sample_offset_tensor, ctx.dtype, False,
             )  # fmt: skip
         else:
             grad = total.to(ctx.dtype).unsqueeze(1)
             grad = grad.expand(-1, ctx.num_samples, *[-1] * (total.dim() - 1))
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def _strides(sizes: Sequence[Any], order: Sequence[int]) -> list[Any]:
@@ -268,29 +426,39 @@ def _strides(sizes: Sequence[Any], order: Sequence[int]) -> list[Any]:
     return strides
 
 
-@torch.library.register_fake("robustcore::gaussian_noise")
-def _(
+def _fake_noise(
     x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
     sample_offset_tensor, dtype, channels_last,
 ):  # fmt: skip
+    return _fake_samples(x, num_samples, dtype, channels_last)
+
+
+def _fake_samples(x, num_samples, dtype, channels_last):
+    """An empty ``[B, S, *D]``."""
     sizes = [x.shape[0], num_samples, *x.shape[1:]]
     order = [2, 4, 3, 1, 0] if channels_last else range(len(sizes) - 1, -1, -1)
     return torch.empty_strided(sizes, _strides(sizes, order), dtype=dtype, device=x.device)
 
 
-@torch.library.register_fake("robustcore::gaussian_noise_out")
-def _(*arguments):
+def _fake_out(*arguments):
     return None
 
 
-@torch.library.register_fake("robustcore::gaussian_noise_sums")
-def _(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
+def _fake_sums(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     sizes = [grad.shape[0], *grad.shape[2:]]
     return (
         grad.new_empty(sizes, dtype=dtype),
         grad.new_empty(sizes if with_noise else [0], dtype=dtype),
     )
+
+
+for _op in _NOISE.values():
+    torch.library.register_fake(_op.name(), _fake_noise)
+for _op in _NOISE_OUT.values():
+    torch.library.register_fake(_op.name(), _fake_out)
+for _op in _SUMS.values():
+    torch.library.register_fake(_op.name(), _fake_sums)
 
 
 @torch.library.register_fake("robustcore::count_votes")
@@ -315,14 +483,15 @@ def _map_calls(op, info, in_dims, arguments):
     return torch.stack(results), 0
 
 
-@torch.library.register_vmap("robustcore::gaussian_noise")
-def _(info, in_dims, *arguments):
-    return _map_calls(_noise, info, in_dims, arguments)
+def _register_loop(op):
+    torch.library.register_vmap(
+        op.name(),
+        lambda info, in_dims, *arguments: _map_calls(op, info, in_dims, arguments),
+    )
 
 
-@torch.library.register_vmap("robustcore::gaussian_noise_sums")
-def _(info, in_dims, *arguments):
-    return _map_calls(_sums, info, in_dims, arguments)
+for _op in (*_NOISE.values(), *_SUMS.values()):
+    _register_loop(_op)
 
 
 @torch.library.register_vmap("robustcore::count_votes")

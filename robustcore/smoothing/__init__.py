@@ -1,19 +1,49 @@
-"""Randomized smoothing: certify any classifier against l2 perturbations."""
+"""Randomized smoothing: certify any classifier, in l2, l1, linf, l0, against patches, by votes."""
 
+from robustcore.smoothing.ablations import BandAblation, BlockAblation, PixelAblation
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
+from robustcore.smoothing.distributions import (
+    Distribution,
+    Dual,
+    Gaussian,
+    Laplace,
+    Splitting,
+    Uniform,
+)
 from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
 from robustcore.smoothing.smooth import Smooth
+from robustcore.smoothing.votes import (
+    dpa_certificate,
+    finite_aggregation_certificate,
+    majority_certificate,
+    message_ensemble_certificate,
+    top_k_certificate,
+)
 
 __all__ = [
     "ABSTAIN",
+    "BandAblation",
+    "BlockAblation",
     "Certificates",
+    "Distribution",
+    "Dual",
+    "Gaussian",
+    "Laplace",
+    "PixelAblation",
     "Predictions",
     "RadiusTests",
     "Smooth",
+    "Splitting",
     "StoppedCertificates",
+    "Uniform",
     "clopper_pearson_lower",
+    "dpa_certificate",
+    "finite_aggregation_certificate",
     "gaussian_radius",
+    "majority_certificate",
+    "message_ensemble_certificate",
     "noise_augment",
+    "top_k_certificate",
 ]

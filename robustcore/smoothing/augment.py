@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcore import ops
 from robustcore.smoothing.checks import require_int
+from robustcore.smoothing.distributions import Distribution
 
 
 def noise_augment(
     x: Tensor,
-    sigma: float | Tensor,
+    sigma: float | Tensor | Distribution,
     *,
     seed: int | None = None,
     step: int = 0,
@@ -27,7 +29,8 @@ def noise_augment(
     Args:
         x: images ``[B, ...]``, floating, in pixel units.
         sigma: noise level in the units of x: a float, a tensor ``[B]``, or a map that broadcasts to
-            x; the one that will be certified is the usual choice.
+            x; the one that will be certified is the usual choice. Or another distribution, of
+            whose samples it is one: images ``[B, C, H, W]``, and its own shape of them.
         seed: of the noise, in [0, 2**64). None draws one from torch's default generator, so that
             ``torch.manual_seed`` repeats a training run.
         step: index of the copy, in [0, 2**40): with a given seed, count it up from step to step
@@ -37,7 +40,8 @@ def noise_augment(
         dtype: of the result, by default that of x.
 
     Returns:
-        A tensor shaped and laid out (contiguous or channels_last) as x.
+        A tensor shaped (but for ablations with the NULL encoding) and laid out (contiguous or
+        channels_last) as x.
 
     Raises TypeError or ValueError (RuntimeError from the compiled checks), naming the argument.
     Differentiable in x and in sigma, mean and std where they are tensors.
@@ -51,16 +55,15 @@ def noise_augment(
         and not x.is_contiguous()
         and x.is_contiguous(memory_format=torch.channels_last)
     )
-    noisy = ops.gaussian_noise(
-        x,
-        1,
-        sigma,
-        seed=require_int("seed", seed, 0, 2**64),
-        image_offset=image_offset,
-        sample_offset=require_int("step", step, 0, 2**40),
-        mean=mean,
-        std=std,
-        dtype=dtype,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
-    return noisy.squeeze(1)
+    arguments: dict[str, Any] = {
+        "seed": require_int("seed", seed, 0, 2**64),
+        "image_offset": image_offset,
+        "mean": mean,
+        "std": std,
+        "dtype": dtype,
+        "memory_format": torch.channels_last if channels_last else torch.contiguous_format,
+    }
+    step = require_int("step", step, 0, 2**40)
+    if isinstance(sigma, Distribution):
+        return sigma.augment(x, step=step, **arguments)
+    return ops.gaussian_noise(x, 1, sigma, sample_offset=step, **arguments).squeeze(1)

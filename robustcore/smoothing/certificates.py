@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.smoothing import results
+from robustcore.smoothing import results, top_k, votes
 from robustcore.smoothing.bounds import (
     accuracy_slack,
     clopper_pearson_lower,
-    gaussian_radius,
     two_sided_p_value,
 )
+from robustcore.smoothing.distributions import Distribution, Gaussian
 
 # What the published code returns where it cannot answer; no label is negative.
 ABSTAIN = -1
@@ -47,15 +47,20 @@ class _Result:
         abstained = int((self.prediction == ABSTAIN).sum())
         return (
             f"{type(self).__name__}({len(self)} images, {abstained} abstained, "
-            f"sigma={self.sigma}, n={self.n}, alpha={self.alpha}, seed={self.seed})"
+            f"{self._source()}, n={self.n}, alpha={self.alpha}, seed={self.seed})"
         )
+
+    def _source(self) -> str:
+        return f"sigma={self.sigma}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificates(_Result):
-    """Certified classes and radii of B images; radii are l2 and in pixel units.
+    """Certified classes and radii of B images, in the norm of the noise and in pixel units.
 
-    Each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
+    The norm is l2 by default; see ``noise.norm``. Under deterministic noise ``alpha`` and ``n0``
+    are 0, n is the number of samples an image has, nothing abstains and each row is certain. Else
+    each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
     rounding of image plus noise is not accounted for (Voracek and Hein, 2022, on what that costs).
     Source: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized
     smoothing", 2019.
@@ -68,6 +73,10 @@ class Certificates(_Result):
     counts0: Tensor
     """int64 ``[B, K]``: votes of the selection."""
     n0: int
+    noise: Distribution | None = None
+    """What the classifier was smoothed by; None: Gaussian noise of ``sigma``."""
+    shape: tuple[int, ...] = ()
+    """Of one image, ``[C, H, W]``; the norms of some certificates depend on it."""
 
     @classmethod
     def from_counts(
@@ -82,17 +91,30 @@ class Certificates(_Result):
         seed: int,
         image_offset: int = 0,
         seconds: float = 0.0,
+        noise: Distribution | None = None,
+        shape: tuple[int, ...] = (),
     ) -> Certificates:
         """Certificates from the votes of selection and estimation, int64 ``[B, K]`` on the CPU.
 
         The two must come from different samples. Ties of the selection go to the lowest class.
-        ``seconds`` is the wall time of all images together.
+        ``seconds`` is the wall time of all images together. With ``noise`` of two views the votes
+        are ``[B, 2, K]``, n of each view; the counts kept are their sums.
         """
-        choice = counts0.argmax(1)
-        votes = counts.gather(1, choice[:, None]).squeeze(1)
-        p_lower = clopper_pearson_lower(votes, n, alpha)
-        certified = p_lower >= 0.5
-        radius = gaussian_radius(p_lower.clamp(min=0.5), sigma)
+        distribution = Gaussian(sigma) if noise is None else noise
+        choice = (counts0 if counts0.dim() == 2 else counts0.sum(1)).argmax(1)
+        if counts.dim() == 3:
+            views = counts.shape[1]
+            index = choice[:, None, None].expand(-1, views, 1)
+            # Every view errs with its part of alpha.
+            bounds = clopper_pearson_lower(counts.gather(2, index).squeeze(2), n, alpha / views)
+            p_lower, counts, counts0 = bounds.mean(1), counts.sum(1), counts0.sum(1)
+            radius = distribution.radius(bounds, shape)
+            certified = radius >= 0
+        else:
+            own = counts.gather(1, choice[:, None]).squeeze(1)
+            p_lower = clopper_pearson_lower(own, n, alpha)
+            certified = p_lower >= 0.5
+            radius = distribution.radius(p_lower.clamp(min=0.5), shape)
         return cls(
             prediction=torch.where(certified, choice, ABSTAIN),
             counts=counts,
@@ -106,7 +128,68 @@ class Certificates(_Result):
             p_lower=p_lower,
             counts0=counts0,
             n0=n0,
+            noise=noise,
+            shape=shape,
         )
+
+    @classmethod
+    def from_votes(
+        cls,
+        counts: Tensor,
+        *,
+        n: int,
+        noise: Distribution,
+        shape: tuple[int, ...],
+        seed: int = 0,
+        image_offset: int = 0,
+        seconds: float = 0.0,
+    ) -> Certificates:
+        """Certificates from all votes under deterministic noise, int64 ``[B, K]`` on the CPU.
+
+        ``n`` is the number of samples an image has. Ties go to the lowest class.
+        """
+        majority = votes.majority_certificate(counts)
+        shares = counts.gather(1, majority.prediction[:, None]).squeeze(1).double() / n
+        return cls(
+            prediction=majority.prediction,
+            counts=counts,
+            n=n,
+            alpha=0.0,
+            sigma=noise.sigma,
+            seed=seed,
+            image_offset=image_offset,
+            seconds=_shares(seconds, len(counts)),
+            radius=noise.radius_of_votes(majority.votes, shape),
+            p_lower=shares,
+            counts0=counts,
+            n0=0,
+            noise=noise,
+            shape=shape,
+        )
+
+    def top_k_radius(self, labels: Any, k: int) -> Tensor:
+        """Radius within which a label stays among the k most likely (or most voted) classes.
+
+        Under random noise all B results of one class count as one test each: a union bound over the
+        K classes makes a row hold with probability at least ``1 - alpha``, for whatever label.
+
+        Args:
+            labels: B integers in [0, K), the true labels say.
+            k: in [1, K).
+
+        Returns:
+            float64 ``[B]``, in the norm of the noise; 0 where nothing is certified.
+
+        Raises ValueError or TypeError, naming the argument; TypeError for noise that has no top-k
+        certificate. Source: Jia et al., "Certified robustness for top-k predictions against
+        adversarial perturbations via randomized smoothing", 2020.
+        """
+        noise = Gaussian(self.sigma) if self.noise is None else self.noise
+        known = self._labels(labels)
+        if not noise.deterministic:
+            return top_k.radius(noise, self.counts, known, k, self.n, self.alpha, self.shape)
+        tolerated, _ = votes.top_k_certificate(self.counts, known, k, several=noise.several_votes)
+        return noise.radius_of_votes(tolerated.clamp(min=0), self.shape)
 
     def certified_accuracy(self, labels: Any, radii: Any) -> Tensor:
         """Part of the images that are right and certified to at least each radius.
@@ -183,6 +266,9 @@ class Certificates(_Result):
 
         figure = plots.accuracy_figure([(self, None if labels is None else self._labels(labels))])
         plots.save(figure, path, overwrite)
+
+    def _source(self) -> str:
+        return super()._source() if self.noise is None else f"noise={self.noise}"
 
     def _correct(self, labels: Any) -> Tensor:
         return self.prediction == self._labels(labels)

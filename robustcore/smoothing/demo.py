@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from robustcore.smoothing import demo_noises
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.demo_data import Digits, load_digits, one_thread
 from robustcore.smoothing.smooth import Smooth
 
 RADII = (0.0, 0.25, 0.5, 0.75)
+NOISES = ("gaussian", *demo_noises.NOISES, "dpa")
 
 
 class Settings(NamedTuple):
@@ -30,15 +31,6 @@ class Settings(NamedTuple):
 
 FULL = Settings(epochs=200, test_images=500, n=10_000)
 FAST = Settings(epochs=30, test_images=100, n=1_000)
-
-
-class Digits(NamedTuple):
-    """Images ``[B, 1, 8, 8]`` float32 in [0, 1] and labels ``[B]``."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--sigma", type=float, nargs="+", default=[0.25], help="noise levels, one model each (0.25)"
     )
+    add(
+        "--noise",
+        choices=NOISES,
+        default="gaussian",
+        help="what to smooth by, or dpa: a vote of 50 partitions (%(default)s)",
+    )
     add("--seed", type=int, default=0, help="of training and certification (%(default)s)")
     add("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     add("--overwrite", action="store_true", help="replace the files of an earlier run")
@@ -62,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains, certifies, prints a table a noise level, writes tables and a picture."""
     settings = FAST if args.fast else FULL
+    if args.noise != "gaussian":
+        demo_noises.run(args, settings)
+        return
     picture = args.out / "digits.png"
     tables = [args.out / f"digits_sigma{sigma:g}.tsv" for sigma in args.sigma]
     for path in (picture, *tables):
@@ -88,20 +89,6 @@ def run(args: argparse.Namespace) -> None:
     print("wrote", *tables, picture)
 
 
-def load_digits(test_images: int) -> Digits:
-    """scikit-learn's 1797 digits, pixels in [0, 1]: a fixed split of 1297 and up to 500."""
-    from sklearn import datasets, model_selection
-
-    digits = datasets.load_digits()
-    images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.as_tensor(digits.target)
-    train, test = model_selection.train_test_split(
-        range(len(labels)), test_size=500, stratify=labels, random_state=0
-    )
-    test = test[:test_images]
-    return Digits(images[train], labels[train], images[test], labels[test])
-
-
 def digits_cnn() -> nn.Sequential:
     """A small network for images ``[N, 1, 8, 8]``; logits ``[N, 10]``."""
     # Every layer is as small as the accuracy allows: certification is 10 000 calls an image.
@@ -122,7 +109,7 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
     """
     images, labels = data.train_images, data.train_labels
     mean, std = float(images.mean()), float(images.std())
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         model = digits_cnn().to(images.device)
         optimizer = torch.optim.AdamW(model.parameters())
@@ -138,17 +125,6 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
                 optimizer.step()
                 schedule.step()
     return model.eval(), mean, std
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Steps this small gain nothing from a second thread, and wait for it where it is not free.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def certify_digits(

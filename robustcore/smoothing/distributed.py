@@ -118,7 +118,7 @@ class SharedSmooth(Smooth):
     """
 
     def _start(
-        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int
+        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int | None
     ) -> tuple[Tensor, Sampler]:
         images, sampler = super()._start(x, batch_size, image_offset, most_samples)
         return images, _SharedSampler(sampler, Ranks())

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robustcore import ops
 from robustcore.smoothing import results
-from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing.bounds import clopper_pearson_lower
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.distributions import Distribution, Gaussian
 
 try:
     # A figure of its own, without pyplot, leaves the caller's backend and open figures alone.
@@ -26,16 +27,42 @@ except ImportError as error:
 Curve = tuple[Certificates, "Tensor | None"]
 
 
+_AXES = {
+    "l1": r"$\ell_1$ radius (pixels in [0, 1])",
+    "l2": r"$\ell_2$ radius (pixels in [0, 1])",
+    "linf": r"$\ell_\infty$ radius (pixels in [0, 1])",
+    "l0": "pixels changed",
+    "patch": "side of a patch (pixels)",
+}
+
+
+def _noise(certificates: Certificates) -> Distribution:
+    return certificates.noise or Gaussian(certificates.sigma)
+
+
+def _label(certificates: Certificates) -> str:
+    noise = _noise(certificates)
+    return rf"$\sigma$ = {noise.sigma:g}" if isinstance(noise, Gaussian) else str(noise)
+
+
+def _largest_radius(certificates: Certificates) -> float:
+    """Where all n samples agree: no more can be certified from n samples."""
+    noise, n = _noise(certificates), certificates.n
+    if noise.deterministic:
+        return max(float(noise.radius_of_votes(torch.tensor([n // 2]), certificates.shape)), 1e-9)
+    views = len(noise.views(torch.empty(1, 1, 1, 2)))
+    bound = clopper_pearson_lower(n, n, certificates.alpha / views)
+    bounds = torch.full((1, views) if views > 1 else (1,), bound, dtype=torch.float64)
+    return max(float(noise.radius(bounds, certificates.shape)), 1e-9)
+
+
 def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
     """Certified accuracy against radius, one line for each of the certificates and its labels."""
     farthest = 0.0
     for i, (certificates, labels) in enumerate(curves):
         if len(certificates) == 0:
             raise ValueError("certificates: got none, want at least one image to draw")
-        limit = gaussian_radius(
-            clopper_pearson_lower(certificates.n, certificates.n, certificates.alpha),
-            certificates.sigma,
-        )
+        limit = _largest_radius(certificates)
         radii = torch.linspace(0, limit, 1001, dtype=torch.float64)
         if labels is None:
             reached = certificates.radius >= radii.unsqueeze(-1)
@@ -44,9 +71,8 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
             height = certificates.certified_accuracy(labels, radii)
         color = f"C{i}"
         x, y = radii.numpy(), height.numpy()
-        axes.plot(x, y, color=color, lw=2, label=rf"$\sigma$ = {certificates.sigma:g}")
+        axes.plot(x, y, color=color, lw=2, label=_label(certificates))
         axes.fill_between(x, y, color=color, alpha=0.12, lw=0)
-        # Where all n samples agree: no more can be certified from n samples.
         axes.axvline(limit, color=color, lw=1, ls=":")
         farthest = max(farthest, limit)
     n, alpha = curves[0][0].n, curves[0][0].alpha
@@ -54,7 +80,7 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
     axes.set(
         xlim=(0, 1.03 * farthest),
         ylim=(0, 1.02),
-        xlabel=r"$\ell_2$ radius (pixels in [0, 1])",
+        xlabel=_AXES[_noise(curves[0][0]).norm],
         ylabel="certified accuracy" if known else "part certified",
         title=f"n = {n:,} samples an image, alpha = {alpha:g}",
     )

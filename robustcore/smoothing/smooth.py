@@ -14,28 +14,34 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from robustcore import ops
 from robustcore.smoothing import sequential
 from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
 from robustcore.smoothing.checks import require_int, require_positive, require_probability
+from robustcore.smoothing.distributions import Distribution, Dual, Gaussian
 from robustcore.smoothing.normalize import Normalization
 from robustcore.smoothing.plan import Block, cut_runs, plan_batches
 
-# The counter space of ops.gaussian_noise.
+# The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
+# Of noise with two views, the second has images of its own in the noise stream.
+SECOND_VIEW = 2**47
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Smooth:
-    """A base classifier smoothed by Gaussian noise: its most likely class under the noise.
+    """A base classifier smoothed by noise: its most likely class under the noise.
 
     Args:
         base_classifier: maps a batch ``[N, C, H, W]`` to logits ``[N, num_classes]``; a module is
-            used in its own train/eval state, which stays as it is (call ``.eval()`` on it).
+            used in its own train/eval state, which stays as it is (call ``.eval()`` on it). For
+            noise with two views (``Dual``), one for both or a pair.
         num_classes: K, at least 2.
-        sigma: standard deviation of the noise, above 0, in the units of the images: pixels in
+        sigma: standard deviation of Gaussian noise, above 0, in the units of the images: pixels in
             [0, 1], not normalised ones and not 0 to 255.
+        noise: another distribution instead of sigma, see :mod:`robustcore.smoothing.distributions`:
+            it decides the norm of the certificates. Where it is deterministic, all its samples are
+            counted, results are certain, and n0, n, alpha and seed mean nothing.
         seed: of the noise, in [0, 2**64). Runs of one seed are equal to the bit. With None every
             call draws a fresh one from the operating system: the guarantee is against an adversary
             who did not know the noise. The seed used is in the results and in ``last_seed``.
@@ -54,17 +60,25 @@ class Smooth:
 
     def __init__(
         self,
-        base_classifier: Callable[[Tensor], Tensor],
+        base_classifier: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
         num_classes: int,
-        sigma: float,
+        sigma: float | None = None,
         *,
+        noise: Distribution | None = None,
         seed: int | None = None,
         mean: float | Sequence[float] | Tensor | None = None,
         std: float | Sequence[float] | Tensor | None = None,
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        if not callable(base_classifier):
+        if (sigma is None) == (noise is None):
+            raise TypeError(f"sigma, noise: got {sigma!r} and {noise!r}, want exactly one of them")
+        if noise is not None and not isinstance(noise, Distribution):
+            raise TypeError(f"noise: got {noise!r}, want a distribution, Gaussian(0.25) say")
+        models: list[Any] = [base_classifier]
+        if isinstance(base_classifier, (tuple, list)) and isinstance(noise, Dual):
+            models = list(base_classifier)
+        if not all(map(callable, models)) or not 1 <= len(models) <= 2:
             raise TypeError(
                 f"base_classifier: got {base_classifier!r}, want a module or a function"
             )
@@ -76,7 +90,9 @@ class Smooth:
             )
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2)
-        self.sigma = require_positive("sigma", sigma)
+        self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
+        self.sigma = self.noise.sigma
+        self._models = models
         self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
         self.dtype = dtype
         self.memory_format = memory_format
@@ -96,7 +112,7 @@ class Smooth:
         early_stop: bool = False,
         radius_tolerance: float | None = None,
     ) -> tuple[int, float] | Certificates:
-        """Classes and the l2 radii within which the smoothed classifier keeps them.
+        """Classes and the radii within which the smoothed classifier keeps them.
 
         Each image's certificate holds with probability at least ``1 - alpha`` over the noise.
         ``n0`` samples choose the class, ``n`` other ones bound its probability from below.
@@ -124,17 +140,26 @@ class Smooth:
         Returns:
             ``(class or ABSTAIN, radius)`` for one image, the radius 0.0 where it abstains;
             :class:`Certificates` for a batch (with ``early_stop`` one that has ``samples``, the
-            number drawn for each image). Radii are in pixel units.
+            number drawn for each image). Radii are in the norm of the noise (l2 for Gaussian noise)
+            and in pixel units.
 
         Raises TypeError or ValueError, naming the argument, before any sampling; and ValueError at
         the first logits that are not ``[N, num_classes]``. Warns of images outside [0, 1] and of a
         base classifier in training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
         """
+        if early_stop:
+            self._require_gaussian("early_stop")
+        if self.noise.deterministic:
+            result = self._certify_all(x, batch_size, image_offset, progress)
+            if x.dim() == 4:
+                return result
+            return int(result.prediction[0]), float(result.radius[0])
         started = time.perf_counter()
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         n = require_int("n", n, 1, MAX_SAMPLES - n0)
         alpha = require_probability("alpha", alpha)
-        _require_enough("certify", n, smallest_certifiable_n(alpha), alpha)
+        views = 2 if isinstance(self.noise, Dual) else 1
+        _require_enough("certify", n, smallest_certifiable_n(alpha / views), alpha)
         if early_stop:
             looks = sequential.plan_certify(n, alpha)
             tolerance = sequential.require_tolerance(radius_tolerance, self.sigma)
@@ -146,9 +171,8 @@ class Smooth:
                 sampler, images, n0, looks, self.sigma, tolerance, progress=progress
             )
             return stopped if x.dim() == 4 else (int(stopped.prediction), float(stopped.radius))
-        with tqdm(
-            total=len(images) * (n0 + n), desc="certify", unit="sample", disable=not progress
-        ) as bar:
+        total = len(images) * (n0 + n) * views
+        with tqdm(total=total, desc="certify", unit="sample", disable=not progress) as bar:
             stages = [sampler.count(images, 0, n0, bar), sampler.count(images, n0, n, bar)]
         # The only wait for the device.
         counts0, counts = torch.stack(stages).cpu()
@@ -162,6 +186,8 @@ class Smooth:
             seed=sampler.seed,
             image_offset=sampler.image_offset,
             seconds=time.perf_counter() - started,
+            noise=self.noise,
+            shape=tuple(images.shape[1:]),
         )
         if x.dim() == 4:
             return result
@@ -205,11 +231,34 @@ class Smooth:
         Source: Voracek, "Treatment of statistical estimation problems in randomized smoothing for
         adversarial robustness", NeurIPS 2024, for the question; Lan and DeMets, 1983.
         """
+        self._require_gaussian("certify_at")
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         test = sequential.plan_test(radius, self.sigma, alpha, max_n)
         images, sampler = self._start(x, batch_size, image_offset, max(n0, test.max_n))
         result = sequential.certify_at(sampler, images, n0, test, progress=progress)
         return result if x.dim() == 4 else (int(result.prediction), int(result.samples))
+
+    def _certify_all(
+        self, x: Any, batch_size: Any, image_offset: Any, progress: bool
+    ) -> Certificates:
+        """Certificates under deterministic noise: every sample of every image is counted."""
+        started = time.perf_counter()
+        images, sampler = self._start(x, batch_size, image_offset, None)
+        shape = tuple(images.shape[1:])
+        n = self.noise.num_samples(shape)
+        with tqdm(
+            total=len(images) * n, desc="certify", unit="sample", disable=not progress
+        ) as bar:
+            counts = sampler.count(images, 0, n, bar).cpu()
+        return Certificates.from_votes(
+            counts,
+            n=n,
+            noise=self.noise,
+            shape=shape,
+            seed=sampler.seed,
+            image_offset=sampler.image_offset,
+            seconds=time.perf_counter() - started,
+        )
 
     def predict(
         self,
@@ -229,9 +278,12 @@ class Smooth:
         Returns:
             The class or ABSTAIN for one image, :class:`Predictions` for a batch.
 
-        Raises and warns as :meth:`certify`. Not differentiable.
+        Raises and warns as :meth:`certify`; ValueError for deterministic noise and for noise of two
+        views, whose :meth:`certify` gives the prediction. Not differentiable.
         Source: Cohen et al., 2019, PREDICT.
         """
+        if self.noise.deterministic or isinstance(self.noise, Dual):
+            raise ValueError(f"noise: {self.noise} has no test for predict; certify predicts too")
         started = time.perf_counter()
         n = require_int("n", n, 1, MAX_SAMPLES)
         alpha = require_probability("alpha", alpha)
@@ -252,16 +304,28 @@ class Smooth:
         )
         return result if x.dim() == 4 else int(result.prediction[0])
 
+    def _require_gaussian(self, what: str) -> None:
+        if not isinstance(self.noise, Gaussian) or self.noise.norm != "l2":
+            raise ValueError(f"noise: got {self.noise}, but {what} is for Gaussian noise in l2")
+
     def _start(
-        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int
+        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int | None
     ) -> tuple[Tensor, sequential.Sampler]:
-        """The images as a batch and what samples them, after the last of the checks."""
+        """The images as a batch and what samples them, after the last of the checks.
+
+        ``most_samples`` of an image in one count; None: all that deterministic noise has.
+        """
         batch_size = require_int("batch_size", batch_size, 1)
         images = _require_images(x)
-        offset = require_int("image_offset", image_offset, 0, MAX_IMAGES - len(images) + 1)
+        limit = SECOND_VIEW if isinstance(self.noise, Dual) else MAX_IMAGES
+        offset = require_int("image_offset", image_offset, 0, limit - len(images) + 1)
         mean, std = self._normalization.on(images)
-        _warn_if_training(self.base_classifier)
+        self.noise.check(images, mean is not None or std is not None)
+        for model in self._models:
+            _warn_if_training(model)
         self.last_seed = self._draw_seed() if self.seed is None else self.seed
+        if most_samples is None:
+            most_samples = self.noise.num_samples(images.shape[1:])
         rows = max(1, min(batch_size, len(images) * most_samples))
         return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
 
@@ -282,20 +346,20 @@ class _Sampler:
         mean: Tensor | None,
         std: Tensor | None,
     ) -> None:
-        self.model = smooth.base_classifier
+        self.models = smooth._models
+        self.noise = smooth.noise
         self.num_classes = smooth.num_classes
         self.image_offset = image_offset
         self.seed = seed
         self.batch_size = rows
         self.buffer = torch.empty(
-            (rows, *images.shape[1:]),
+            (rows, *self.noise.output_shape(self.noise.views(images[:1])[0].shape[1:])),
             dtype=smooth.dtype or images.dtype,
             device=images.device,
             memory_format=smooth.memory_format,
         )
         self.add_noise = partial(
-            ops.gaussian_noise,
-            sigma=smooth.sigma,
+            self.noise.sample,
             seed=seed,
             mean=mean,
             std=std,
@@ -310,12 +374,28 @@ class _Sampler:
         bar: tqdm[Any],
         indices: Sequence[int] | None = None,
     ) -> Tensor:
-        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device.
+        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
+        noise with two views ``[B, 2, K]``.
 
         ``images[b]`` is image ``image_offset + b`` of the noise stream, or ``+ indices[b]``.
         Nothing here waits for the device.
         """
-        positions = range(len(images)) if indices is None else indices
+        views = self.noise.views(images)
+        votes = [
+            self._count_view(
+                view, self.models[i % len(self.models)], i * SECOND_VIEW, first_sample, num_samples,
+                bar, indices,
+            )
+            for i, view in enumerate(views)
+        ]  # fmt: skip
+        return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
+
+    def _count_view(
+        self, images: Tensor, model: Any, view_offset: int, first_sample: int, num_samples: int,
+        bar: tqdm[Any], indices: Sequence[int] | None,
+    ) -> Tensor:  # fmt: skip
+        numbers = range(len(images)) if indices is None else indices
+        positions = [view_offset + self.image_offset + number for number in numbers]
         votes = images.new_zeros((len(images), self.num_classes), dtype=torch.int64)
         dtype = self.buffer.dtype
         half = dtype in (torch.bfloat16, torch.float16)
@@ -326,13 +406,13 @@ class _Sampler:
                 if indices is not None:
                     blocks = cut_runs(blocks, indices)
                 batch = self._fill(images, positions, blocks, first_sample)
-                logits = self.model(batch)
+                logits = model(batch)
                 self._check_logits(logits, len(batch))
                 row = 0
                 for block in blocks:
                     ballots = logits[row : row + block.size]
                     votes[block.first_image : block.first_image + block.images].add_(
-                        ops.count_votes(ballots.view(block.images, block.samples, -1))
+                        self.noise.count(ballots.view(block.images, block.samples, -1))
                     )
                     row += block.size
                 bar.update(row)
@@ -348,9 +428,9 @@ class _Sampler:
             self.add_noise(
                 images[block.first_image : block.first_image + block.images],
                 block.samples,
-                image_offset=self.image_offset + positions[block.first_image],
+                image_offset=positions[block.first_image],
                 sample_offset=first_sample + block.first_sample,
-                out=out.view(block.images, block.samples, *images.shape[1:]),
+                out=out.view(block.images, block.samples, *self.buffer.shape[1:]),
             )
             row += block.size
         return self.buffer[:row]

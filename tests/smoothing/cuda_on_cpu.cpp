@@ -88,7 +88,14 @@ void noise_cases() {
                                std::to_string(s.samples) + "x" + std::to_string(s.channels) + "x" +
                                std::to_string(s.pixels);
       args.channels = 1;
-      check_noise(args, name);
+      for (const auto distribution : {Distribution::kGaussian, Distribution::kUniform,
+                                      Distribution::kLaplace, Distribution::kSplitting}) {
+        args.distribution = distribution;
+        check_noise(args, name + " of " + std::to_string(static_cast<int>(distribution)));
+      }
+      args.levels = 441;
+      check_noise(args, name + " in turn");
+      args.levels = 0, args.distribution = Distribution::kGaussian;
       args.sigma = view(sigma.data(), 0, {s.channels, s.pixels}, {s.pixels, 1});
       args.mean = view(mean.data(), 0, {s.channels, s.pixels}, {1, 0});
       args.std = view(std.data(), 0, {s.channels, s.pixels}, {1, 0});
@@ -146,9 +153,81 @@ void votes_case(int64_t images, int64_t samples, int64_t classes) {
          cpu == gpu);
 }
 
+void check_select(SelectArgs args, const std::string& name) {
+  const size_t bytes =
+      args.images * args.samples * args.channels * args.pixels * size_of(args.out_dtype);
+  std::vector<double> cpu(bytes / 8 + 1), gpu(bytes / 8 + 1);
+  std::memset(cpu.data(), 0xCD, bytes);
+  std::memset(gpu.data(), 0xAB, bytes);
+  args.out = cpu.data();
+  simd_baseline.select(args, 0, SelectTiling(args).units(args));
+  args.out = gpu.data();
+  select_cuda(args, nullptr);
+  report(name, std::memcmp(cpu.data(), gpu.data(), bytes) == 0);
+}
+
+void ablation_case(int64_t images, int64_t samples, int64_t channels, int64_t pixels,
+                   int64_t kept) {
+  const std::string name = "ablation " + std::to_string(samples) + "x" + std::to_string(channels) +
+                           "x" + std::to_string(pixels) + " keeps " + std::to_string(kept);
+  const size_t words = images * samples * mask_words(pixels);
+  std::vector<uint32_t> cpu(words, 1), gpu(words, 2);
+  PixelMaskArgs masks{images, samples, pixels, kept, {7, int64_t{1} << 33, 5, nullptr}, cpu.data()};
+  simd_baseline.pixel_masks(masks, 0, images * samples);
+  masks.masks = gpu.data();
+  pixel_masks_cuda(masks, nullptr);
+  report(name + " masks", cpu == gpu);
+
+  const auto x = values(images * channels * pixels, 8), fill = values(channels, 9);
+  SelectArgs args{};
+  args.images = images, args.samples = samples, args.channels = channels, args.pixels = pixels;
+  args.values = view(x.data(), channels * pixels, {channels * pixels}, {1});
+  args.masks = cpu.data(), args.mask_images = images;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
+    args.out_dtype = dtype;
+    for (const bool channels_last : {false, true}) {
+      args.channels_last = channels_last;
+      args.fill = view(fill.data(), 0, {channels, pixels}, {1, 0});
+      check_select(args, name + " fill dtype " + std::to_string(static_cast<int>(dtype)));
+      args.fill = StridedView{};
+      check_select(args, name + " zero dtype " + std::to_string(static_cast<int>(dtype)));
+    }
+  }
+
+  const auto grad = values(images * samples * channels * pixels, 10);
+  KeptSumsArgs sums{};
+  sums.images = images, sums.samples = samples, sums.channels = channels, sums.pixels = pixels;
+  sums.grad = view(grad.data(), samples * channels * pixels, {channels * pixels}, {1});
+  sums.grad.sample_stride = channels * pixels;
+  sums.masks = cpu.data(), sums.mask_images = images;
+  std::vector<float> a(images * channels * pixels, -1), b(a.size(), -2);
+  sums.sum = a.data();
+  simd_baseline.kept_sums(sums, 0, kept_sums_units(sums));
+  sums.sum = b.data();
+  kept_sums_cuda(sums, nullptr);
+  report(name + " sums", std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+void patches_case(int64_t height, int64_t width, int64_t patch, int64_t stride) {
+  const int64_t columns = ceil_div(width, stride), samples = columns * ceil_div(height, stride);
+  std::vector<uint32_t> cpu(samples * mask_words(height * width), 1), gpu(cpu.size(), 2);
+  PatchMaskArgs args{samples, 0, height, width, patch, patch, stride, stride, columns, cpu.data()};
+  simd_baseline.patch_masks(args, 0, samples);
+  args.masks = gpu.data();
+  patch_masks_cuda(args, nullptr);
+  report("patches " + std::to_string(height) + "x" + std::to_string(width), cpu == gpu);
+}
+
 }  // namespace
 
 int main() {
+  ablation_case(2, 3, 2, 35, 4);
+  ablation_case(1, 70, 3, 64, 60);
+  ablation_case(1, 2, 1, 1100, 500);
+  ablation_case(1, 2, 1, 66000, 300);  // past what shared memory holds
+  ablation_case(2, 3, 1, 1, 0);
+  patches_case(9, 11, 4, 3);
+  patches_case(40, 33, 33, 7);
   noise_cases();
   for (const bool with_noise : {true, false}) {
     sums_case<float>(2, 1, 1, with_noise);

@@ -46,3 +46,20 @@ def normals(seed, image, sample, elements):
         z[:, pair] = sign * r * np.cos(np.pi / 2 * v / 2**31)
         z[:, pair + 1] = sign * r * np.sin(np.pi / 2 * v / 2**31)
     return z.reshape(-1)[:elements]
+
+
+def words(seed, image, sample, elements, domain):
+    """Philox words of one sample of one image, element by element."""
+    blocks = -(-elements // 4)
+    ones = np.ones(blocks, dtype=np.uint64)
+    high = domain << 24 | (sample >> 32) << 16 | (image >> 32)
+    out = philox4x32(
+        [
+            np.arange(blocks, dtype=np.uint64),
+            ones * np.uint64(sample & 0xFFFFFFFF),
+            ones * np.uint64(image & 0xFFFFFFFF),
+            ones * np.uint64(high),
+        ],
+        seed,
+    )
+    return out.T.reshape(-1)[:elements]

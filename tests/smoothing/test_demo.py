@@ -85,3 +85,16 @@ def test_the_split():
     assert (float(pixels.min()), float(pixels.max())) == (0.0, 1.0)
     # No test image was trained on.
     assert len(torch.unique(pixels.flatten(1), dim=0)) == 1797
+
+
+@pytest.mark.parametrize("noise", [*demo.demo_noises.NOISES, "dpa"])
+def test_every_noise(noise, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "FAST", demo.Settings(epochs=8, test_images=30, n=200))
+    assert main(["demo", "--fast", "--noise", noise, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "certified accuracy" in printed
+    lines = (tmp_path / f"digits_{noise}.tsv").read_text().splitlines()
+    assert len(lines) == 31
+    correct = [line.split("\t")[4] == "1" for line in lines[1:]]
+    assert sum(correct) > 10  # far more than by chance
+    assert main(["demo", "--fast", "--noise", noise, "--out", str(tmp_path)]) == 2
