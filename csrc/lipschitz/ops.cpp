@@ -204,6 +204,17 @@ std::tuple<Tensor, Tensor> conv_exp_series(const Tensor& x, const Tensor& packed
   return {y, kept};
 }
 
+// u[1], u[2], ... of x, or nullptr to compute them again.
+float* kept_data(const OptionalTensor& kept, const Tensor& x, int64_t degree) {
+  if (!kept) return nullptr;
+  check(!kept->is_cuda() && kept->scalar_type() == ScalarType::Float &&
+            kept->numel() == (degree - 1) * x.numel(),
+        "kept: got ", shape_of(*kept), ", want what conv_exp_series returned for x ", shape_of(x));
+  return const_cast<float*>(kept->const_data_ptr<float>());
+}
+
+// The gradient of x, and what the kernel's is made of by conv_exp_series_gradient: apart, because
+// a wide kernel is large, packed and as a gradient, and need not be there in both forms.
 std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Tensor& x,
                                                     const Tensor& packed,
                                                     const OptionalTensor& kept,
@@ -212,26 +223,38 @@ std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Te
   SeriesBackwardArgs args{};
   args.series = series_args(x, coefficients, first, step, carry, tile);
   args.series.kernel = packed_data(packed, args.series);
+  args.series.kept = kept_data(kept, x, args.series.degree);
   check(!grad.is_cuda() && same_layout(grad, x), "grad: got ", name_of(grad.scalar_type()), " ",
         shape_of(grad), ", want the dtype, shape and strides of x ", shape_of(x));
-  if (kept) {
-    check(!kept->is_cuda() && kept->scalar_type() == ScalarType::Float &&
-              kept->numel() == (args.series.degree - 1) * x.numel(),
-          "kept: got ", shape_of(*kept), ", want what conv_exp_series returned for x ",
-          shape_of(x));
-    args.series.kept = const_cast<float*>(kept->const_data_ptr<float>());
-  }
-  const int64_t c = x.size(1);
-  Tensor grad_x = with_channels(x, c, true);
-  Tensor grad_kernel = empty_on(x, {c, c, 3, 3}, {9 * c, 9, 3, 1}, ScalarType::Float);
+  Tensor grad_x = with_channels(x, x.size(1), true);
   Tensor work = empty_on(x, {checked_sizes(args.series).work}, {1}, ScalarType::Float);
   args.grad = grad.const_data_ptr<float>();
   args.grad_x = grad_x.mutable_data_ptr<float>();
-  args.grad_kernel = grad_kernel.mutable_data_ptr<float>();
   args.work = work.mutable_data_ptr<float>();
   if (x.numel() > 0) series_backward_cpu(args);
+  return {grad_x, work};
+}
+
+// Its arguments are those that gave `work`; the values of x do not matter.
+Tensor conv_exp_series_gradient(const Tensor& work, const Tensor& x, int64_t degree, int64_t tile,
+                                bool kept) {
+  check(degree >= 1 && degree <= SeriesArgs::kMaxDegree, "degree: got ", degree, ", want 1 to ",
+        SeriesArgs::kMaxDegree);
+  SeriesBackwardArgs args{};
+  args.series = series_args(x, std::vector<double>(degree + 1), 0, 0, 0, tile);
+  // Whether it is there decides how the work is laid out; nothing is read from it.
+  float present = 0;
+  args.series.kept = kept ? &present : nullptr;
+  const int64_t want = checked_sizes(args.series).work, c = x.size(1);
+  check(!work.is_cuda() && work.scalar_type() == ScalarType::Float && work.dim() == 1 &&
+            work.is_contiguous() && work.size(0) == want,
+        "work: got ", shape_of(work), ", want [", want,
+        "], what conv_exp_series_backward returns for x ", shape_of(x));
+  Tensor grad_kernel = empty_on(x, {c, c, 3, 3}, {9 * c, 9, 3, 1}, ScalarType::Float);
+  args.work = const_cast<float*>(work.const_data_ptr<float>());
+  args.grad_kernel = grad_kernel.mutable_data_ptr<float>();
   if (c > 0) series_gradient_cpu(args);  // of no image: a sum of nothing
-  return {grad_x, grad_kernel};
+  return grad_kernel;
 }
 
 std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
@@ -340,6 +363,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
       "conv_exp_series_backward(Tensor grad, Tensor x, Tensor packed, Tensor? kept, "
       "float[] coefficients, float first, float step, float carry, int tile) -> "
       "(Tensor, Tensor)");
+  m.def(
+      "conv_exp_series_gradient(Tensor work, Tensor x, int degree, int tile, bool kept) -> Tensor");
   m.def("skew(Tensor weight) -> Tensor");
   m.def("maxmin(Tensor x, bool channels_last) -> (Tensor, Tensor)");
   m.def("maxmin_swap(Tensor x, Tensor bits, bool channels_last) -> Tensor");
@@ -364,6 +389,7 @@ STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   m.impl("conv_exp_pack", TORCH_BOX(&conv_exp_pack));
   m.impl("conv_exp_series", TORCH_BOX(&conv_exp_series));
   m.impl("conv_exp_series_backward", TORCH_BOX(&conv_exp_series_backward));
+  m.impl("conv_exp_series_gradient", TORCH_BOX(&conv_exp_series_gradient));
 }
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
   implement(m);

@@ -16,6 +16,7 @@ conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not t
 pack = torch.ops.robustcore.conv_exp_pack.default
 series_op = torch.ops.robustcore.conv_exp_series.default
 backward_op = torch.ops.robustcore.conv_exp_series_backward.default
+gradient_op = torch.ops.robustcore.conv_exp_series_gradient.default
 
 
 @pytest.fixture(params=["avx2", "avx512"])
@@ -41,8 +42,8 @@ def run(x, kernel, grad, series, tile, keep=True):
     """y, the gradients of x and of the kernel."""
     x, packed, grad = channels_last(x), pack(kernel.contiguous(), tile), channels_last(grad)
     y, kept = series_op(x, packed, *numbers(series), tile, keep)
-    grads = backward_op(grad, x, packed, kept if keep else None, *numbers(series), tile)
-    return y, *grads
+    grad_x, work = backward_op(grad, x, packed, kept if keep else None, *numbers(series), tile)
+    return y, grad_x, gradient_op(work, x, series.degree, tile, keep)
 
 
 def expected(x, kernel, grad, series):
@@ -228,7 +229,10 @@ def test_opcheck():
     _, kept = series_op(x, packed, *numbers(series), 2, True)
     for given_kept in (None, kept):
         arguments = (grad, x, packed, given_kept, *numbers(series), 2)
-        torch.library.opcheck(backward_op, arguments)
+        # Its work has a size of its own, which FakeTensors cannot be compared in.
+        torch.library.opcheck(backward_op, arguments, test_utils="test_schema")
+        _, work = backward_op(*arguments)
+        torch.library.opcheck(gradient_op, (work, x, series.degree, 2, given_kept is not None))
 
 
 def test_bad_input():
@@ -245,6 +249,8 @@ def test_bad_input():
         (lambda: series_op(x, packed, [1.0], *numbers[1:], 2, False), "coefficients: got 1"),
         (lambda: backward_op(x[:, :12], x, packed, None, *numbers, 2), "grad: got"),
         (lambda: backward_op(x, x, packed, x, *numbers, 2), "kept: got"),
+        (lambda: gradient_op(packed, x, 1, 2, True), "work: got"),
+        (lambda: gradient_op(packed, x, 0, 2, True), "degree: got 0"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             call()

@@ -13,6 +13,7 @@ from robustcore.ops.lipschitz.series import Series, exp_series
 _pack = torch.ops.robustcore.conv_exp_pack.default
 _series = torch.ops.robustcore.conv_exp_series.default
 _series_backward = torch.ops.robustcore.conv_exp_series_backward.default
+_series_gradient = torch.ops.robustcore.conv_exp_series_gradient.default
 _update = torch.ops.robustcore.conv_exp_update.default
 _skew = torch.ops.robustcore.skew.default
 _convolution_backward = torch.ops.aten.convolution_backward
@@ -153,22 +154,46 @@ def evaluate(x: Tensor, prepared: Prepared, series: Series, keep: bool) -> tuple
     return _evaluate(x, kernel, series, parts), kept
 
 
-def backward(
-    x: Tensor, prepared: Prepared, kept: Tensor, grad: Tensor, series: Series, need_x: bool,
-    need_kernel: bool,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """The gradients of x and of the kernel, ``kept`` being what :func:`evaluate` returned."""
-    if not need_kernel:
-        adjoint = series._replace(first=-series.first, step=-series.step)  # L^T = -L
-        return evaluate(grad, prepared, adjoint, keep=False)[0], None
+class KernelWork(NamedTuple):
+    """What the kernel's gradient is made of: of our own kernel its work, else the gradient."""
+
+    tile: int
+    tensor: Tensor
+    kept: bool
+
+
+def adjoint(
+    x: Tensor, prepared: Prepared, kept: Tensor, grad: Tensor, series: Series, need_x: bool
+) -> tuple[Tensor | None, KernelWork]:
+    """The gradient of x, and the kernel's up to :func:`kernel_gradient`.
+
+    ``kept`` is what :func:`evaluate` returned. Two steps, so that a caller can let go of a wide
+    kernel in between.
+    """
     tile, kernel = prepared
     x = x.contiguous(memory_format=_memory_format(x))
     grad = _like(grad, x)
     if tile == 0:
-        return _backward(x, kernel, kept, grad, series, need_x)
+        grad_x, grad_kernel = _backward(x, kernel, kept, grad, series, need_x)
+        return grad_x, KernelWork(0, grad_kernel, True)
     given = kept if kept.numel() else None
-    grads: tuple[Tensor, Tensor] = _series_backward(grad, x, kernel, given, *_numbers(series), tile)
-    return grads
+    grad_x, work = _series_backward(grad, x, kernel, given, *_numbers(series), tile)
+    return grad_x, KernelWork(tile, work, given is not None)
+
+
+def kernel_gradient(x: Tensor, work: KernelWork, series: Series) -> Tensor:
+    """The kernel's gradient out of the work of :func:`adjoint` on x."""
+    if work.tile == 0:
+        return work.tensor
+    x = x.contiguous(memory_format=_memory_format(x))
+    grad: Tensor = _series_gradient(work.tensor, x, series.degree, work.tile, work.kept)
+    return grad
+
+
+def adjoint_of_x(grad: Tensor, prepared: Prepared, series: Series) -> Tensor:
+    """The gradient of x alone: the same operator with the kernel's negative, its transpose."""
+    negative = series._replace(first=-series.first, step=-series.step)
+    return evaluate(grad, prepared, negative, keep=False)[0]
 
 
 def _numbers(series: Series) -> tuple[list[float], float, float, float]:
@@ -306,8 +331,10 @@ class _ConvExp(torch.autograd.Function):
             vjp = torch.func.vjp(lambda x, kernel: reference(x, kernel, series), x, kernel)[1]
             return *vjp(grad), None, None
         prepared = prepare(x, kernel, ctx.series)
-        grads = backward(x, prepared, kept, grad, ctx.series, *ctx.needs_input_grad[:2])
-        return *grads, None, None
+        if not ctx.needs_input_grad[1]:
+            return adjoint_of_x(grad, prepared, ctx.series), None, None, None
+        grad_x, work = adjoint(x, prepared, kept, grad, ctx.series, ctx.needs_input_grad[0])
+        return grad_x, kernel_gradient(x, work, ctx.series), None, None
 
     @staticmethod
     def vmap(info, in_dims, x, kernel, series, recompute):
@@ -412,8 +439,13 @@ def _(x, packed, coefficients, first, step, carry, tile, keep):
 
 @torch.library.register_fake("robustcore::conv_exp_series_backward")
 def _(grad, x, packed, kept, coefficients, first, step, carry, tile):
-    c = x.shape[1]
-    return x.new_empty(x.shape).to(memory_format=torch.channels_last), x.new_empty(c, c, 3, 3)
+    size = torch.library.get_ctx().new_dynamic_size()  # its plan is the kernel's own affair
+    return x.new_empty(x.shape).to(memory_format=torch.channels_last), x.new_empty(size)
+
+
+@torch.library.register_fake("robustcore::conv_exp_series_gradient")
+def _(work, x, degree, tile, kept):
+    return x.new_empty(x.shape[1], x.shape[1], 3, 3)
 
 
 @torch.library.register_fake("robustcore::conv_exp_update")

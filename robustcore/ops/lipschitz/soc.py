@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.lipschitz.conv_exp import (
+    adjoint,
+    adjoint_of_x,
     apply_series,
-    backward,
     evaluate,
+    kernel_gradient,
     prepare,
     reference,
 )
@@ -111,10 +113,12 @@ class _SkewConvExp(torch.autograd.Function):
         kernel, norms = _built(weight, scale, vectors)
         prepared = prepare(x, kernel.to(x.dtype), series)
         del kernel  # as large as the weight
-        grad_x, grad_kernel = backward(x, prepared, kept, grad, series, *ctx.needs_input_grad[:2])
+        if not ctx.needs_input_grad[1]:
+            return adjoint_of_x(grad, prepared, series), *(None,) * 8
+        grad_x, work = adjoint(x, prepared, kept, grad, series, ctx.needs_input_grad[0])
         del prepared
-        if grad_kernel is None:
-            return grad_x, *(None,) * 8
+        grad_kernel = kernel_gradient(x, work, series)
+        del work
         grad_kernel = grad_kernel.to(weight.dtype).contiguous()
         sigma = torch.minimum(*norms)
         factor = scale / sigma.clamp(min=_tiny(weight))
