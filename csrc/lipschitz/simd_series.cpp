@@ -16,9 +16,10 @@ constexpr int L = Lanes::kFloats;
 constexpr int kBlock = 2 * L;
 constexpr int kRows = SeriesPlan::kRows, kPanel = SeriesPlan::kPanel;
 
-// The first `count` lanes, zeros in the others; all of them where count >= L.
+// The first `count` lanes, zeros in the others: none where count <= 0, in a block of padding.
 inline Float load_first(const float* p, int64_t count) {
-  return count >= L ? Lanes::load(p) : Lanes::load_partial(p, static_cast<int>(count), 0.0f);
+  if (count >= L) return Lanes::load(p);
+  return Lanes::load_partial(p, count > 0 ? static_cast<int>(count) : 0, 0.0f);
 }
 
 inline void store_first(float* p, Float v, int64_t count) {
