@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from robustcore.masking.masks import Mask
 from robustcore.masking.plan import Plan, Step
-from robustcore.masking.rules import MODULES
+from robustcore.masking.rule_table import MODULES
 from robustcore.ops.masking import (
     consume_fill,
     consume_multiply,

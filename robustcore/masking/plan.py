@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from robustcore.masking.masks import Mask, Masks, Window, dilate
+from robustcore.masking.rule_table import find
 from robustcore.masking.rules import (
     CONSTANT,
     Call,
@@ -22,7 +23,6 @@ from robustcore.masking.rules import (
     UnsupportedOperation,
     Value,
     describe,
-    find,
 )
 
 

@@ -47,14 +47,11 @@ The others are ours, made so that nothing hidden is read and a mask of ones chan
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn import functional
 
 from robustcore.masking.masks import Mask, Masks, Pair, Window
 from robustcore.ops.masking import conv_pads
@@ -174,6 +171,14 @@ def pair(value: Any) -> Pair:
     if isinstance(value, int):
         return value, value
     return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+# Operations that leave zeros where they find them, by the names their nodes have.
+KEEPS_ZERO = {
+    "Dropout", "Dropout2d", "Identity", "Flatten", "ReLU", "ReLU6", "SiLU", "GELU", "Hardswish",
+    "Tanh", "LeakyReLU", "ELU", "flatten", "dropout", "relu", "squeeze", "view", "reshape",
+    "contiguous", "AdaptiveAvgPool2d", "adaptive_avg_pool2d",
+}  # fmt: skip
 
 
 # ---- Pixel by pixel ------------------------------------------------------------------------------
@@ -470,135 +475,3 @@ def attribute(call: Call) -> Row:
     if call.node.args[1] not in ("shape", "dtype", "device"):
         raise call.refuse(f"attribute {call.node.args[1]!r}")
     return call.row(OTHER)
-
-
-# ---- The table: modules by type, functions by object, methods by name ----------------------------
-
-ACTIVATIONS = (
-    "relu", "relu6", "silu", "gelu", "sigmoid", "logsigmoid", "hardswish", "hardsigmoid",
-    "hardtanh", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "mish", "softplus",
-    "softsign", "tanhshrink", "hardshrink", "softshrink", "rrelu", "threshold",
-)  # fmt: skip
-ACTIVATION_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid,
-    nn.Hardtanh, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Mish, nn.Softplus,
-    nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.RReLU, nn.Threshold,
-)  # fmt: skip
-ARITHMETIC = (
-    "add", "sub", "mul", "div", "neg", "abs", "exp", "sqrt", "pow", "clamp", "clip", "square",
-    "maximum", "minimum", "where",
-)  # fmt: skip
-KEEPS_ZERO = {
-    "Dropout", "Dropout2d", "Identity", "Flatten", "ReLU", "ReLU6", "SiLU", "GELU", "Hardswish",
-    "Tanh", "LeakyReLU", "ELU", "flatten", "dropout", "relu", "squeeze", "view", "reshape",
-    "contiguous", "AdaptiveAvgPool2d", "adaptive_avg_pool2d",
-}  # fmt: skip
-
-MODULES: dict[type, Rule] = {
-    nn.Conv2d: conv,
-    nn.ConvTranspose2d: conv_transpose,
-    nn.BatchNorm2d: batch_norm,
-    nn.SyncBatchNorm: batch_norm,
-    nn.BatchNorm1d: vector,
-    nn.GroupNorm: group_norm,
-    nn.InstanceNorm2d: group_norm,
-    nn.LayerNorm: layer_norm,
-    nn.LocalResponseNorm: pointwise,
-    nn.Linear: inner,
-    nn.MaxPool2d: max_pool,
-    nn.AvgPool2d: avg_pool,
-    nn.AdaptiveAvgPool2d: adaptive_pool,
-    nn.AdaptiveMaxPool2d: adaptive_pool,
-    nn.Upsample: resize,
-    nn.UpsamplingNearest2d: resize,
-    nn.UpsamplingBilinear2d: resize,
-    nn.PixelShuffle: pixel_shuffle,
-    nn.ChannelShuffle: pointwise,
-    nn.Flatten: flatten,
-    nn.Identity: pointwise,
-    nn.Softmax: softmax,
-    nn.LogSoftmax: softmax,
-    nn.Dropout: pointwise,
-    nn.Dropout2d: pointwise,
-    nn.AlphaDropout: pointwise,
-    **dict.fromkeys(ACTIVATION_MODULES, pointwise),
-}
-
-# Modules of other libraries that are one function of a sample, by class name.
-LEAVES: dict[str, Rule] = {"StochasticDepth": pointwise, "DropPath": pointwise}
-
-FUNCTIONS: dict[Any, Rule] = {
-    **{getattr(functional, name): pointwise for name in ACTIVATIONS},
-    **{getattr(torch, name): pointwise for name in ("relu", "sigmoid", "tanh", *ARITHMETIC)},
-    **{
-        getattr(operator, name): pointwise
-        for name in ("add", "sub", "mul", "truediv", "neg", "pow", "iadd", "isub", "imul")
-    },
-    functional.dropout: pointwise,
-    functional.dropout2d: pointwise,
-    functional.softmax: softmax,
-    functional.log_softmax: softmax,
-    torch.softmax: softmax,
-    functional.linear: inner,
-    functional.layer_norm: layer_norm,
-    functional.max_pool2d: max_pool,
-    torch.max_pool2d: max_pool,
-    functional.avg_pool2d: avg_pool,
-    functional.adaptive_avg_pool2d: adaptive_pool,
-    functional.adaptive_max_pool2d: adaptive_pool,
-    functional.interpolate: resize,
-    functional.pixel_shuffle: pixel_shuffle,
-    functional.channel_shuffle: pointwise,
-    torch.mean: reduction,
-    torch.amax: reduction,
-    torch.cat: concat,
-    torch.concat: concat,
-    torch.chunk: split,
-    torch.split: split,
-    torch.flatten: flatten,
-    torch.reshape: reshape,
-    torch.permute: permute,
-    torch.squeeze: vector,
-    torch.unsqueeze: vector,
-    operator.getitem: get_item,
-    getattr: attribute,
-    torch.matmul: vector,
-    torch.addmm: vector,
-}
-
-METHODS: dict[str, Rule] = {
-    **dict.fromkeys((*ARITHMETIC, "relu", "sigmoid", "tanh", "contiguous"), pointwise),
-    **{f"{name}_": pointwise for name in (*ARITHMETIC[:4], "relu", "sigmoid", "tanh", "clamp")},
-    "to": pointwise,
-    "float": pointwise,
-    "softmax": softmax,
-    "mean": reduction,
-    "amax": reduction,
-    "chunk": split,
-    "split": split,
-    "flatten": flatten,
-    "view": reshape,
-    "reshape": reshape,
-    "permute": permute,
-    "squeeze": vector,
-    "unsqueeze": vector,
-    "size": size,
-    "dim": size,
-}
-
-
-def find(node: fx.Node, module: nn.Module | None) -> tuple[str, Rule | None]:
-    """The operation's name and its rule."""
-    if node.op == "call_module":
-        kind = type(module)
-        return kind.__name__, MODULES.get(kind) or LEAVES.get(kind.__name__)
-    if node.op == "call_function":
-        # What torch dispatches on a flag has no name of its own.
-        named = (
-            n
-            for n in ("max_pool2d", "adaptive_max_pool2d")
-            if getattr(functional, n) is node.target
-        )
-        name = next(named, getattr(node.target, "__name__", str(node.target)))
-        return name, FUNCTIONS.get(node.target)
-    return str(node.target), METHODS.get(str(node.target))
