@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from robustcore import bench, doctor
 from robustcore._build import __version__
@@ -14,13 +16,59 @@ from robustcore.masking import demo as masking_demo
 from robustcore.smoothing import certify_cli, report
 from robustcore.smoothing import demo as smoothing_demo
 
-# One demo a family: a module with add_arguments(parser) and run(args).
-DEMOS = {
+# One demo a family: a module with add_arguments(parser) and run(args). All options are on one
+# parser; one that belongs to a family alone is refused with another --family.
+DEMOS: dict[str, ModuleType] = {
     "smoothing": smoothing_demo,
     "lipschitz": lipschitz_demo,
     "masking": masking_demo,
     "density": density_demo,
 }
+SHARED_DEMO_OPTIONS = {"fast", "out", "seed", "device", "overwrite"}
+
+
+class _Noted(argparse.Action):
+    """Stores a value as usual, and notes in ``args.given`` that the option was there."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {**namespace.given, self.dest: option_string}
+
+
+def add_demo_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds ``--family`` and the options of every family's demo."""
+    command.set_defaults(given={})
+    command.register("action", None, _Noted)  # what add_argument takes when it is told no action
+    command.add_argument(
+        "--family",
+        choices=sorted(DEMOS),
+        default="smoothing",
+        help="what to demonstrate (%(default)s)",
+    )
+    for module in DEMOS.values():
+        module.add_arguments(command)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Runs the demo of ``args.family``, unless an option that was given belongs to another."""
+    for family, module in DEMOS.items():
+        options = argparse.ArgumentParser()
+        module.add_arguments(options)
+        own = vars(options.parse_args([])).keys() - SHARED_DEMO_OPTIONS
+        for name in sorted(own & args.given.keys()):
+            if family != args.family:
+                raise argparse.ArgumentError(
+                    None,
+                    f"{args.given[name]}: an option of --family {family}, got --family "
+                    f"{args.family}",
+                )
+    DEMOS[args.family].run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,15 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         "demo",
         help="train and certify a small network on real data, with a table and a picture",
     )
-    command.add_argument(
-        "--family",
-        choices=sorted(DEMOS),
-        default="smoothing",
-        help="what to demonstrate (%(default)s)",
-    )
-    for module in DEMOS.values():
-        module.add_arguments(command)
-    command.set_defaults(run=lambda args: DEMOS[args.family].run(args))
+    add_demo_arguments(command)
+    command.set_defaults(run=run_demo)
 
     command = commands.add_parser(
         "certify",
