@@ -52,7 +52,8 @@ if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       --target-processes all python3 -m pytest -m cuda -q -x -k "$small" \
-      tests/smoothing/test_gaussian_noise.py tests/smoothing/test_count_votes.py
+      tests/smoothing/test_gaussian_noise.py tests/smoothing/test_gaussian_noise_gradients.py \
+      tests/smoothing/test_count_votes.py
   done
 else
   echo "compute-sanitizer: not on this machine" | tee -a "$log"

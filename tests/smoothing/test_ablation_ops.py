@@ -9,10 +9,8 @@ import torch
 
 from robustcore import ops
 from smoothing import stream
+from smoothing.inputs import DTYPES, SEED, images
 from testing import SIMD, assert_close, assert_same, check_gradients, check_repeatable, relayouts
-
-SEED = 0xC0FFEE1234567890
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def draw(word, bound, seed, image, sample, step):
@@ -43,10 +41,6 @@ def kept_pixels(seed, image, sample, d, k):
 def masks(shape, samples, k, **kwargs):
     x = torch.ones(1, 1, *shape)
     return ops.ablate_pixels(x, samples, k, fill=0.0, **kwargs).flatten(2)[0].bool()
-
-
-def images(*shape, dtype=torch.float32, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from scipy import stats
 
 from robustcore import ops
 from smoothing import stream
+from smoothing.inputs import DTYPES, SEED, images
 from testing import SIMD, assert_close, assert_same, check_gradients, check_repeatable, relayouts
 
-SEED = 0xC0FFEE1234567890
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DOMAIN = {"uniform": 1, "laplace": 2, "splitting": 3}
 OPS = {kind: getattr(ops, f"{kind}_noise") for kind in DOMAIN}
 
@@ -49,10 +48,6 @@ def reference(kind, x, samples, scale, image_offset=0, sample_offset=0):
             )
         out.append(np.stack(rows).reshape(samples, *image.shape))
     return torch.from_numpy(np.stack(out))
-
-
-def images(*shape, dtype=torch.float32, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("kind", DOMAIN)
