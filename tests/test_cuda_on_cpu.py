@@ -24,8 +24,9 @@ def test_kernels_match_the_cpu(family, sanitizer, tmp_path):
     program = tmp_path / "cuda_on_cpu"
     sources = ROOT / "csrc" / family
     build = [
-        COMPILER, "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all",
-        "-ffp-contract=off", "-DRC_CUDA_SHIM", "-I", ROOT / "csrc", "-I", ROOT / "tests" / "shim",
+        COMPILER, "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}",
+        "-fno-sanitize-recover=all", "-ffp-contract=off", "-DRC_CUDA_SHIM",
+        "-I", ROOT / "csrc", "-I", ROOT / "tests" / "shim",
         "-x", "c++", sources / "cuda.cu", sources / "simd.cpp",
         ROOT / "tests" / family / "cuda_on_cpu.cpp", "-o", program, "-pthread",
     ]  # fmt: skip

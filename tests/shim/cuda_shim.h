@@ -1,12 +1,15 @@
 // Runs CUDA kernels on CPU threads, so that a build without a GPU still executes every kernel: a
-// block's threads are real threads, __syncthreads is a std::barrier, shared memory is static
+// block's threads are real threads, __syncthreads is a barrier of them, shared memory is static
 // storage (blocks run one after another). Under ThreadSanitizer a missing barrier is a reported
 // race, under AddressSanitizer a wrong index is a reported access.
 #pragma once
 
-#include <barrier>
+#include <pthread.h>
+
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -54,15 +57,34 @@ struct Index {
 };
 constexpr int kWarp = 32;
 
+// Of POSIX: std::barrier spins before it sleeps, in vain with hundreds of threads on a few cores.
+class Barrier {
+ public:
+  explicit Barrier(unsigned threads) {
+    pthread_barrier_init(&barrier_, nullptr, threads);
+  }
+  ~Barrier() {
+    pthread_barrier_destroy(&barrier_);
+  }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+  void wait() {
+    pthread_barrier_wait(&barrier_);
+  }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 struct Block {
   explicit Block(unsigned threads) : all(threads), slots(threads) {
     for (unsigned w = 0; w < threads; w += kWarp) {
       const unsigned size = threads - w < kWarp ? threads - w : kWarp;
-      warps.push_back(std::make_unique<std::barrier<>>(size));
+      warps.push_back(std::make_unique<Barrier>(size));
     }
   }
-  std::barrier<> all;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  Barrier all;
+  std::vector<std::unique_ptr<Barrier>> warps;
   std::vector<uint64_t> slots;  // of shuffles, one a thread
 };
 
@@ -73,7 +95,7 @@ inline thread_local Block* block = nullptr;
 inline thread_local cuda_shim::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() {
-  cuda_shim::block->all.arrive_and_wait();
+  cuda_shim::block->all.wait();
 }
 
 template <class T>
@@ -81,11 +103,11 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   auto& warp = *cuda_shim::block->warps[threadIdx.x / cuda_shim::kWarp];
   std::memcpy(&cuda_shim::block->slots[threadIdx.x], &value, sizeof(T));
-  warp.arrive_and_wait();
+  warp.wait();
   T other;
   std::memcpy(&other, &cuda_shim::block->slots[threadIdx.x ^ static_cast<unsigned>(step)],
               sizeof(T));
-  warp.arrive_and_wait();
+  warp.wait();
   return other;
 }
 
@@ -96,24 +118,49 @@ T atomicAdd(T* to, T value) {
 
 namespace cuda_shim {
 
-template <class Body>
-void launch(int64_t grid, int64_t threads, const Body& body) {
-  Block shared(static_cast<unsigned>(threads));
-  std::vector<std::thread> team;
-  for (int64_t t = 0; t < threads; ++t) {
-    team.emplace_back([&, t] {
-      block = &shared;
-      threadIdx.x = static_cast<unsigned>(t);
-      blockDim.x = static_cast<unsigned>(threads);
-      gridDim.x = static_cast<unsigned>(grid);
-      for (int64_t b = 0; b < grid; ++b) {
-        blockIdx.x = static_cast<unsigned>(b);
-        body();
-        shared.all.arrive_and_wait();
-      }
-    });
+// The threads of a block, kept for all launches of its size: under a sanitizer they take longer to
+// start than most of these kernels to run.
+class Team {
+ public:
+  explicit Team(unsigned threads) : shared_(threads), turn_(threads + 1) {
+    for (unsigned t = 0; t < threads; ++t) threads_.emplace_back([=, this] { work(t, threads); });
   }
-  for (auto& thread : team) thread.join();
+  ~Team() {
+    body_ = nullptr;
+    turn_.wait();
+    for (auto& thread : threads_) thread.join();
+  }
+  void run(int64_t grid, const std::function<void()>& body) {
+    grid_ = grid, body_ = &body;
+    turn_.wait();  // starts it
+    turn_.wait();  // all are through
+  }
+
+ private:
+  void work(unsigned t, unsigned threads) {
+    block = &shared_;
+    threadIdx.x = t, blockDim.x = threads;
+    for (turn_.wait(); body_ != nullptr; turn_.wait()) {
+      gridDim.x = static_cast<unsigned>(grid_);
+      for (int64_t b = 0; b < grid_; ++b) {
+        blockIdx.x = static_cast<unsigned>(b);
+        (*body_)();
+        shared_.all.wait();
+      }
+      turn_.wait();
+    }
+  }
+
+  Block shared_;
+  Barrier turn_;  // of the threads and of who launches
+  int64_t grid_ = 0;
+  const std::function<void()>* body_ = nullptr;
+  std::vector<std::thread> threads_;
+};
+
+inline void launch(int64_t grid, int64_t threads, const std::function<void()>& body) {
+  static std::map<int64_t, Team> teams;
+  teams.try_emplace(threads, static_cast<unsigned>(threads)).first->second.run(grid, body);
 }
 
 }  // namespace cuda_shim
