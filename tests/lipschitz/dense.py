@@ -1,5 +1,7 @@
 """Dense matrices of convolutions and layers, in float64: what the fast code is compared with."""
 
+import functools
+
 import torch
 
 
@@ -24,7 +26,13 @@ def convolution_matrix(kernel, height, width):
 
 def skew_weight(channels, side, *, norm=1.0, seed=0, dtype=torch.float64):
     """A skew kernel whose convolution has about the given norm."""
+    kernel, size = _skew_kernel(channels, side, seed)
+    return (kernel * (norm / size)).to(dtype)
+
+
+@functools.cache  # the norm is that of a dense matrix, and many tests take the same kernel
+def _skew_kernel(channels, side, seed):
     generator = torch.Generator().manual_seed(seed)
     m = torch.randn(channels, channels, side, side, generator=generator, dtype=torch.float64)
     s = m - m.transpose(0, 1).flip(2, 3)
-    return (s * (norm / torch.linalg.matrix_norm(convolution_matrix(s, 4, 4), 2))).to(dtype)
+    return s, torch.linalg.matrix_norm(convolution_matrix(s, 4, 4), 2)
