@@ -2,10 +2,11 @@
 
     python forks.py < jobs
 
-A job is a line of JSON: ``argv``; ``ranks``, how many processes, as torchrun starts them (0: one,
-without its variables); ``port`` for them; ``kill``: [rank, seconds], a SIGKILL; ``most_bytes``: the
-size beyond which no file grows. The answer is a line: the exit codes, negative for signals. Imports
-take seconds and runs milliseconds, so this is how a run is killed twenty times.
+A job is a line of JSON: ``argv``; ``folder`` to run it in; ``ranks``, how many processes, as
+torchrun starts them (0: one, without its variables); ``port`` for them; ``kill``: [rank, seconds],
+a SIGKILL; ``most_bytes``: the size beyond which no file grows. The answer is a line: the exit
+codes, negative for signals. Imports take seconds and runs milliseconds, so this is how a run is
+killed twenty times.
 """
 
 import json
@@ -21,6 +22,7 @@ from robustcore.cli import main
 
 
 def run(job, rank):
+    os.chdir(job["folder"])
     if job["ranks"]:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"]}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": job["port"]}

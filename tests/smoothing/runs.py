@@ -41,21 +41,10 @@ def bad_pixels():
 class Runs:
     """Starts runs in a folder, from a process that has the imports done."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, forks):
         self.folder = folder
         (folder / "mine.py").write_text(MODULE)
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("forks.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-        )
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.stdout.close()
-        assert self._process.wait(300) == 0
+        self._process = forks
 
     def certify(
         self, *options, out, model="model", data="data", ranks=0, kill=None, most_bytes=None
@@ -66,7 +55,10 @@ class Runs:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        job = dict(argv=argv, ranks=ranks, port=port, kill=kill, most_bytes=most_bytes)
+        folder = str(self.folder)
+        job = dict(
+            argv=argv, folder=folder, ranks=ranks, port=port, kill=kill, most_bytes=most_bytes
+        )
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -88,8 +80,22 @@ class Runs:
         return str(json.loads(self.text(name + ".json"))["seed"])
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """forks.py, started once: it forks a run, and keeps nothing of it."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("forks.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path_factory.mktemp("forks"),
+    )
+    yield process
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(300) == 0
+
+
 @pytest.fixture
-def runs(tmp_path):
-    runs = Runs(tmp_path)
-    yield runs
-    runs.close()
+def runs(tmp_path, forks):
+    return Runs(tmp_path, forks)

@@ -10,7 +10,7 @@ import torch
 from robustcore.smoothing import Smooth
 from robustcore.smoothing.distributed import Ranks, SharedSmooth
 from smoothing.models import Pixels
-from smoothing.runs import runs  # noqa: F401  (a fixture)
+from smoothing.runs import forks, runs  # noqa: F401  (fixtures)
 from testing import assert_same
 
 processes = pytest.mark.slow  # they import torch, and not for a sanitizer

@@ -10,7 +10,7 @@ import pytest
 from robustcore.cli import main
 from robustcore.smoothing import results
 from robustcore.smoothing.result_file import ResultFile
-from smoothing.runs import MODULE, runs  # noqa: F401  (a fixture)
+from smoothing.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 
 
 @pytest.mark.slow
