@@ -1,9 +1,15 @@
 """Fixtures and markers every test file shares."""
 
+import os
+
 import pytest
 import torch
 
 from robustcore import _C, build_info
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
