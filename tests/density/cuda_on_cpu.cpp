@@ -1,11 +1,11 @@
 // Executes the density kernels of cuda.cu through the shim and compares them with the CPU kernels,
 // bit for bit. Prints one line a case; the exit status is the number of cases that differ (at most
 // 99).
-#include <cstdio>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "cases.h"
 #include "density/launch.h"
 #include "density/simd.h"
 
@@ -13,31 +13,6 @@ using namespace robustcore;
 using namespace robustcore::density;
 
 namespace {
-
-int failures = 0;
-
-void report(const std::string& name, bool same) {
-  std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
-  failures += !same;
-}
-
-template <class T>
-constexpr DType kType = std::is_same_v<T, double>     ? DType::kFloat64
-                        : std::is_same_v<T, Half>     ? DType::kFloat16
-                        : std::is_same_v<T, BFloat16> ? DType::kBFloat16
-                                                      : DType::kFloat32;
-
-// Values in (-8, 8), the same in every run.
-template <class T>
-std::vector<T> values(size_t n, uint32_t seed) {
-  std::vector<T> v(n);
-  uint32_t state = seed * 2654435761u + 1;
-  for (T& x : v) {
-    state = state * 1664525u + 1013904223u;
-    x = convert<T>(static_cast<float>(static_cast<int32_t>(state)) * 0x1p-28f);
-  }
-  return v;
-}
 
 template <class T>
 StridedView matrix(const std::vector<T>& data, int64_t row, int64_t columns, int64_t stride) {
@@ -72,9 +47,10 @@ struct Pair {
 template <class T>
 void lse_case(int64_t rows, int64_t classes, int64_t stride, bool chunk) {
   using A = Arithmetic<T>;
-  auto z = values<T>(rows * classes * stride, 1);
-  const auto v = values<T>(rows * classes, 2);
-  const auto bias = values<A>(classes, 3), grad = values<A>(rows, 4), upstream = values<A>(rows, 5);
+  auto z = random_values<T>(rows * classes * stride, 1);
+  const auto v = random_values<T>(rows * classes, 2);
+  const auto bias = random_values<A>(classes, 3), grad = random_values<A>(rows, 4),
+             upstream = random_values<A>(rows, 5);
   if (rows > 2) {
     for (int64_t k = 0; k < classes; ++k)
       z[2 * classes * stride + k * stride] = convert<T>(-INFINITY);
@@ -95,7 +71,8 @@ void lse_case(int64_t rows, int64_t classes, int64_t stride, bool chunk) {
   Pair<A> lse(rows);
   std::vector<A> max[2], sum[2], target[2];
   for (int side = 0; side < 2; ++side) {
-    max[side] = values<A>(rows, 6), sum[side].assign(rows, A(1.5)), target[side].assign(rows, A(9));
+    max[side] = random_values<A>(rows, 6), sum[side].assign(rows, A(1.5)),
+    target[side].assign(rows, A(9));
     LseArgs args{};
     args.logits = logits;
     args.first = !chunk;
@@ -141,15 +118,15 @@ void lse_case(int64_t rows, int64_t classes, int64_t stride, bool chunk) {
 template <class T>
 void norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
   using A = Arithmetic<T>;
-  auto g = values<T>(rows * outer * inner * 2, 1);
+  auto g = random_values<T>(rows * outer * inner * 2, 1);
   if (rows > 1) {
     for (int64_t k = 0; k < outer * inner * 2; ++k) g[outer * inner * 2 + k] = convert<T>(0.0f);
   }
   StridedView view = matrix(g, outer * inner * 2, outer, 2);
   view.dims = 2;  // transposed, every other element
   view.sizes[1] = inner, view.strides[1] = 2 * outer;
-  const auto grad = values<A>(rows, 4);
-  const auto v = values<T>(rows * outer * inner, 2);
+  const auto grad = random_values<A>(rows, 4);
+  const auto v = random_values<T>(rows * outer * inner, 2);
   Pair<A> norm(rows), dot(rows);
   Pair<T> dual(rows * outer * inner), curvature(rows * outer * inner);
   for (int side = 0; side < 2; ++side) {
@@ -206,6 +183,5 @@ int main() {
   cases<double>();
   cases<Half>();
   cases<BFloat16>();
-  std::printf("%d cases differ\n", failures);
-  return failures < 99 ? failures : 99;
+  return finish();
 }

@@ -1,11 +1,11 @@
 // Executes the masking kernels of cuda.cu through the shim and compares them with the CPU kernels,
 // bit for bit. Prints one line a case; the exit status is the number of cases that differ (at most
 // 99).
-#include <cstdio>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "cases.h"
 #include "masking/launch.h"
 #include "masking/simd.h"
 
@@ -13,35 +13,6 @@ using namespace robustcore;
 using namespace robustcore::masking;
 
 namespace {
-
-int failures = 0;
-
-void report(const std::string& name, bool same) {
-  std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
-  failures += !same;
-}
-
-template <class T>
-constexpr DType kType = std::is_same_v<T, double>     ? DType::kFloat64
-                        : std::is_same_v<T, Half>     ? DType::kFloat16
-                        : std::is_same_v<T, BFloat16> ? DType::kBFloat16
-                                                      : DType::kFloat32;
-
-struct Random {
-  uint32_t state;
-  float operator()() {  // in (-8, 8)
-    state = state * 1664525u + 1013904223u;
-    return static_cast<float>(static_cast<int32_t>(state)) * 0x1p-28f;
-  }
-};
-
-template <class T>
-std::vector<T> values(size_t n, uint32_t seed) {
-  Random random{seed * 2654435761u + 1};
-  std::vector<T> v(n);
-  for (T& x : v) x = convert<T>(random());
-  return v;
-}
 
 // Zeros and ones, or anything in [0, 1] with many zeros.
 template <class T>
@@ -72,7 +43,7 @@ void set_strides(int64_t (&strides)[4], const Shape& s, bool last) {
 template <class T>
 void fill_case(const Shape& shape, int iters, bool last, bool binary, bool one_image, FillMode mode,
                bool multiply) {
-  auto x = values<T>(shape.size(), 1);
+  auto x = random_values<T>(shape.size(), 1);
   const auto mask = mask_values<Arithmetic<T>>(shape.images * shape.rows * shape.columns, binary);
   FillArgs args{};
   args.images = shape.images, args.channels = shape.channels;
@@ -102,9 +73,10 @@ void fill_case(const Shape& shape, int iters, bool last, bool binary, bool one_i
 template <class T>
 void epilogue_case(const Shape& shape, bool last, bool with_mask, bool affine, bool relu) {
   using A = Arithmetic<T>;
-  auto x = values<T>(shape.size(), 2);
+  auto x = random_values<T>(shape.size(), 2);
   const auto mask = mask_values<A>(shape.images * shape.rows * shape.columns, false);
-  const auto scale = values<A>(shape.channels, 3), shift = values<A>(shape.channels, 4);
+  const auto scale = random_values<A>(shape.channels, 3),
+             shift = random_values<A>(shape.channels, 4);
   EpilogueArgs args{};
   args.images = shape.images, args.channels = shape.channels;
   args.rows = shape.rows, args.columns = shape.columns;
@@ -160,6 +132,5 @@ int main() {
   cases<double>();
   cases<Half>();
   cases<BFloat16>();
-  std::printf("%d cases differ\n", failures);
-  return failures < 99 ? failures : 99;
+  return finish();
 }

@@ -1,12 +1,12 @@
 // Executes the smoothing kernels of cuda.cu through the shim and compares them with the CPU
 // kernels, bit for bit. Prints one line a case; the exit status is the number of cases that differ
 // (at most 99).
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "cases.h"
 #include "smoothing/launch.h"
 #include "smoothing/simd.h"
 
@@ -14,17 +14,6 @@ using namespace robustcore;
 using namespace robustcore::smoothing;
 
 namespace {
-
-int failures = 0;
-
-void report(const std::string& name, bool same) {
-  std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
-  failures += !same;
-}
-
-size_t size_of(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
 
 // Values in (-2, 2) that exercise rounding, the same in every run.
 std::vector<float> values(size_t n, uint64_t seed) {
@@ -236,6 +225,5 @@ int main() {
   }
   for (const int64_t classes : {1, 10, 16, 17, 40, 5000}) votes_case(2, 70, classes);
   votes_case(2, 600, 3);
-  std::printf("%d cases differ\n", failures);
-  return failures < 99 ? failures : 99;
+  return finish();
 }
