@@ -323,6 +323,23 @@ void store_gradient(const Load& load, int64_t o, int64_t i0, int64_t n, float* g
   }
 }
 
+// taps[t]: tap t of L kernels `next` apart, zeros for those beyond `count`.
+void load_taps(const float* kernels, int64_t next, int count, Float (&taps)[9]) {
+  Float v[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    v[i] = i < count ? load_first(kernels + i * next, 9) : Lanes::splat(0.0f);
+  }
+  Lanes::transpose(v);
+#pragma GCC unroll 9
+  for (int t = 0; t < 9 && t < L; ++t) taps[t] = v[t];
+  if constexpr (L < 9) {
+    float last[L] = {};
+    for (int i = 0; i < count; ++i) last[i] = kernels[i * next + 8];
+    taps[8] = Lanes::load(last);
+  }
+}
+
 }  // namespace
 
 void conv(const ConvArgs& args, float* scratch, int64_t begin, int64_t end) {
@@ -344,21 +361,15 @@ void conv_kernel(const ConvKernelArgs& args, int64_t begin, int64_t end) {
       const int64_t o = unit * L;
       const int lanes = static_cast<int>(args.out - o < L ? args.out - o : L);
       float* out = args.packed + o / kBlock * A * A * padded * kBlock + o % kBlock;
-      float taps[9][L] = {};
       for (int64_t i = 0; i < padded; ++i, out += kBlock) {
-        if (i < args.in) {
-          const float* w = args.weight + o * by_out + i * by_in;
-          for (int lane = 0; lane < lanes; ++lane, w += by_out) {
-            for (int tap = 0; tap < 9; ++tap) taps[args.transposed ? 8 - tap : tap][lane] = w[tap];
-          }
-        } else {
-          memset(taps, 0, sizeof(taps));
-        }
+        Float taps[9];
+        load_taps(args.weight + o * by_out + i * by_in, by_out, i < args.in ? lanes : 0, taps);
         Float half[3][A];
 #pragma GCC unroll 3
         for (int y = 0; y < 3; ++y) {
-          const Float g[3] = {Lanes::load(taps[3 * y]), Lanes::load(taps[3 * y + 1]),
-                              Lanes::load(taps[3 * y + 2])};
+          const int flip = args.transposed ? 8 : 0, t = args.transposed ? -1 : 1;
+          const Float g[3] = {taps[flip + t * 3 * y], taps[flip + t * (3 * y + 1)],
+                              taps[flip + t * (3 * y + 2)]};
           Winograd<tile>::kernel(g, half[y]);
         }
 #pragma GCC unroll 6
