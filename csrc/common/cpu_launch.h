@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <new>
+
 #include "common/isa.h"
 #include "common/strided.h"
 
@@ -31,6 +33,35 @@ void run_units(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, 
   const int64_t per_unit = elements / units + 1;
   torch::stable::parallel_for(0, units, ceil_div(kGrainElements, per_unit),
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// 64-byte aligned floats: a vector store then touches one cache line.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats)
+      : data_(static_cast<float*>(::operator new(floats * sizeof(float), kAlignment))) {}
+  ~Scratch() {
+    ::operator delete(data_, kAlignment);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() const {
+    return data_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  float* data_;
+};
+
+// The same for a kernel that wants floats of its own on each thread, and whose units are long.
+template <class Args>
+void run_with_scratch(void (*kernel)(const Args&, float*, int64_t, int64_t), const Args& args,
+                      int64_t units, int64_t scratch_floats) {
+  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_floats);
+    kernel(args, scratch.data(), begin, end);
+  });
 }
 
 }  // namespace robustcore

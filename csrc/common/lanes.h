@@ -255,6 +255,28 @@ struct Avx2 {
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
   }
+  // Lane j of rows[i] and lane i of rows[j] change places.
+  static RC_HOST_DEVICE void transpose(Float (&rows)[kFloats]) {
+    const auto pd = [](__m256 v) { return _mm256_castps_pd(v); };
+    const auto ps = [](__m256d v) { return _mm256_castpd_ps(v); };
+    Float quads[kFloats];  // quads[4 r + k]: columns k and 4 + k of rows 4 r to 4 r + 3
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4) {
+      const Float a = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      const Float b = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+      const Float c = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]);
+      const Float d = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+      quads[i] = ps(_mm256_unpacklo_pd(pd(a), pd(c)));
+      quads[i + 1] = ps(_mm256_unpackhi_pd(pd(a), pd(c)));
+      quads[i + 2] = ps(_mm256_unpacklo_pd(pd(b), pd(d)));
+      quads[i + 3] = ps(_mm256_unpackhi_pd(pd(b), pd(d)));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+      rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+    }
+  }
   static RC_HOST_DEVICE uint32_t equal_mask(Float a, Float b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
   }
@@ -363,6 +385,33 @@ struct Avx512 {
   }
   static RC_HOST_DEVICE float reduce_max(Float a) {
     return _mm512_reduce_max_ps(a);
+  }
+  static RC_HOST_DEVICE void transpose(Float (&rows)[kFloats]) {  // as in Avx2
+    const auto pd = [](__m512 v) { return _mm512_castps_pd(v); };
+    const auto ps = [](__m512d v) { return _mm512_castpd_ps(v); };
+    Float quads[kFloats];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4) {
+      const Float a = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      const Float b = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+      const Float c = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]);
+      const Float d = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
+      quads[i] = ps(_mm512_unpacklo_pd(pd(a), pd(c)));
+      quads[i + 1] = ps(_mm512_unpackhi_pd(pd(a), pd(c)));
+      quads[i + 2] = ps(_mm512_unpacklo_pd(pd(b), pd(d)));
+      quads[i + 3] = ps(_mm512_unpackhi_pd(pd(b), pd(d)));
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < 4; ++k) {
+      const Float a = _mm512_shuffle_f32x4(quads[k], quads[k + 4], 0x44);
+      const Float b = _mm512_shuffle_f32x4(quads[k], quads[k + 4], 0xEE);
+      const Float c = _mm512_shuffle_f32x4(quads[k + 8], quads[k + 12], 0x44);
+      const Float d = _mm512_shuffle_f32x4(quads[k + 8], quads[k + 12], 0xEE);
+      rows[k] = _mm512_shuffle_f32x4(a, c, 0x88);
+      rows[k + 4] = _mm512_shuffle_f32x4(a, c, 0xDD);
+      rows[k + 8] = _mm512_shuffle_f32x4(b, d, 0x88);
+      rows[k + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
+    }
   }
   static RC_HOST_DEVICE uint32_t equal_mask(Float a, Float b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);

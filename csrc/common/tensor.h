@@ -108,6 +108,19 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
   return result;
 }
 
+// Of [N, C, H, W]: whether it is channels last and not contiguous too, and the strides of either.
+inline bool channels_last(const Tensor& t) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  return c > 1 && h * w > 1 && t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == w * c &&
+         (t.size(0) == 1 || t.stride(0) == h * w * c);
+}
+
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool last) {
+  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+  if (last) return {c * h * w, 1, w * c, c};
+  return {c * h * w, h * w, w, 1};
+}
+
 // A view of `t` as [image, sample, elements]: dimension 0 is the image, dimension 1 the sample if
 // `has_samples`, the rest the element index. Where a dimension of `t` is 1 and `sizes` says more,
 // it is broadcast.

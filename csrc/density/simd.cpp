@@ -389,6 +389,13 @@ void norm_hess(const NormHessArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 }  // namespace RC_ISA
 
-const SimdKernels RC_CONCAT(simd_, RC_ISA) = {lse, lse_grad, lse_hess, norm, norm_grad, norm_hess};
+const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
+    lse,  lse_grad,    lse_hess,     norm,          norm_grad,         norm_hess,
+#if defined(__AVX2__)
+    conv, conv_kernel, conv_factors, conv_gradient, 2 * Lanes::kFloats
+#else
+    nullptr, nullptr,  nullptr,  nullptr, 0
+#endif
+};
 
 }  // namespace robustcore::density

@@ -2,8 +2,8 @@
 // transformed patches, one small matrix product a patch element, results with their epilogue.
 #include <type_traits>
 
+#include "common/winograd_tiles.h"
 #include "lipschitz/simd.h"
-#include "lipschitz/winograd.h"
 
 namespace robustcore::lipschitz {
 inline namespace RC_ISA {
@@ -13,75 +13,9 @@ namespace {
 
 using Float = Lanes::Float;
 constexpr int L = Lanes::kFloats;
-constexpr int kBlock = 2 * L;
+constexpr int kBlock = kTileBlock;
 constexpr int kRows = SeriesPlan::kRows, kPanel = SeriesPlan::kPanel;
-
-// The first `count` lanes, zeros in the others: none where count <= 0, in a block of padding.
-inline Float load_first(const float* p, int64_t count) {
-  if (count >= L) return Lanes::load(p);
-  return Lanes::load_partial(p, count > 0 ? static_cast<int>(count) : 0, 0.0f);
-}
-
-inline void store_first(float* p, Float v, int64_t count) {
-  count >= L ? Lanes::store(p, v) : Lanes::store_partial(p, v, static_cast<int>(count));
-}
-
-// out[r, j] = sum over i of a[r, i] b[i, j], kBlock columns; rows of a and out lie `a_row` and
-// `out_row` apart. Half the rows at a time where there are 16 registers only.
-constexpr int kRowsAtOnce = L == 16 ? kRows : kRows / 2;
-
-inline void multiply(const float* a, int64_t a_row, const float* b, int64_t inner, float* out,
-                     int64_t out_row) {
-  for (int r0 = 0; r0 < kRows; r0 += kRowsAtOnce, a += kRowsAtOnce * a_row) {
-    Float sum[kRowsAtOnce][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRowsAtOnce; ++r) sum[r][0] = sum[r][1] = Lanes::splat(0.0f);
-    for (int64_t i = 0; i < inner; ++i) {
-      const Float b0 = Lanes::load(b + i * kBlock), b1 = Lanes::load(b + i * kBlock + L);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        const Float v = Lanes::splat(a[r * a_row + i]);
-        sum[r][0] = Lanes::fma(v, b0, sum[r][0]);
-        sum[r][1] = Lanes::fma(v, b1, sum[r][1]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRowsAtOnce; ++r, out += out_row) {
-      Lanes::store(out, sum[r][0]);
-      Lanes::store(out + L, sum[r][1]);
-    }
-  }
-}
-
-// out[i, j] += sum over r < rows of a[r, i] b[r, j], and over `pairs` such a and b, `next` apart;
-// kRows rows, kBlock columns of out.
-inline void multiply_transposed(const float* a, const float* b, int64_t row, int64_t rows,
-                                int64_t pairs, int64_t next, float* out, int64_t out_row) {
-  for (int i0 = 0; i0 < kRows; i0 += kRowsAtOnce, a += kRowsAtOnce, out += kRowsAtOnce * out_row) {
-    Float sum[kRowsAtOnce][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < kRowsAtOnce; ++i) {
-      sum[i][0] = Lanes::load(out + i * out_row), sum[i][1] = Lanes::load(out + i * out_row + L);
-    }
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      const float *p = a + pair * next, *q = b + pair * next;
-      for (int64_t r = 0; r < rows; ++r, p += row, q += row) {
-        const Float b0 = Lanes::load(q), b1 = Lanes::load(q + L);
-#pragma GCC unroll 8
-        for (int i = 0; i < kRowsAtOnce; ++i) {
-          const Float v = Lanes::splat(p[i]);
-          sum[i][0] = Lanes::fma(v, b0, sum[i][0]);
-          sum[i][1] = Lanes::fma(v, b1, sum[i][1]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRowsAtOnce; ++i) {
-      Lanes::store(out + i * out_row, sum[i][0]);
-      Lanes::store(out + i * out_row + L, sum[i][1]);
-    }
-  }
-}
+static_assert(kRows == kTileRows);
 
 // What one step does with its result z besides scaling it. Absent parts are null.
 struct Epilogue {
@@ -95,7 +29,7 @@ struct Epilogue {
 template <int M>
 class Group {
  public:
-  static constexpr int A = M + 2, kPatch = A * A;
+  static constexpr int kPatch = (M + 2) * (M + 2);
 
   Group(const SeriesArgs& args, const SeriesPlan& plan, float* scratch) : args_(args), plan_(plan) {
     const auto take = [&](int64_t floats) {
@@ -241,24 +175,8 @@ class Group {
     for (int64_t t = 0; t < run_; ++t) {
       for (int64_t c = 0; c < plan_.padded; c += L) {
         const float* p = staged + tile_[t].staged + c;
-        Float half[A][A];
-#pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) {
-          Float column[A], out[A];
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) column[i] = Lanes::load(p + i * down + j * right);
-          Winograd<M>::patch(column, out);
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) half[i][j] = out[i];
-        }
-        float* q = patches_ + pair * plan_.patches + t * plan_.row + c;
-#pragma GCC unroll 6
-        for (int i = 0; i < A; ++i) {
-          Float out[A];
-          Winograd<M>::patch(half[i], out);
-#pragma GCC unroll 6
-          for (int j = 0; j < A; ++j) Lanes::store(q + (i * A + j) * next, out[j]);
-        }
+        transform_patch<M>([&](int i, int j) { return Lanes::load(p + i * down + j * right); },
+                           patches_ + pair * plan_.patches + t * plan_.row + c, next);
       }
     }
     for (int64_t t = run_; t % kRows != 0; ++t) {
@@ -279,28 +197,13 @@ class Group {
       for (int64_t c = 0; c < plan_.padded; c += L) {
         const float* p = u + tile.dense + c;
         const int64_t lanes = args_.channels - c;
-        Float half[A][M];
-#pragma GCC unroll 4
-        for (int j = 0; j < M; ++j) {
-          Float column[M], out[A];
-#pragma GCC unroll 4
-          for (int i = 0; i < M; ++i) {
-            column[i] = i < tile.height && j < tile.width
-                            ? scale * load_first(p + i * down + j * right, lanes)
-                            : Lanes::splat(0.0f);
-          }
-          Winograd<M>::result_adjoint(column, out);
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) half[i][j] = out[i];
-        }
-        float* q = others_ + pair * plan_.patches + t * plan_.row + c;
-#pragma GCC unroll 6
-        for (int i = 0; i < A; ++i) {
-          Float out[A];
-          Winograd<M>::result_adjoint(half[i], out);
-#pragma GCC unroll 6
-          for (int j = 0; j < A; ++j) Lanes::store(q + (i * A + j) * next, out[j]);
-        }
+        transform_result_adjoint<M>(
+            [&](int i, int j) {
+              return i < tile.height && j < tile.width
+                         ? scale * load_first(p + i * down + j * right, lanes)
+                         : Lanes::splat(0.0f);
+            },
+            others_ + pair * plan_.patches + t * plan_.row + c, next);
       }
     }
   }
@@ -314,8 +217,8 @@ class Group {
       const float* kernel = args_.kernel + c * kPatch * plan_.padded;
       for (int f = 0; f < kPatch; ++f, kernel += plan_.padded * kBlock) {
         for (int64_t t = 0; t < rows; t += kRows) {
-          multiply(patches + f * next + t * plan_.row, plan_.row, kernel, plan_.padded,
-                   products_ + (t * kPatch + f) * kBlock, kPatch * kBlock);
+          multiply_tiles(patches + f * next + t * plan_.row, plan_.row, kernel, plan_.padded,
+                         products_ + (t * kPatch + f) * kBlock, kPatch * kBlock);
         }
       }
       for (int64_t t = 0; t < run_; ++t) {
@@ -327,24 +230,10 @@ class Group {
   }
 
   void finish(const Epilogue& e, const Tile& tile, const float* product, int64_t c) {
-    Float half[M][A];
-#pragma GCC unroll 6
-    for (int j = 0; j < A; ++j) {
-      Float column[A], out[M];
-#pragma GCC unroll 6
-      for (int i = 0; i < A; ++i) column[i] = Lanes::load(product + (i * A + j) * kBlock);
-      Winograd<M>::result(column, out);
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) half[i][j] = out[i];
-    }
     const Float scale = Lanes::splat(e.scale), own = Lanes::splat(e.own);
     const Float carry = Lanes::splat(e.carry), total_scale = Lanes::splat(e.total_scale);
     const int64_t lanes = args_.channels - c;
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) {
-      Float out[M];
-      Winograd<M>::result(half[i], out);
-      if (i >= tile.height) return;
+    transform_result<M>(product, tile.height, [&](int i, const Float(&out)[M]) {
       const int64_t s = tile.staged + ((i + 1) * plan_.staged_width + 1) * plan_.padded + c;
       const int64_t d = tile.dense + i * args_.width * args_.channels + c;
 #pragma GCC unroll 4
@@ -362,7 +251,7 @@ class Group {
                       lanes);
         }
       }
-    }
+    });
   }
 
   // sums[f, i, j] += sum over the run, and over the pairs at hand, of patches_[f, t, i]
@@ -373,8 +262,8 @@ class Group {
       for (int64_t j = 0; j < n; j += kBlock) {
         for (int64_t i = 0; i < n; i += kRows) {
           const float *a = patches_ + f * next + i, *b = others_ + f * next + j;
-          multiply_transposed(a, b, plan_.row, run_, plan_.pairs, plan_.patches, sums + i * n + j,
-                              n);
+          multiply_tiles_transposed(a, plan_.row, b, plan_.row, run_, plan_.pairs, plan_.patches,
+                                    sums + i * n + j, n);
         }
       }
     }
@@ -404,23 +293,11 @@ SeriesPlan backward_plan(const SeriesArgs& args) {
 // with m's channels as the input, its kernel is the flipped transpose of that of <m[o], L u[i]>.
 template <int M, class Load>
 void store_gradient(const Load& load, int64_t o, int64_t i0, int64_t n, float* grad) {
-  constexpr int A = M + 2;
-  Float half[A][3];
-  for (int y = 0; y < A; ++y) {
-    Float u[A];
-    for (int x = 0; x < A; ++x) u[x] = load(y * A + x);
-    Winograd<M>::kernel_adjoint(u, half[y]);
-  }
   float taps[9][L];
-  for (int x = 0; x < 3; ++x) {
-    Float column[A], g[3];
-    for (int y = 0; y < A; ++y) column[y] = half[y][x];
-    Winograd<M>::kernel_adjoint(column, g);
-    for (int y = 0; y < 3; ++y) Lanes::store(taps[8 - (3 * y + x)], g[y]);
-  }
+  transform_kernel_adjoint<M>(load, taps);
   float* out = grad + (o * n + i0) * 9;
   for (int64_t i = 0; i < L && i0 + i < n; ++i) {
-    for (int tap = 0; tap < 9; ++tap) *out++ = taps[tap][i];
+    for (int tap = 8; tap >= 0; --tap) *out++ = taps[tap][i];
   }
 }
 
@@ -500,8 +377,9 @@ void series_gradient(const SeriesBackwardArgs& args, float* scratch, int64_t beg
             const int64_t left = (series.images - g * plan.group) * plan.tiles;
             const int64_t rows = left < plan.group * plan.tiles ? left : plan.group * plan.tiles;
             for (int64_t o = o0; o < o1; o += kRows) {
-              multiply_transposed(a + o, b, plan.row, rows, plan.pairs, plan.patches,
-                                  scratch + (f * kPanel + o - o0) * kBlock, kBlock);
+              multiply_tiles_transposed(a + o, plan.row, b, plan.row, rows, plan.pairs,
+                                        plan.patches, scratch + (f * kPanel + o - o0) * kBlock,
+                                        kBlock);
             }
           }
         }

@@ -29,18 +29,6 @@ View4 view_of(const char* name, const Tensor& t) {
   return view;
 }
 
-bool channels_last(const Tensor& t) {
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return c > 1 && h * w > 1 && t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == w * c &&
-         (t.size(0) == 1 || t.stride(0) == h * w * c);
-}
-
-std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool last) {
-  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
-  if (last) return {c * h * w, 1, w * c, c};
-  return {c * h * w, h * w, w, 1};
-}
-
 FillArgs fill_args(FillMode mode, int64_t images, const Tensor& x, const Tensor& mask,
                    int64_t iters) {
   const int most = mode == FillMode::kTranspose ? kMaxItersTransposed : kMaxIters;

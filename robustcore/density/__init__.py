@@ -17,8 +17,10 @@ from robustcore.density.penalties import (
     marginal_density_penalty,
     score_matching_penalty,
 )
+from robustcore.density.penalty_op import PenaltyOp
 
 __all__ = [
+    "PenaltyOp",
     "attribution_penalty",
     "curvature_penalty",
     "density_curve",

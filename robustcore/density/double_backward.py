@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from robustcore.ops import density_layers
+from robustcore.ops import density_conv, density_layers
 
 
 class fast_double_backward(TorchFunctionMode):
@@ -68,7 +68,7 @@ def _convolution(dims: int) -> Callable[..., Tensor | None]:
     ) -> Tensor | None:
         if isinstance(padding, str) or not _ours(input, weight, bias) or input.dim() != dims + 2:
             return None
-        return density_layers.convolution(
+        return density_conv.convolution(
             input, weight, bias, each(stride), each(padding), each(dilation), groups
         )
 

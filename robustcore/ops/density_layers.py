@@ -1,8 +1,7 @@
-"""Convolution and batch normalisation with the double backward that an input gradient's needs.
+"""Batch normalisation with the double backward that an input gradient's needs.
 
-torch's own are right and slow: a convolution's takes the weights' gradient by a convolution with a
-kernel the size of the image, and BatchNorm's makes some thirty passes over memory. Here the one
-is the ordinary gradient of the weights, and the other is one ordinary backward and five passes.
+torch's own is right and slow: it makes some thirty passes over memory. Here it is one ordinary
+backward and five passes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_convolution_backward = torch.ops.aten.convolution_backward.default
 _batch_norm = torch.ops.aten.native_batch_norm.default
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
@@ -43,20 +41,6 @@ def present(results: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
     return [r if n else None for r, n in zip(results, needs, strict=False)]
 
 
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """A convolution ``[N, C, *D]`` with a number a dimension, differentiable to any order."""
-    result: Tensor = _Convolution.apply(x, weight, bias, stride, padding, dilation, groups)
-    return result
-
-
 def batch_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -72,75 +56,6 @@ def batch_norm(
     """
     result: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)[0]
     return result
-
-
-class _Convolution(torch.autograd.Function):
-    """``torch.convolution`` of any dimensions, not transposed; differentiable to any order."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, bias, stride, padding, dilation, groups):
-        return torch.convolution(
-            x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, _, *ctx.settings = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        needs = needed(ctx, 3)
-        grads = _ConvolutionBackward.apply(grad, *ctx.saved_tensors, needs, *ctx.settings)
-        return *present(grads, needs), *[None] * 4
-
-
-class _ConvolutionBackward(torch.autograd.Function):
-    """Linear in the gradient and, each for itself, in input and weight."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad, x, weight, needs, stride, padding, dilation, groups):
-        grads = _convolution_backward(
-            grad, x, weight, [weight.shape[0]], stride, padding, dilation, False,
-            [0] * len(stride), groups, needs,
-        )  # fmt: skip
-        return tuple(grad.new_empty(0) if g is None else g for g in grads)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.needs, stride, padding, dilation, groups = inputs
-        ctx.settings = stride, padding, dilation, groups
-        ctx.mark_non_differentiable(*[o for o, n in zip(output, ctx.needs, strict=True) if not n])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx, v_x, v_weight, v_bias):
-        grad, x, weight = ctx.saved_tensors
-        need_grad, need_x, need_weight = needed(ctx, 3)
-        d_grad = d_x = d_weight = None
-        settings = ctx.settings
-        if need_grad:
-            terms = []
-            if v_x is not None:
-                terms.append(_Convolution.apply(v_x, weight, v_bias, *settings))
-            if v_weight is not None:
-                bias = None if terms else v_bias
-                terms.append(_Convolution.apply(x, v_weight, bias, *settings))
-            if not terms and v_bias is not None:
-                terms.append(v_bias.view(-1, *[1] * (grad.dim() - 2)).expand_as(grad))
-            d_grad = sum(terms) if terms else None
-        if need_weight and v_x is not None:
-            only = [False, True, False]
-            d_weight = _ConvolutionBackward.apply(grad, v_x, weight, only, *settings)[1]
-        if need_x and v_weight is not None:
-            only = [True, False, False]
-            d_x = _ConvolutionBackward.apply(grad, x, v_weight, only, *settings)[0]
-        return d_grad, d_x, d_weight, *[None] * 5
 
 
 class _BatchNorm(torch.autograd.Function):

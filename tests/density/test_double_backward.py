@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robustcore import density
 from robustcore.density.double_backward import _LAYERS
-from robustcore.ops import density_layers
+from robustcore.ops import density_conv, density_layers
 from testing import assert_same
 
 CONVOLUTIONS = {  # weight, keywords
@@ -135,7 +135,7 @@ def test_a_penalty_and_its_buffers(training):
 
 def test_what_is_put_in_and_what_is_not(monkeypatch):
     calls = []
-    for layer in (density_layers._Convolution, density_layers._BatchNorm):
+    for layer in (density_conv._Convolution, density_layers._BatchNorm):
         apply = layer.apply
         monkeypatch.setattr(
             layer, "apply", lambda *a, apply=apply, layer=layer: calls.append(layer) or apply(*a)
@@ -174,13 +174,13 @@ def test_gradients_nobody_asked_for(private, monkeypatch):
     if not private:
         monkeypatch.setattr(density_layers, "_will_execute", None)
     asked = []
-    backward = density_layers._ConvolutionBackward.apply
+    backward = density_conv._ConvolutionBackward.apply
 
     def spy(*arguments):
         asked.append(arguments[3])
         return backward(*arguments)
 
-    monkeypatch.setattr(density_layers._ConvolutionBackward, "apply", spy)
+    monkeypatch.setattr(density_conv._ConvolutionBackward, "apply", spy)
     x, weight = tensors((2, 3, 4, 4), (2, 3, 3, 3))
     with density.fast_double_backward():
         y = functional.conv2d(x * 1, weight)

@@ -7,11 +7,25 @@
 
 #include "common/lanes.h"
 
-namespace robustcore::lipschitz {
+namespace robustcore {
 inline namespace RC_ISA {
 
 template <int M>
 struct Winograd;
+
+// k x and k x + plus, of doubles or of lanes.
+inline double scaled(double k, double x) {
+  return k * x;
+}
+inline double times(double k, double x, double plus) {
+  return __builtin_fma(k, x, plus);
+}
+inline Lanes::Float scaled(double k, Lanes::Float x) {
+  return Lanes::splat(static_cast<float>(k)) * x;
+}
+inline Lanes::Float times(double k, Lanes::Float x, Lanes::Float plus) {
+  return Lanes::fma(Lanes::splat(static_cast<float>(k)), x, plus);
+}
 
 // Interpolation points 0, 1, -1, infinity: additions only, so it rounds about as the plain sum
 // does.
@@ -38,17 +52,19 @@ struct Winograd<2> {
     m[2] = y[0] - y[1];
     m[3] = F{} - y[1];
   }
-  static RC_HOST_DEVICE void kernel(const double (&g)[3], double (&u)[4]) {
+  template <class F>
+  static RC_HOST_DEVICE void kernel(const F (&g)[3], F (&u)[4]) {
+    const F sum = g[0] + g[2];
     u[0] = g[0];
-    u[1] = 0.5 * (g[0] + g[1] + g[2]);
-    u[2] = 0.5 * (g[0] - g[1] + g[2]);
+    u[1] = scaled(0.5, sum + g[1]);
+    u[2] = scaled(0.5, sum - g[1]);
     u[3] = g[2];
   }
   template <class F>
   static RC_HOST_DEVICE void kernel_adjoint(const F (&u)[4], F (&g)[3]) {
-    const F half = Lanes::splat(0.5f), sum = half * (u[1] + u[2]);
+    const F sum = scaled(0.5, u[1] + u[2]);
     g[0] = u[0] + sum;
-    g[1] = half * (u[1] - u[2]);
+    g[1] = scaled(0.5, u[1] - u[2]);
     g[2] = u[3] + sum;
   }
 };
@@ -92,12 +108,14 @@ struct Winograd<4> {
     m[4] = even_b - odd_b;
     m[5] = y[3];
   }
-  static RC_HOST_DEVICE void kernel(const double (&g)[3], double (&u)[6]) {
-    u[0] = g[0] / (a2 * b2);
-    u[1] = wa * (g[0] + a * g[1] + a2 * g[2]);
-    u[2] = wa * (g[0] - a * g[1] + a2 * g[2]);
-    u[3] = wb * (g[0] + b * g[1] + b2 * g[2]);
-    u[4] = wb * (g[0] - b * g[1] + b2 * g[2]);
+  template <class F>
+  static RC_HOST_DEVICE void kernel(const F (&g)[3], F (&u)[6]) {
+    const F even_a = times(a2, g[2], g[0]), even_b = times(b2, g[2], g[0]);
+    u[0] = scaled(1 / (a2 * b2), g[0]);
+    u[1] = scaled(wa, times(a, g[1], even_a));
+    u[2] = scaled(wa, times(-a, g[1], even_a));
+    u[3] = scaled(wb, times(b, g[1], even_b));
+    u[4] = scaled(wb, times(-b, g[1], even_b));
     u[5] = g[2];
   }
   template <class F>
@@ -107,17 +125,7 @@ struct Winograd<4> {
     g[1] = times(a * wa, u[1] - u[2], scaled(b * wb, u[3] - u[4]));
     g[2] = times(a2, sum_a, times(b2, sum_b, u[5]));
   }
-
- private:
-  template <class F>
-  static RC_HOST_DEVICE F scaled(double k, F x) {
-    return Lanes::splat(static_cast<float>(k)) * x;
-  }
-  template <class F>
-  static RC_HOST_DEVICE F times(double k, F x, F plus) {
-    return Lanes::fma(Lanes::splat(static_cast<float>(k)), x, plus);
-  }
 };
 
 }  // namespace RC_ISA
-}  // namespace robustcore::lipschitz
+}  // namespace robustcore

@@ -1,0 +1,176 @@
+// Tiles of a Winograd convolution on vectors of channels: what its kernels are made of, on the
+// instruction sets that have vectors worth it.
+#pragma once
+
+#include "common/winograd.h"
+
+#if !defined(__CUDACC__) && defined(__AVX2__)
+namespace robustcore {
+inline namespace RC_ISA {
+
+constexpr int kTileRows = 8;                    // rows that the matrix products take at a time
+constexpr int kTileBlock = 2 * Lanes::kFloats;  // columns that they make at a time
+// Half the rows at a time where there are 16 registers only.
+constexpr int kRowsAtOnce = Lanes::kFloats == 16 ? kTileRows : kTileRows / 2;
+
+// The first `count` lanes, zeros in the others: none where count <= 0, in a block of padding.
+inline Lanes::Float load_first(const float* p, int64_t count) {
+  if (count >= Lanes::kFloats) return Lanes::load(p);
+  return Lanes::load_partial(p, count > 0 ? static_cast<int>(count) : 0, 0.0f);
+}
+
+inline void store_first(float* p, Lanes::Float v, int64_t count) {
+  count >= Lanes::kFloats ? Lanes::store(p, v)
+                          : Lanes::store_partial(p, v, static_cast<int>(count));
+}
+
+// out[r, j] = sum over i of a[r, i] b[i, j], kTileBlock columns; rows of a and out lie `a_row` and
+// `out_row` apart.
+inline void multiply_tiles(const float* a, int64_t a_row, const float* b, int64_t inner, float* out,
+                           int64_t out_row) {
+  constexpr int L = Lanes::kFloats;
+  for (int r0 = 0; r0 < kTileRows; r0 += kRowsAtOnce, a += kRowsAtOnce * a_row) {
+    Lanes::Float sum[kRowsAtOnce][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsAtOnce; ++r) sum[r][0] = sum[r][1] = Lanes::splat(0.0f);
+    for (int64_t i = 0; i < inner; ++i) {
+      const Lanes::Float b0 = Lanes::load(b + i * kTileBlock);
+      const Lanes::Float b1 = Lanes::load(b + i * kTileBlock + L);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const Lanes::Float v = Lanes::splat(a[r * a_row + i]);
+        sum[r][0] = Lanes::fma(v, b0, sum[r][0]);
+        sum[r][1] = Lanes::fma(v, b1, sum[r][1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsAtOnce; ++r, out += out_row) {
+      Lanes::store(out, sum[r][0]);
+      Lanes::store(out + L, sum[r][1]);
+    }
+  }
+}
+
+// out[i, j] += sum over r < rows of a[r, i] b[r, j], and over `pairs` such a and b, `next` apart;
+// kTileRows rows, kTileBlock columns of out.
+inline void multiply_tiles_transposed(const float* a, int64_t a_row, const float* b, int64_t b_row,
+                                      int64_t rows, int64_t pairs, int64_t next, float* out,
+                                      int64_t out_row) {
+  constexpr int L = Lanes::kFloats;
+  for (int i0 = 0; i0 < kTileRows;
+       i0 += kRowsAtOnce, a += kRowsAtOnce, out += kRowsAtOnce * out_row) {
+    Lanes::Float sum[kRowsAtOnce][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      sum[i][0] = Lanes::load(out + i * out_row), sum[i][1] = Lanes::load(out + i * out_row + L);
+    }
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const float *p = a + pair * next, *q = b + pair * next;
+      for (int64_t r = 0; r < rows; ++r, p += a_row, q += b_row) {
+        const Lanes::Float b0 = Lanes::load(q), b1 = Lanes::load(q + L);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          const Lanes::Float v = Lanes::splat(p[i]);
+          sum[i][0] = Lanes::fma(v, b0, sum[i][0]);
+          sum[i][1] = Lanes::fma(v, b1, sum[i][1]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      Lanes::store(out + i * out_row, sum[i][0]);
+      Lanes::store(out + i * out_row + L, sum[i][1]);
+    }
+  }
+}
+
+// out[f * next]: the transformed patch of the inputs load(y, x), 0 <= y, x < M + 2.
+template <int M, class Load>
+inline void transform_patch(const Load& load, float* out, int64_t next) {
+  constexpr int A = M + 2;
+  Lanes::Float half[A][A];
+#pragma GCC unroll 6
+  for (int j = 0; j < A; ++j) {
+    Lanes::Float column[A], row[A];
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) column[i] = load(i, j);
+    Winograd<M>::patch(column, row);
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) half[i][j] = row[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < A; ++i) {
+    Lanes::Float row[A];
+    Winograd<M>::patch(half[i], row);
+#pragma GCC unroll 6
+    for (int j = 0; j < A; ++j) Lanes::store(out + (i * A + j) * next, row[j]);
+  }
+}
+
+// out[f * next]: the adjoint of the result's transform, on the results load(y, x), 0 <= y, x < M.
+template <int M, class Load>
+inline void transform_result_adjoint(const Load& load, float* out, int64_t next) {
+  constexpr int A = M + 2;
+  Lanes::Float half[A][M];
+#pragma GCC unroll 4
+  for (int j = 0; j < M; ++j) {
+    Lanes::Float column[M], row[A];
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) column[i] = load(i, j);
+    Winograd<M>::result_adjoint(column, row);
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) half[i][j] = row[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < A; ++i) {
+    Lanes::Float row[A];
+    Winograd<M>::result_adjoint(half[i], row);
+#pragma GCC unroll 6
+    for (int j = 0; j < A; ++j) Lanes::store(out + (i * A + j) * next, row[j]);
+  }
+}
+
+// store(y, results): the first `rows` rows of results of the products at products[f * kTileBlock].
+template <int M, class Store>
+inline void transform_result(const float* products, int rows, const Store& store) {
+  constexpr int A = M + 2;
+  Lanes::Float half[M][A];
+#pragma GCC unroll 6
+  for (int j = 0; j < A; ++j) {
+    Lanes::Float column[A], row[M];
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) column[i] = Lanes::load(products + (i * A + j) * kTileBlock);
+    Winograd<M>::result(column, row);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) half[i][j] = row[i];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) {
+    if (i >= rows) return;
+    Lanes::Float row[M];
+    Winograd<M>::result(half[i], row);
+    store(i, row);
+  }
+}
+
+// taps[3 y + x] of a kernel's gradient, a vector of channels each, from the sums load(f).
+template <int M, class Load>
+inline void transform_kernel_adjoint(const Load& load, float (&taps)[9][Lanes::kFloats]) {
+  constexpr int A = M + 2;
+  Lanes::Float half[A][3];
+  for (int y = 0; y < A; ++y) {
+    Lanes::Float u[A];
+    for (int x = 0; x < A; ++x) u[x] = load(y * A + x);
+    Winograd<M>::kernel_adjoint(u, half[y]);
+  }
+  for (int x = 0; x < 3; ++x) {
+    Lanes::Float column[A], g[3];
+    for (int y = 0; y < A; ++y) column[y] = half[y][x];
+    Winograd<M>::kernel_adjoint(column, g);
+    for (int y = 0; y < 3; ++y) Lanes::store(taps[3 * y + x], g[y]);
+  }
+}
+
+}  // namespace RC_ISA
+}  // namespace robustcore
+#endif
