@@ -1,6 +1,7 @@
 // The family's launchers, one for each kind of device; ops.cpp calls them with checked arguments.
 #pragma once
 
+#include "density/batch_norm.h"
 #include "density/density.h"
 
 namespace robustcore::density {
@@ -11,6 +12,7 @@ void lse_hess_cpu(const LseHessArgs& args);
 void norm_cpu(const NormArgs& args);
 void norm_grad_cpu(const NormGradArgs& args);
 void norm_hess_cpu(const NormHessArgs& args);
+void batch_norm_cpu(const BatchNormArgs& args);  // kNormalize runs kMean before it
 
 // `stream` is a cudaStream_t; throws std::runtime_error if the launch fails.
 void lse_cuda(const LseArgs& args, void* stream);

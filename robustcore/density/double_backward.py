@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from robustcore.ops import density_layers
+from robustcore.ops import density_layers, density_norm
 
 
 class fast_double_backward(TorchFunctionMode):
@@ -89,7 +89,7 @@ def _batch_norm(
         return None  # torch's own, or its error
     if not _ours(input, weight, bias, running_mean, running_var):
         return None
-    return density_layers.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
+    return density_norm.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
 
 
 _LAYERS: dict[Any, Callable[..., Tensor | None]] = {

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robustcore import density
 from robustcore.density.double_backward import _LAYERS
-from robustcore.ops import density_layers
+from robustcore.ops import density_layers, density_norm
 from testing import assert_same
 
 CONVOLUTIONS = {  # weight, keywords
@@ -90,7 +90,10 @@ def test_batch_norm(shape, affine, device):
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_batch_norm_in_few_passes(affine, channels_last, device):
+@pytest.mark.parametrize("native", [True, False])
+def test_batch_norm_in_few_passes(affine, channels_last, native, device, monkeypatch):
+    if not native:  # as on other devices
+        monkeypatch.setattr(density_norm, "_native", lambda x: False)
     # The last derivative without a graph: another way than the one that can go on.
     inputs = tensors((3, 4, 5, 2), (4,), (4,))
     inputs[1].data[0] = 0
@@ -135,7 +138,7 @@ def test_a_penalty_and_its_buffers(training):
 
 def test_what_is_put_in_and_what_is_not(monkeypatch):
     calls = []
-    for layer in (density_layers._Convolution, density_layers._BatchNorm):
+    for layer in (density_layers._Convolution, density_norm._BatchNorm):
         apply = layer.apply
         monkeypatch.setattr(
             layer, "apply", lambda *a, apply=apply, layer=layer: calls.append(layer) or apply(*a)
