@@ -1,9 +1,12 @@
-"""Batch normalisation with the double backward that an input gradient's needs.
+"""Batch normalisation and ReLU with the double backward that an input gradient's needs.
 
-torch's own is right to the second derivative and slow: it makes some thirty passes over memory.
+torch's own batch normalisation is right to the second derivative and slow: it makes some thirty passes over memory.
 Here forward, backward and double backward are a kernel each on the CPU (float32 and float64), which
 reads every tensor once while a channel fits the cache. On other devices and in other dtypes they
 are torch's kernels for the first two, and one more backward and five passes for the third.
+
+torch's own ReLU gives its argument a gradient of zeros in the double backward, which is filled and
+added like any other. Here it has none.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from robustcore.ops.density_layers import needed, present
 
 _torchs = torch.ops.aten.native_batch_norm.default
 _torchs_backward = torch.ops.aten.native_batch_norm_backward.default
+_threshold_backward = torch.ops.aten.threshold_backward.default
 _batch_norm = torch.ops.robustcore.batch_norm.default
 _batch_norm_backward = torch.ops.robustcore.batch_norm_backward.default
 _batch_norm_double_backward = torch.ops.robustcore.batch_norm_double_backward.default
@@ -39,6 +43,12 @@ def batch_norm(
     depend on shape and layout (contiguous or channels last), not on the number of threads.
     """
     result: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)[0]
+    return result
+
+
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """``max(x, 0)`` of any shape, in x itself if wished; differentiable to any order."""
+    result: Tensor = (_ReLUInPlace if inplace else _ReLU).apply(x)
     return result
 
 
@@ -117,6 +127,60 @@ class _BatchNormBackward(torch.autograd.Function):
         else:
             results = _double_backward(v, *tensors, ctx.eps, d_weight, d_bias)
         return *results, None, None, None
+
+
+class _ReLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return _Positive.apply(grad, y.detach()) if _graph_wanted() else _threshold(grad, y)
+
+
+class _ReLUInPlace(_ReLU):
+    generate_vmap_rule = False  # which cannot write into its input
+
+    @staticmethod
+    def forward(x):
+        return torch.relu_(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(output)
+
+
+class _Positive(torch.autograd.Function):
+    """grad where y is above 0, else 0: linear in grad, and y counts as a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, y):
+        return _threshold(grad, y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, v):
+        (y,) = ctx.saved_tensors
+        return _Positive.apply(v, y) if _graph_wanted() else _threshold(v, y), None
+
+
+def _threshold(grad: Tensor, y: Tensor) -> Tensor:
+    result: Tensor = _threshold_backward(grad, y, 0)
+    return result
 
 
 def _backward(

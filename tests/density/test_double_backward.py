@@ -10,7 +10,6 @@ from torch.nn import functional
 from robustcore import density
 from robustcore.density.double_backward import _LAYERS
 from robustcore.ops import density_layers, density_norm
-from testing import assert_same
 
 CONVOLUTIONS = {  # weight, keywords
     "1d": ((4, 3, 3), dict(padding=1)),
@@ -70,7 +69,6 @@ def batch_norm(x, weight=None, bias=None):
 
 
 def batch_norm_by_hand(x, weight=None, bias=None):
-    # torch's own is wrong in its third derivative: it takes the statistics for constants there.
     over = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
     y = (x - mean) / (var + 0.1).sqrt()
@@ -138,7 +136,7 @@ def test_a_penalty_and_its_buffers(training):
 
 def test_what_is_put_in_and_what_is_not(monkeypatch):
     calls = []
-    for layer in (density_layers._Convolution, density_norm._BatchNorm):
+    for layer in (density_layers._Convolution, density_norm._BatchNorm, density_norm._ReLU):
         apply = layer.apply
         monkeypatch.setattr(
             layer, "apply", lambda *a, apply=apply, layer=layer: calls.append(layer) or apply(*a)
@@ -146,19 +144,20 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
     model, x = network(), torch.rand(5, 3, 8, 8)
     with density.fast_double_backward():
         want = model(x).detach()
-        assert len(calls) == 5
+        assert len(calls) == 6
         with torch.no_grad():
             model(x)
         with torch.autocast("cpu", torch.bfloat16):
             model(x)
         model.eval()
-        assert len(calls) == 5
+        assert len(calls) == 6
         model(x)
-        assert len(calls) == 7
-    assert_same(model.train()(x).detach(), want)
-    assert len(calls) == 7
+        assert len(calls) == 9
+    torch.testing.assert_close(model.train()(x).detach(), want)
+    assert len(calls) == 9
     assert set(_LAYERS) == {
-        functional.conv1d, functional.conv2d, functional.conv3d, functional.batch_norm
+        functional.conv1d, functional.conv2d, functional.conv3d, functional.batch_norm,
+        functional.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_,
     }  # fmt: skip
 
 
