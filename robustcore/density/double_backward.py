@@ -23,15 +23,15 @@ class fast_double_backward(TorchFunctionMode):
             logits = model(x)
 
     Convolutions (not transposed, of numeric padding), batch normalisation by the batch's own
-    statistics and ReLU then take other ways through backward and double backward: the same derivatives to
-    any order, to rounding, in less time. All else, and layers under autocast, are torch's. The
-    penalties of :mod:`robustcore.density` enter it where they call the model themselves; give it to
+    statistics and ReLU then take other ways through backward and double backward: the same
+    derivatives to any order, to rounding, in less time. All else, and layers under autocast, are
+    torch's. The penalties of :mod:`robustcore.density` enter it where they call the model themselves; give it to
     the forward pass whose ``logits`` you hand to them.
     """
 
     def __enter__(self) -> fast_double_backward:
         _keep_freed_memory()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

@@ -69,6 +69,8 @@ def batch_norm(x, weight=None, bias=None):
 
 
 def batch_norm_by_hand(x, weight=None, bias=None):
+    # torch's own is right to the second derivative. In the third its double backward takes the
+    # saved statistics, which have no graph, for constants: pytorch/pytorch#186256.
     over = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
     y = (x - mean) / (var + 0.1).sqrt()
