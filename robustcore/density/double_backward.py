@@ -25,8 +25,8 @@ class fast_double_backward(TorchFunctionMode):
     Convolutions (not transposed, of numeric padding), batch normalisation by the batch's own
     statistics and ReLU then take other ways through backward and double backward: the same
     derivatives to any order, to rounding, in less time. All else, and layers under autocast, are
-    torch's. The penalties of :mod:`robustcore.density` enter it where they call the model themselves; give it to
-    the forward pass whose ``logits`` you hand to them.
+    torch's. The penalties of :mod:`robustcore.density` enter it where they call the model
+    themselves; give it to the forward pass whose ``logits`` you hand to them.
     """
 
     def __enter__(self) -> fast_double_backward:
