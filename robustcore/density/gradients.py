@@ -101,7 +101,13 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def resolve_mode(mode: str, model: Model) -> str:
-    """What "auto" stands for: torch.compile has no double backward, all else has."""
+    """What "auto" stands for: torch.compile has no double backward, all else has.
+
+    There is a third way to the same derivative, reverse over forward mode along the dual direction.
+    It is no mode, since it is slower than double backward on the CPU (bench_penalty.py measures
+    both), and with BatchNorm in training mode not right: torch's jvp of it takes the statistics for
+    constants when it is differentiated (pytorch/pytorch#196699).
+    """
     check_choice("mode", mode, MODES)
     if mode != "auto":
         return mode
