@@ -111,7 +111,8 @@ def _batch_norm(
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
-    if not _ours(input) or (inplace and _transforming()):
+    # Under torch.func a Function of Python cannot write into its input.
+    if not _ours(input) or (inplace and density_layers._transforming()):
         return None
     return density_norm.relu(input, inplace)
 
@@ -119,9 +120,6 @@ def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
 def _relu_(input: Tensor) -> Tensor | None:
     return _relu(input, True)
 
-
-# Whether torch.func is at work, under which a Function of Python cannot write into its input.
-_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 _LAYERS: dict[Any, Callable[..., Tensor | None]] = {
     functional.conv1d: _convolution(1),

@@ -20,6 +20,21 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 _will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 
+# Whether torch.func is at work; also torch's own. Without it Functions are called the long way.
+_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply``, all arguments given.
+
+    That looks up the signature of ``forward`` at each call, for defaults; this does so only where
+    torch.func wants it, and takes half as long.
+    """
+    if _transforming():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+
+
 def needed(ctx: Any, inputs: int) -> list[bool]:
     """Which of a Function's first inputs this backward pass is for."""
     needs = list(ctx.needs_input_grad[:inputs])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
-from robustcore.ops.density_layers import needed, present
+from robustcore.ops.density_layers import apply, needed, present
 
 _torchs = torch.ops.aten.native_batch_norm.default
 _torchs_backward = torch.ops.aten.native_batch_norm_backward.default
@@ -43,13 +43,13 @@ def batch_norm(
     Not empty; all tensors of one floating dtype. Differentiable to any order. On the CPU the bits
     depend on shape and layout (contiguous or channels last), not on the number of threads.
     """
-    result: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)[0]
+    result: Tensor = apply(_BatchNorm, x, weight, bias, running_mean, running_var, momentum, eps)[0]
     return result
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor:
     """``max(x, 0)`` of any shape, in x itself if wished; differentiable to any order."""
-    result: Tensor = (_ReLUInPlace if inplace else _ReLU).apply(x)
+    result: Tensor = apply(_ReLUInPlace if inplace else _ReLU, x)
     return result
 
 
@@ -94,7 +94,7 @@ class _BatchNorm(torch.autograd.Function):
         x, weight, mean, inverse = ctx.saved_tensors
         needs = needed(ctx, 3)
         if _graph_wanted():
-            grads = _BatchNormBackward.apply(grad, x, weight, mean, inverse, ctx.eps)
+            grads = apply(_BatchNormBackward, grad, x, weight, mean, inverse, ctx.eps)
             if more is not None:
                 grads = (grads[0] + more, *grads[1:])
         else:
@@ -143,7 +143,7 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (y,) = ctx.saved_tensors
-        return _Positive.apply(grad, y.detach()) if _graph_wanted() else _threshold(grad, y)
+        return apply(_Positive, grad, y.detach()) if _graph_wanted() else _threshold(grad, y)
 
 
 class _ReLUInPlace(_ReLU):
@@ -175,7 +175,7 @@ class _Positive(torch.autograd.Function):
     @staticmethod
     def backward(ctx, v):
         (y,) = ctx.saved_tensors
-        return _Positive.apply(v, y) if _graph_wanted() else _threshold(v, y), None
+        return apply(_Positive, v, y) if _graph_wanted() else _threshold(v, y), None
 
 
 def _threshold(grad: Tensor, y: Tensor) -> Tensor:

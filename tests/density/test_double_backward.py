@@ -138,11 +138,14 @@ def test_a_penalty_and_its_buffers(training):
 
 def test_what_is_put_in_and_what_is_not(monkeypatch):
     calls = []
-    for layer in (density_layers._Convolution, density_norm._BatchNorm, density_norm._ReLU):
-        apply = layer.apply
-        monkeypatch.setattr(
-            layer, "apply", lambda *a, apply=apply, layer=layer: calls.append(layer) or apply(*a)
-        )
+
+    def spied(layer):
+        return lambda *arguments: calls.append(layer) or layer(*arguments)
+
+    for module, name in (
+        (density_layers, "convolution"), (density_norm, "batch_norm"), (density_norm, "relu"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, spied(getattr(module, name)))
     model, x = network(), torch.rand(5, 3, 8, 8)
     with density.fast_double_backward():
         want = model(x).detach()
