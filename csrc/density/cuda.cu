@@ -62,13 +62,13 @@ __device__ T warp_sum(T v) {
   return v;
 }
 
-// total = add(total, part) with the part of every segment of a row, in order. part(first, count)
-// gives the warp's segment, all lanes of it; count is 0 past the end.
+// Calls add(part) with the part of every segment of a row, in order. compute(first, count) gives
+// the warp's segment, all lanes of it; count is 0 past the end, and where the row is not live.
 template <int kWarps, class Part, class Compute, class Add>
-__device__ void over_segments(const Team<kWarps>& team, int64_t columns, int64_t longest,
+__device__ void over_segments(const Team<kWarps>& team, bool live, int64_t elements,
                               const Compute& compute, const Add& add) {
   __shared__ Part parts[kWarpsPerBlock];
-  const int64_t segments = ceil_div(longest, kSegment);
+  const int64_t segments = ceil_div(elements, kSegment), columns = live ? elements : 0;
   RC_ROLL
   for (int64_t wave = 0; wave < segments; wave += kWarps) {
     const int64_t first = (wave + team.member) * kSegment;
@@ -86,6 +86,21 @@ __device__ void over_segments(const Team<kWarps>& team, int64_t columns, int64_t
       __syncthreads();
     }
   }
+}
+
+// total plus the sum over a row: step(k, s) is s plus the term of element k.
+template <int kWarps, class T, class Step>
+__device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T total,
+                      const Step& step) {
+  over_segments<kWarps, T>(
+      team, live, elements,
+      [&](int64_t first, int count) {
+        T s = 0;
+        for (int k = team.lane; k < count; k += kWarp) s = step(first + k, s);
+        return warp_sum(s);
+      },
+      [&](T part) { total += part; });
+  return total;
 }
 
 // Reads element (row, k) of a matrix of In, plus its bias.
@@ -125,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
     Scaled<T> total{T(-INFINITY), T(0)};
     if (live && max && !args.first) total = {max[row], sum[row]};
     over_segments<kWarps, Scaled<T>>(
-        team, live ? logits.classes : 0, logits.classes,
+        team, live, logits.classes,
         [&](int64_t first, int count) {
           T values[kSteps], m = T(-INFINITY), s = 0;
           RC_UNROLL
@@ -186,16 +201,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
     const T shift = probability_shift(at_row<T>(args.lse, row));
     T dot = live ? static_cast<T*>(args.dot)[row] : T(0);
     if (args.reduce) {
-      over_segments<kWarps, T>(
-          team, live ? logits.classes : 0, logits.classes,
-          [&](int64_t first, int count) {
-            T s = 0;
-            for (int k = team.lane; k < count; k += kWarp) {
-              s = L::fma(exp<L>(z(first + k) - shift), v(first + k), s);
-            }
-            return warp_sum(s);
-          },
-          [&](T part) { dot += part; });
+      dot = sum_over(team, live, logits.classes, dot,
+                     [&](int64_t k, T s) { return L::fma(exp<L>(z(k) - shift), v(k), s); });
       if (live && team.writes()) static_cast<T*>(args.dot)[row] = dot;
     }
     if (!live || !args.curvature) return;
@@ -239,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
     const Elements<In> g(args.g, row);
     Scaled<T> total{T(0), T(0)};
     over_segments<kWarps, Scaled<T>>(
-        team, live ? args.elements : 0, args.elements,
+        team, live, args.elements,
         [&](int64_t first, int count) {
           T m = 0, s = 0;
           for (int k = team.lane; k < count; k += kWarp) m = L::max(m, abs<L>(g(first + k)));
@@ -257,22 +264,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
 
 // By how many elements a row's dual is shared: at infinity those that reach the maximum, else 1.
 template <Norm kNorm, int kWarps, class In, class T>
-__device__ T sharers(const Team<kWarps>& team, const Elements<In>& g, int64_t columns,
-                     int64_t longest, T scale) {
+__device__ T sharers(const Team<kWarps>& team, bool live, const Elements<In>& g, int64_t elements,
+                     T scale) {
   using L = OneLane<T>;
   if constexpr (kNorm != Norm::kInf) return 1;
-  T shared = 0;
-  over_segments<kWarps, T>(
-      team, columns, longest,
-      [&](int64_t first, int count) {
-        T s = 0;
-        for (int k = team.lane; k < count; k += kWarp) {
-          s += abs<L>(dual<L, kNorm>(g(first + k), scale, T(0)));
-        }
-        return warp_sum(s);
-      },
-      [&](T part) { shared += part; });
-  return shared;
+  return sum_over(team, live, elements, T(0),
+                  [&](int64_t k, T s) { return s + abs<L>(dual<L, kNorm>(g(k), scale, T(0))); });
 }
 
 template <class In, Norm kNorm, int kWarps>
@@ -284,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
   for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
     const Elements<In> g(args.g, row);
     const T scale = divisor(at_row<T>(args.norm, row));
-    const T shared = sharers<kNorm>(team, g, live ? args.elements : 0, args.elements, scale);
+    const T shared = sharers<kNorm>(team, live, g, args.elements, scale);
     if (!live) return;
     const T grad = at_row<T>(args.grad, row) / divisor(shared);
     In* const out = static_cast<In*>(args.dual) + row * args.elements;
@@ -302,20 +299,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<In>)
   const T p = static_cast<T>(args.p);
   for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
     const Elements<In> g(args.g, row), v(args.v, row);
-    const int64_t columns = live ? args.elements : 0;
     const T norm = at_row<T>(args.norm, row), scale = divisor(norm);
-    const T shared = sharers<kNorm>(team, g, columns, args.elements, scale);
-    T dot = 0;
-    over_segments<kWarps, T>(
-        team, columns, args.elements,
-        [&](int64_t first, int count) {
-          T s = 0;
-          for (int k = team.lane; k < count; k += kWarp) {
-            s = L::fma(dual<L, kNorm>(g(first + k), scale, p), v(first + k), s);
-          }
-          return warp_sum(s);
-        },
-        [&](T part) { dot += part; });
+    const T shared = sharers<kNorm>(team, live, g, args.elements, scale);
+    T dot = sum_over(team, live, args.elements, T(0), [&](int64_t k, T s) {
+      return L::fma(dual<L, kNorm>(g(k), scale, p), v(k), s);
+    });
     if (!live) return;
     dot /= divisor(shared);
     if (team.writes()) static_cast<T*>(args.dot)[row] = dot;

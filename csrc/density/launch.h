@@ -1,6 +1,7 @@
 // The family's launchers, one for each kind of device; ops.cpp calls them with checked arguments.
 #pragma once
 
+#include "density/batch_norm.h"
 #include "density/conv.h"
 #include "density/density.h"
 
@@ -12,6 +13,7 @@ void lse_hess_cpu(const LseHessArgs& args);
 void norm_cpu(const NormArgs& args);
 void norm_grad_cpu(const NormGradArgs& args);
 void norm_hess_cpu(const NormHessArgs& args);
+void batch_norm_cpu(const BatchNormArgs& args);  // kNormalize runs kMean before it
 
 // Channels by which a convolution's are padded; 0 where this processor has no kernel for it.
 int64_t conv_block();

@@ -1,55 +1,10 @@
 #include "density/simd.h"
 
+#include "density/lanes.h"
+
 namespace robustcore::density {
 inline namespace RC_ISA {
 namespace {
-
-template <class L>
-constexpr int kWays = kSums / L::kFloats;  // vectors that hold the accumulators
-
-template <class T>
-using LanesOf = std::conditional_t<sizeof(T) == sizeof(double), ScalarDouble, Lanes>;
-template <class T>
-using OneLane = std::conditional_t<sizeof(T) == sizeof(double), ScalarDouble, Scalar>;
-
-// Calls step(i, n, way): n lanes from element i on, of accumulator vector `way`; n is below
-// L::kFloats only at the end.
-template <class L, class Step>
-RC_HOST_DEVICE void for_lanes(int64_t count, const Step& step) {
-  constexpr int w = L::kFloats;
-  const int64_t whole = count / kSums * kSums;
-  for (int64_t i = 0; i < whole; i += kSums) {
-    for (int way = 0; way < kWays<L>; ++way) step(i + way * w, w, way);
-  }
-  for (int64_t i = whole; i < count; i += w) {
-    step(i, static_cast<int>(count - i < w ? count - i : w), static_cast<int>((i - whole) / w));
-  }
-}
-
-template <class L>
-RC_HOST_DEVICE typename L::Float load(const typename L::Real* p, int n, typename L::Real pad) {
-  return n == L::kFloats ? L::load(p) : L::load_partial(p, n, pad);
-}
-
-template <class L>
-RC_HOST_DEVICE void store(typename L::Real* p, typename L::Float v, int n) {
-  if (n == L::kFloats) {
-    L::store(p, v);
-  } else {
-    L::store_partial(p, v, n);
-  }
-}
-
-// The accumulators of a segment, added as the tree.
-template <class L>
-RC_HOST_DEVICE typename L::Real tree(const typename L::Float (&sums)[kWays<L>]) {
-  typename L::Real a[kSums];
-  for (int way = 0; way < kWays<L>; ++way) L::store(a + way * L::kFloats, sums[way]);
-  for (int half = kSums / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) a[i] += a[i + half];
-  }
-  return a[0];
-}
 
 template <class L>
 RC_HOST_DEVICE typename L::Real reduce_max(const typename L::Float (&maxima)[kWays<L>]) {
@@ -108,15 +63,6 @@ template <class Body>
 RC_HOST_DEVICE void for_segments(int64_t count, const Body& body) {
   for (int64_t first = 0; first < count; first += kSegment) {
     body(first, count - first < kSegment ? count - first : kSegment);
-  }
-}
-
-template <class Body>
-void with_arithmetic(DType dtype, const Body& body) {
-  if (dtype == DType::kFloat64) {
-    body(double{});
-  } else {
-    body(float{});
   }
 }
 
@@ -390,11 +336,12 @@ void norm_hess(const NormHessArgs& args, int64_t begin, int64_t end) {
 }  // namespace RC_ISA
 
 const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
-    lse,  lse_grad,    lse_hess,     norm,          norm_grad,         norm_hess,
+    lse,       lse_grad,        lse_hess,         norm,          norm_grad,
+    norm_hess, batch_norm_sums, batch_norm_write,
 #if defined(__AVX2__)
-    conv, conv_kernel, conv_factors, conv_gradient, 2 * Lanes::kFloats
+    conv,      conv_kernel,     conv_factors,     conv_gradient, 2 * Lanes::kFloats,
 #else
-    nullptr, nullptr,  nullptr,  nullptr, 0
+    nullptr, nullptr,  nullptr,  nullptr, 0,
 #endif
 };
 

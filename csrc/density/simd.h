@@ -1,13 +1,15 @@
-// The CPU kernels of the family, one table per instruction set; simd.cpp is compiled once for each.
+// The CPU kernels of the family, one table per instruction set; simd*.cpp are compiled once for
+// each.
 #pragma once
 
+#include "density/batch_norm.h"
 #include "density/conv.h"
 #include "density/density.h"
 
 namespace robustcore::density {
 
-// A kernel processes rows [begin, end). A row is summed by one thread, so the result does not
-// depend on how threads share them out.
+// A kernel processes rows (of batch_norm, units) [begin, end). One is summed by one thread, so the
+// result does not depend on how threads share them out.
 struct SimdKernels {
   void (*lse)(const LseArgs&, int64_t begin, int64_t end);
   void (*lse_grad)(const LseGradArgs&, int64_t begin, int64_t end);
@@ -15,6 +17,8 @@ struct SimdKernels {
   void (*norm)(const NormArgs&, int64_t begin, int64_t end);
   void (*norm_grad)(const NormGradArgs&, int64_t begin, int64_t end);
   void (*norm_hess)(const NormHessArgs&, int64_t begin, int64_t end);
+  void (*batch_norm_sums)(const BatchNormArgs&, int64_t begin, int64_t end);
+  void (*batch_norm_write)(const BatchNormArgs&, int64_t begin, int64_t end);
   // Null in the baseline, which has no vectors worth it. Units: ConvPlan's groups, lanes of output
   // channels, and ConvGradientPlan's. `scratch` is 64-byte aligned.
   void (*conv)(const ConvArgs&, float* scratch, int64_t begin, int64_t end);

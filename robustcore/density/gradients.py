@@ -101,7 +101,13 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def resolve_mode(mode: str, model: Model) -> str:
-    """What "auto" stands for: torch.compile has no double backward, all else has."""
+    """What "auto" stands for: torch.compile has no double backward, all else has.
+
+    There is a third way to the same derivative, reverse over forward mode along the dual direction.
+    It is no mode, since it is slower than double backward on the CPU (bench_penalty.py measures
+    both), and with BatchNorm in training mode not right: torch's jvp of it takes the statistics for
+    constants when it is differentiated (pytorch/pytorch#196699).
+    """
     check_choice("mode", mode, MODES)
     if mode != "auto":
         return mode
@@ -169,9 +175,7 @@ def gradient_norm(
     norm = ops.grad_norm(g if second else g.detach(), p)
     if second or not track:
         return norm
-    v = dual_direction(g.detach(), p)
-    length = ops.grad_norm(v, 2.0)
-    u = v / torch.where(length == 0, 1, length).view(-1, *[1] * (v.dim() - 1))
+    u, length = unit(dual_direction(g.detach(), p))
     slope: Any = 0
     for x, _, weight in points:
         shift = (step * weight * u).to(x.dtype)
@@ -179,6 +183,12 @@ def gradient_norm(
         slope = slope + (ahead - behind) * (length / (2 * step))
     surrogate: Tensor = slope - slope.detach()
     return norm + surrogate
+
+
+def unit(v: Tensor) -> tuple[Tensor, Tensor]:
+    """v ``[N, *D]`` with samples of l2 norm 1 (0 where v is), and the norms they had."""
+    length = ops.grad_norm(v, 2.0)
+    return v / torch.where(length == 0, 1, length).view(-1, *[1] * (v.dim() - 1)), length
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

@@ -31,12 +31,12 @@ Errors (TypeError, ValueError) name the argument; NaN logits are an error that n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustcore import ops
 from robustcore.density.gradients import (
     REDUCTIONS,
     STEP,
@@ -56,6 +56,7 @@ from robustcore.density.gradients import (
     lse_score,
     reduce,
     resolve_mode,
+    unit,
 )
 from robustcore.ops.density import check_p
 
@@ -103,8 +104,8 @@ def input_gradient_penalty(
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     check_choice("of", of, ("loss", "logit"))
-    chosen = check_target(target, call.logits)
-    return call.norm(loss_score(chosen) if of == "loss" else logit_score(chosen))
+    score_of = loss_score if of == "loss" else logit_score
+    return call.norm(score_of(call.classes(target)))
 
 
 def score_matching_penalty(
@@ -128,7 +129,7 @@ def score_matching_penalty(
     for model interpretability", 2021.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
-    score = logit_score(check_target(target, call.logits))
+    score = logit_score(call.classes(target))
     norm = call.per_sample(score)
     noisy = call.x.detach() + sigma * torch.randn_like(call.x)
     trace = 2 / sigma**2 * (score(check_logits(model(noisy), noisy)) - score(call.logits))
@@ -154,15 +155,12 @@ def curvature_penalty(
     versa", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
-    score = loss_score(check_target(target, call.logits))
+    score = loss_score(call.classes(target))
+    here = call.point(score, weight=-1.0)
     with torch.enable_grad():
-        here = Point(call.x, score(call.logits), -1.0)
-        sign = -gradients(model, score, [here], create_graph=False).sign()
-        length = ops.grad_norm(sign, 2.0).view(-1, *[1] * (x.dim() - 1))
-        z = h * sign / torch.where(length == 0, 1, length)
-        moved = leaf(call.x.detach() + z.to(x.dtype))
-        there = Point(moved, score(evaluate(model, moved, call.mode)))
-    return reduce(gradient_norm(model, score, [there, here], call.p, call.mode, step), reduction)
+        sign, _ = unit(-gradients(model, score, [here], create_graph=False).sign())
+    moved = call.x.detach() + (h * sign).to(x.dtype)
+    return call.norm(score, [call.point(score, moved), here])
 
 
 def attribution_penalty(
@@ -188,15 +186,13 @@ def attribution_penalty(
     call = _Call(model, x, p, reduction, logits, mode, step)
     if steps < 1:
         raise ValueError(f"steps: got {steps}, want at least 1")
-    score = loss_score(check_target(target, call.logits))
+    score = loss_score(call.classes(target))
     path = x.detach() if baseline is None else (x - baseline).detach()
     weight = path / steps
-    with torch.enable_grad():
-        points = [Point(call.x, score(call.logits), weight)]
-        for i in range(1, steps):
-            at = leaf(x.detach() - path * (i / steps))
-            points.append(Point(at, score(evaluate(model, at, call.mode)), weight))
-    return reduce(gradient_norm(model, score, points, call.p, call.mode, step), reduction)
+    points = [call.point(score, weight=weight)]
+    for i in range(1, steps):
+        points.append(call.point(score, x.detach() - path * (i / steps), weight))
+    return call.norm(score, points)
 
 
 class _Call:
@@ -222,10 +218,22 @@ class _Call:
             self.x = x
             self.logits = check_logits(logits, x)
 
-    def per_sample(self, score: Score) -> Tensor:
-        with torch.enable_grad():
-            point = Point(self.x, score(self.logits))
-        return gradient_norm(self.model, score, [point], self.p, self.mode, self.step)
+    def classes(self, target: Any) -> Tensor:
+        """The class of each row that a score looks at."""
+        return check_target(target, self.logits)
 
-    def norm(self, score: Score) -> Tensor:
-        return reduce(self.per_sample(score), self.reduction)
+    def point(self, score: Score, x: Tensor | None = None, weight: Any = 1.0) -> Point:
+        """The score's gradient to take, at the call's own x or at another."""
+        with torch.enable_grad():
+            if x is None:
+                return Point(self.x, score(self.logits), weight)
+            x = leaf(x)
+            return Point(x, score(evaluate(self.model, x, self.mode)), weight)
+
+    def per_sample(self, score: Score, points: Sequence[Point] = ()) -> Tensor:
+        """The norms at some points, or at x."""
+        points = points or [self.point(score)]
+        return gradient_norm(self.model, score, points, self.p, self.mode, self.step)
+
+    def norm(self, score: Score, points: Sequence[Point] = ()) -> Tensor:
+        return reduce(self.per_sample(score, points), self.reduction)

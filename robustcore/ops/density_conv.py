@@ -9,11 +9,13 @@ they round to about 1e-6 of the norm, where torch's round to 2e-7.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from robustcore import _C
-from robustcore.ops.density_layers import needed, present
+from robustcore.ops.density_layers import apply, needed, present
 
 _conv3x3 = torch.ops.robustcore.conv3x3.default
 _conv3x3_weight_gradient = torch.ops.robustcore.conv3x3_weight_gradient.default
@@ -34,7 +36,7 @@ def convolution(
     groups: int,
 ) -> Tensor:
     """A convolution ``[N, C, *D]`` with a number a dimension, differentiable to any order."""
-    result: Tensor = _Convolution.apply(x, weight, bias, stride, padding, dilation, groups)
+    result: Tensor = apply(_Convolution, x, weight, bias, stride, padding, dilation, groups)
     return result
 
 
@@ -59,7 +61,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         needs = needed(ctx, 3)
-        grads = _ConvolutionBackward.apply(grad, *ctx.saved_tensors, needs, *ctx.settings)
+        grads = apply(_ConvolutionBackward, grad, *ctx.saved_tensors, needs, *ctx.settings)
         return *present(grads, needs), *[None] * 4
 
 
@@ -102,19 +104,19 @@ class _ConvolutionBackward(torch.autograd.Function):
         if need_grad:
             terms = []
             if v_x is not None:
-                terms.append(_Convolution.apply(v_x, weight, v_bias, *settings))
+                terms.append(apply(_Convolution, v_x, weight, v_bias, *settings))
             if v_weight is not None:
                 bias = None if terms else v_bias
-                terms.append(_Convolution.apply(x, v_weight, bias, *settings))
+                terms.append(apply(_Convolution, x, v_weight, bias, *settings))
             if not terms and v_bias is not None:
                 terms.append(v_bias.view(-1, *[1] * (grad.dim() - 2)).expand_as(grad))
-            d_grad = sum(terms) if terms else None
+            d_grad = functools.reduce(torch.add, terms) if terms else None
         if need_weight and v_x is not None:
             only = [False, True, False]
-            d_weight = _ConvolutionBackward.apply(grad, v_x, weight, only, *settings)[1]
+            d_weight = apply(_ConvolutionBackward, grad, v_x, weight, only, *settings)[1]
         if need_x and v_weight is not None:
             only = [True, False, False]
-            d_x = _ConvolutionBackward.apply(grad, x, v_weight, only, *settings)[0]
+            d_x = apply(_ConvolutionBackward, grad, x, v_weight, only, *settings)[0]
         return d_grad, d_x, d_weight, *[None] * 5
 
 

@@ -7,9 +7,9 @@ from robustcore import ops
 from robustcore.ops import density_linear
 from testing import assert_same, check_gradients, check_repeatable
 
-# Of cut-cross-entropy's own tests, and its shapes.
+# Of cut-cross-entropy's own tests, with their shapes and inputs.
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-SHAPES = [(252, 123, 507), (256, 64, 512), (100, 32, 255)]  # N, D, K
+SHAPES = [(256, 128, 512), (252, 128, 507), (252, 123, 507)]  # N, D, K
 
 
 def layer(n, d, k, dtype=torch.float32, seed=0, requires_grad=True):
@@ -38,8 +38,13 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_cut_cross_entropys_tolerances(shape, dtype, device, monkeypatch):
     monkeypatch.setattr(density_linear, "CHUNK_CLASSES", 100)
-    inputs = [t.detach().to(device).requires_grad_() for t in layer(*shape, dtype)[:3]]
-    targets = layer(*shape)[3].to(device)
+    n, d, k = shape
+    generator = torch.Generator().manual_seed(0)
+    features, weight, bias = (torch.randn(s, generator=generator) for s in ((n, d), (k, d), (k,)))
+    features = features / d**0.5
+    weight[: min(n, k) // 2] = features[: min(n, k) // 2]
+    inputs = [t.to(device, dtype).requires_grad_() for t in (features, weight, 0.02 * bias)]
+    targets = torch.randint(k, (n,), generator=generator).to(device)
     wide = [t.detach().double().requires_grad_() for t in inputs]
     lse, target = ops.linear_logsumexp(*inputs, targets=targets)
     want, want_target = eager(*wide, targets)

@@ -186,14 +186,74 @@ def test_the_default_target_is_the_models_answer():
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 3e-2)], ids=["half", "bfloat"]
+)
+def test_logits_of_ten_thousand_in_low_precision(dtype, tolerance):
+    model, (x, _) = mlp(torch.float32, nn.Tanh), batch(dtype=torch.float32)
+    with torch.no_grad():
+        model[3].bias.zero_()
+        model[3].weight.mul_(1e4 / model(x).abs().max())
+    low, x = model.to(dtype), x.to(dtype)
+    assert 9e3 < low(x).abs().max() < 1.1e4
+    value, grads = run(density.marginal_density_penalty, low, x)
+    exact, wanted = run(density.marginal_density_penalty, copy.deepcopy(low).double(), x.double())
+    assert value.dtype == torch.float32
+    assert abs(value - exact) < tolerance * exact
+    assert (grads - wanted).norm() < tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["double_backward", "finite_difference"])
+def test_one_hot_saturation(dtype, mode):
+    # One class is certain, to the bit: the log density is that class's logit.
+    model, (x, _) = mlp(dtype, nn.Tanh), batch(dtype=dtype)
+    with torch.no_grad():
+        model[3].bias[2] += 1e4
+    assert set(model(x).softmax(1).flatten().tolist()) == {0.0, 1.0}
+    target = torch.full((len(x),), 2)
+    got = run(density.marginal_density_penalty, model, x, mode=mode)
+    logit = functools.partial(density.input_gradient_penalty, of="logit", target=target)
+    want = run(logit, model, x, mode="double_backward")
+    tolerance = 1e-5 if mode == "double_backward" else 0.05  # differences of 1e4 in float32
+    if dtype == torch.float64 and mode == "finite_difference":
+        tolerance = 1e-3
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+    # The gradient of the loss at that class is 0, and so is every derivative of its norm.
+    loss = functools.partial(density.input_gradient_penalty, target=target)
+    value, grads = run(loss, model, x, mode=mode)
+    assert value == 0
+    assert (grads == 0).all()
+
+
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("mode", ["double_backward", "finite_difference"])
+def test_zero_gradients(p, mode):
+    # Of some samples: dead ReLUs. Of those the norm is 0, and adds nothing to any derivative.
+    model, (x, _) = mlp(activation=nn.ReLU), batch()
+    with torch.no_grad():
+        model[1].bias.fill_(-0.1)
+        x[[0, 3]] = 0
+    each = density.marginal_density_penalty(model, x, p=p, mode=mode, reduction="none")
+    assert (each == 0).tolist() == [True, False, False, True, False]
+    value, grads = run(density.marginal_density_penalty, model, x, p=p, mode=mode, reduction="sum")
+    rest, wanted = run(
+        density.marginal_density_penalty, model, x[[1, 2, 4]], p=p, mode=mode, reduction="sum"
+    )
+    torch.testing.assert_close(value, rest)
+    torch.testing.assert_close(grads, wanted)
+
+
 def test_a_flat_model_is_no_trouble():
     model = mlp()
     nn.init.zeros_(model[3].weight)
     for penalty in PENALTIES:
         for mode in ("double_backward", "finite_difference"):
-            value, grads = run(penalty, model, batch()[0], mode=mode)
-            assert value.isfinite()
-            assert grads.isfinite().all()
+            for p in P:
+                value, grads = run(penalty, model, batch()[0], mode=mode, p=p)
+                assert value == 0
+                assert grads.isfinite().all()
 
 
 def test_large_logits():

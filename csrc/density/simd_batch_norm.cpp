@@ -1,0 +1,257 @@
+// The sums and sweeps of batch normalisation; see batch_norm.h.
+#include "density/batch_norm.h"
+#include "density/lanes.h"
+
+namespace robustcore::density {
+inline namespace RC_ISA {
+namespace {
+
+using Pass = BatchNormPass;
+
+template <Pass kPass>
+constexpr int kSumsOf = kPass == Pass::kMean             ? 1
+                        : kPass == Pass::kDoubleBackward ? 3
+                                                         : 2;
+template <Pass kPass>
+constexpr int kFactorsOf = kPass == Pass::kNormalize  ? 2
+                           : kPass == Pass::kBackward ? 3
+                                                      : 7;
+
+// n lanes at an offset, of one channel or, with the channels last, of as many channels.
+template <class L, Pass kPass>
+class At {
+ public:
+  using T = typename L::Real;
+  using Float = typename L::Float;
+
+  explicit At(const BatchNormArgs& args) : args_(args) {}
+
+  // Adds to accumulators sum(0), sum(1), ...; lanes past n add 0. `pad` is the mean, where one
+  // channel is all there is.
+  template <class Sum>
+  RC_HOST_DEVICE void add(int64_t at, int n, Float mean, T pad, const Sum& sum) const {
+    const Float x = load<L>(in(args_.x) + at, n, pad);
+    if constexpr (kPass == Pass::kMean) {
+      sum(0) = sum(0) + x;
+    } else {
+      const Float c = x - mean;
+      if constexpr (kPass == Pass::kNormalize) {
+        sum(0) = sum(0) + c;
+        sum(1) = L::fma(c, c, sum(1));
+      } else {
+        const Float g = load<L>(in(args_.grad) + at, n, T(0));
+        Float of = g;
+        if constexpr (kPass == Pass::kDoubleBackward) {
+          of = load<L>(in(args_.v) + at, n, T(0));
+          sum(2) = L::fma(of, g, sum(2));
+        }
+        sum(0) = sum(0) + of;
+        sum(1) = L::fma(of, c, sum(1));
+      }
+    }
+  }
+
+  RC_HOST_DEVICE void write(int64_t at, int n, Float mean,
+                            const Float (&f)[kFactorsOf<kPass>]) const {
+    const Float c = load<L>(in(args_.x) + at, n, T(0)) - mean;
+    Float out;
+    if constexpr (kPass == Pass::kNormalize) {
+      out = L::fma(f[0], c, f[1]);
+    } else {
+      const Float g = load<L>(in(args_.grad) + at, n, T(0));
+      if constexpr (kPass == Pass::kBackward) {
+        out = L::fma(f[0], g, L::fma(f[1], c, f[2]));
+        if (args_.more) out = out + load<L>(in(args_.more) + at, n, T(0));
+      } else {
+        const Float v = load<L>(in(args_.v) + at, n, T(0));
+        out = L::fma(f[0], v, L::fma(f[1], c, f[2]));
+        store<L>(static_cast<T*>(args_.curvature) + at,
+                 L::fma(f[3], v, L::fma(f[4], g, L::fma(f[5], c, f[6]))), n);
+      }
+    }
+    store<L>(static_cast<T*>(args_.out) + at, out, n);
+  }
+
+ private:
+  static RC_HOST_DEVICE const T* in(const void* data) {
+    return static_cast<const T*>(data);
+  }
+  const BatchNormArgs& args_;
+};
+
+// Calls body(channel, first, last) with the images of each unit.
+template <class Body>
+RC_HOST_DEVICE void for_units(const BatchNormArgs& args, int64_t begin, int64_t end,
+                              const Body& body) {
+  const int64_t chunks = args.chunks(), step = args.images_per_unit();
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit % chunks * step;
+    body(unit, unit / chunks, first, first + step < args.images ? first + step : args.images);
+  }
+}
+
+template <class L, Pass kPass>
+void sum_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  using T = typename L::Real;
+  using Float = typename L::Float;
+  constexpr int kCount = kSumsOf<kPass>;
+  const At<L, kPass> elements(args);
+  for_units(args, begin, end, [&](int64_t unit, int64_t channel, int64_t first, int64_t last) {
+    const T mean = kPass == Pass::kMean ? T(0) : static_cast<const T*>(args.mean)[channel];
+    const Float means = L::splat(mean);
+    double total[kCount][kSums] = {};
+    Float sums[kCount][kWays<L>];
+    const auto clear = [&] {
+      for (auto& ways : sums) {
+        for (Float& way : ways) way = L::splat(T(0));
+      }
+    };
+    const auto flush = [&] {
+      for (int q = 0; q < kCount; ++q) {
+        T a[kSums];
+        for (int way = 0; way < kWays<L>; ++way) L::store(a + way * L::kFloats, sums[q][way]);
+        for (int i = 0; i < kSums; ++i) total[q][i] += a[i];
+      }
+      clear();
+    };
+    clear();
+    int64_t held = 0;  // elements in the accumulators
+    for (int64_t image = first; image < last; ++image) {
+      const int64_t base = (image * args.channels + channel) * args.plane;
+      for (int64_t from = 0; from < args.plane; from += kSegment) {
+        const int64_t left = args.plane - from, count = left < kSegment ? left : kSegment;
+        for_lanes<L>(count, [&](int64_t i, int n, int way) {
+          elements.add(base + from + i, n, means, mean,
+                       [&](int q) -> Float& { return sums[q][way]; });
+        });
+        held += count;
+        if (held < kSegment) continue;
+        flush();
+        held = 0;
+      }
+    }
+    flush();
+    for (int q = 0; q < kCount; ++q) {
+      args.sums[unit * BatchNormArgs::kSums + q] = tree(total[q]);
+    }
+  });
+}
+
+template <class L, Pass kPass>
+void write_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  using T = typename L::Real;
+  using Float = typename L::Float;
+  const At<L, kPass> elements(args);
+  for_units(args, begin, end, [&](int64_t, int64_t channel, int64_t first, int64_t last) {
+    const Float mean = L::splat(static_cast<const T*>(args.mean)[channel]);
+    Float f[kFactorsOf<kPass>];
+    const T* factor = static_cast<const T*>(args.factors) + channel;
+    for (Float& each : f) each = L::splat(*factor), factor += args.channels;
+    for (int64_t image = first; image < last; ++image) {
+      const int64_t base = (image * args.channels + channel) * args.plane;
+      for_lanes<L>(args.plane,
+                   [&](int64_t i, int n, int) { elements.write(base + i, n, mean, f); });
+    }
+  });
+}
+
+constexpr int kRowWays = 4;       // accumulators of a channel, by row
+constexpr int64_t kRowRun = 256;  // rows in the accumulators
+
+template <class L, Pass kPass>
+void sum_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  using T = typename L::Real;
+  using Float = typename L::Float;
+  constexpr int kCount = kSumsOf<kPass>;
+  const At<L, kPass> elements(args);
+  for_units(args, begin, end, [&](int64_t unit, int64_t, int64_t first, int64_t last) {
+    for (int64_t c = 0; c < args.channels; c += L::kFloats) {
+      const int64_t left = args.channels - c;
+      const int n = static_cast<int>(left < L::kFloats ? left : L::kFloats);
+      const Float mean = kPass == Pass::kMean
+                             ? L::splat(T(0))
+                             : load<L>(static_cast<const T*>(args.mean) + c, n, T(0));
+      double total[kCount][L::kFloats] = {};
+      for (int64_t run = first; run < last; run += kRowRun) {
+        const int64_t end_of_run = run + kRowRun < last ? run + kRowRun : last;
+        Float sums[kCount][kRowWays];
+        for (auto& ways : sums) {
+          for (Float& way : ways) way = L::splat(T(0));
+        }
+        const auto add = [&](int64_t row, int way) {
+          elements.add(row * args.channels + c, n, mean, T(0),
+                       [&](int q) -> Float& { return sums[q][way]; });
+        };
+        int64_t row = run;
+        for (; row + kRowWays <= end_of_run; row += kRowWays) {
+#pragma GCC unroll 4
+          for (int way = 0; way < kRowWays; ++way) add(row + way, way);
+        }
+#pragma GCC unroll 4
+        for (int way = 0; way < kRowWays; ++way) {
+          if (row + way < end_of_run) add(row + way, way);
+        }
+        for (int q = 0; q < kCount; ++q) {
+          T a[L::kFloats];
+          L::store(a, (sums[q][0] + sums[q][1]) + (sums[q][2] + sums[q][3]));
+          for (int i = 0; i < L::kFloats; ++i) total[q][i] += a[i];
+        }
+      }
+      for (int q = 0; q < kCount; ++q) {
+        double* to = args.sums + (unit * BatchNormArgs::kSums + q) * args.channels + c;
+        for (int i = 0; i < n; ++i) to[i] = total[q][i];
+      }
+    }
+  });
+}
+
+template <class L, Pass kPass>
+void write_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  using T = typename L::Real;
+  using Float = typename L::Float;
+  const At<L, kPass> elements(args);
+  for_units(args, begin, end, [&](int64_t, int64_t, int64_t first, int64_t last) {
+    for (int64_t c = 0; c < args.channels; c += L::kFloats) {
+      const int64_t left = args.channels - c;
+      const int n = static_cast<int>(left < L::kFloats ? left : L::kFloats);
+      const Float mean = load<L>(static_cast<const T*>(args.mean) + c, n, T(0));
+      Float f[kFactorsOf<kPass>];
+      const T* factor = static_cast<const T*>(args.factors) + c;
+      for (Float& each : f) each = load<L>(factor, n, T(0)), factor += args.channels;
+      for (int64_t row = first; row < last; ++row) {
+        elements.write(row * args.channels + c, n, mean, f);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+#define RC_BATCH_NORM_CASE(work, pass)                                                        \
+  case pass:                                                                                  \
+    return with_arithmetic(args.dtype, [&](auto t) {                                          \
+      using L = LanesOf<decltype(t)>;                                                         \
+      (args.channels_last ? work##_rows<L, pass> : work##_planes<L, pass>)(args, begin, end); \
+    });
+
+void batch_norm_sums(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  switch (args.pass) {
+    RC_BATCH_NORM_CASE(sum, Pass::kMean)
+    RC_BATCH_NORM_CASE(sum, Pass::kNormalize)
+    RC_BATCH_NORM_CASE(sum, Pass::kBackward)
+    RC_BATCH_NORM_CASE(sum, Pass::kDoubleBackward)
+  }
+}
+
+void batch_norm_write(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  switch (args.pass) {
+    case Pass::kMean:
+      return;
+      RC_BATCH_NORM_CASE(write, Pass::kNormalize)
+      RC_BATCH_NORM_CASE(write, Pass::kBackward)
+      RC_BATCH_NORM_CASE(write, Pass::kDoubleBackward)
+  }
+}
+
+}  // namespace RC_ISA
+}  // namespace robustcore::density
