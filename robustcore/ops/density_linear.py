@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcore.ops.common import map_calls as _map_calls
 from robustcore.ops.density import _arithmetic, _check_floating, _tracked
 from robustcore.ops.density_layers import needed, present
-from robustcore.ops.smoothing import _map_calls
 
 _chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
 _chunk_weights = torch.ops.robustcore.logsumexp_chunk_weights_.default

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
-from robustcore.ops.smoothing import _check_floating, _needs_grad
+from robustcore.ops.common import check_floating as _check_floating
+from robustcore.ops.common import needs_grad as _needs_grad
 
 _fill = torch.ops.robustcore.neighbor_fill.default
 _fill_ = torch.ops.robustcore.neighbor_fill_.default
