@@ -216,8 +216,8 @@ def splitting_levels(scale: float) -> int:
 
 def _affine_noise(
     kind: str, level_name: str, x: Tensor, num_samples: int, sigma: float | Tensor, seed: int,
-    image_offset: int, sample_offset: int | Tensor, mean: Any, std: Any, dtype: torch.dtype | None,
-    memory_format: torch.memory_format, out: Tensor | None,
+    image_offset: int | Tensor, sample_offset: int | Tensor, mean: Any, std: Any,
+    dtype: torch.dtype | None, memory_format: torch.memory_format, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     check_images(x, seed, memory_format)
     sigma_value, sigma_map = 0.0, None

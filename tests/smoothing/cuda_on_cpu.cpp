@@ -17,6 +17,9 @@ namespace {
 
 int failures = 0;
 
+// Offsets that the kernels read themselves, past 32 bits.
+const int64_t image_offset = (int64_t{1} << 41) + 11, sample_offset = (int64_t{1} << 34) + 5;
+
 void report(const std::string& name, bool same) {
   std::printf("%s %s\n", same ? "same " : "DIFFER", name.c_str());
   failures += !same;
@@ -63,7 +66,6 @@ void check_noise(NoiseArgs args, const std::string& name) {
 }
 
 void noise_cases() {
-  const int64_t image_offset = (int64_t{1} << 41) + 11, sample_offset = (int64_t{1} << 34) + 5;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
     struct Shape {
       int64_t images, samples, channels, pixels;
