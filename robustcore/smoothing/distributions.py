@@ -28,6 +28,9 @@ class Distribution(ABC):
 
     norm: str
     """Of the radius: l2, l1, linf, l0 (pixels), or patch (the side of a square)."""
+    offsets_on_device: ClassVar[bool] = False
+    """Whether :meth:`sample` takes its offsets as 0-d int64 tensors too, and so can be captured in
+    a CUDA graph."""
 
     @property
     def deterministic(self) -> bool:
@@ -91,6 +94,7 @@ class Distribution(ABC):
 class _Additive(Distribution):
     """Noise with a scale and a choice of norm."""
 
+    offsets_on_device = True
     _norms: ClassVar[tuple[str, ...]] = ("l1", "l2", "linf")
 
     def _check_norm(self) -> None:
@@ -294,6 +298,8 @@ class Dual(Distribution):
     Raises TypeError or ValueError, naming the argument. Source: Xia et al., "Mitigating the curse
     of dimensionality for certified robustness via dual randomized smoothing", 2024.
     """
+
+    offsets_on_device = True
 
     base: Gaussian
     norm: str = "l2"

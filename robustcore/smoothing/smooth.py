@@ -6,8 +6,6 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +16,13 @@ from robustcore.smoothing import sequential
 from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
 from robustcore.smoothing.checks import require_int, require_positive, require_probability
+from robustcore.smoothing.cuda_graph import Graphs
 from robustcore.smoothing.distributions import Distribution, Dual, Gaussian
 from robustcore.smoothing.normalize import Normalization
-from robustcore.smoothing.plan import Block, cut_runs, plan_batches
+from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
-# Of noise with two views, the second has images of its own in the noise stream.
-SECOND_VIEW = 2**47
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -52,6 +49,14 @@ class Smooth:
             float16 it runs under autocast, so float32 parameters work.
         memory_format: of what the base classifier receives; ``torch.channels_last`` is the faster
             one for most convolutional networks.
+        cuda_graph: on a GPU, whether full batches of one image are replays of a CUDA graph, with
+            the same results: noise, base classifier and votes are captured once and cost the host
+            one launch from then on. None: where the base classifier is a module in eval mode
+            without forward hooks, not compiled; if it cannot be captured, because it waits for the
+            device, say, a warning tells so and sampling goes on without. True: always, and an
+            error where it cannot be (hooks then run at the capture alone). False: never. The graph
+            and its memory (a batch, the activations) are kept for the next call, and captured
+            again when anything but the values of the module's tensors has changed.
 
     Raises TypeError or ValueError, naming the argument. Source: Cohen, Rosenfeld and Kolter, 2019.
     """
@@ -70,6 +75,7 @@ class Smooth:
         std: float | Sequence[float] | Tensor | None = None,
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        cuda_graph: bool | None = None,
     ) -> None:
         if (sigma is None) == (noise is None):
             raise TypeError(f"sigma, noise: got {sigma!r} and {noise!r}, want exactly one of them")
@@ -88,11 +94,14 @@ class Smooth:
             raise ValueError(
                 f"memory_format: got {memory_format}, want contiguous_format or channels_last"
             )
+        if cuda_graph not in (None, True, False):
+            raise TypeError(f"cuda_graph: got {cuda_graph!r}, want None, True or False")
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
         self._models = models
+        self._graphs = Graphs(cuda_graph)
         self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
         self.dtype = dtype
         self.memory_format = memory_format
@@ -321,132 +330,29 @@ class Smooth:
         offset = require_int("image_offset", image_offset, 0, limit - len(images) + 1)
         mean, std = self._normalization.on(images)
         self.noise.check(images, mean is not None or std is not None)
+        self._graphs.require(images.device, self.noise.offsets_on_device)
         for model in self._models:
             _warn_if_training(model)
         self.last_seed = self._draw_seed() if self.seed is None else self.seed
         if most_samples is None:
             most_samples = self.noise.num_samples(images.shape[1:])
         rows = max(1, min(batch_size, len(images) * most_samples))
-        return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
+        return images, LocalSampler(
+            self._models,
+            self.num_classes,
+            self.noise,
+            images,
+            rows,
+            dtype=self.dtype or images.dtype,
+            memory_format=self.memory_format,
+            image_offset=offset,
+            seed=self.last_seed,
+            normalization=(mean, std),
+            graphs=self._graphs,
+        )
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)
-
-
-class _Sampler:
-    """One run: counts votes over noisy copies, which all pass through one buffer."""
-
-    def __init__(
-        self,
-        smooth: Smooth,
-        images: Tensor,
-        rows: int,
-        image_offset: int,
-        seed: int,
-        mean: Tensor | None,
-        std: Tensor | None,
-    ) -> None:
-        self.models = smooth._models
-        self.noise = smooth.noise
-        self.num_classes = smooth.num_classes
-        self.image_offset = image_offset
-        self.seed = seed
-        self.batch_size = rows
-        self.buffer = torch.empty(
-            (rows, *self.noise.output_shape(self.noise.views(images[:1])[0].shape[1:])),
-            dtype=smooth.dtype or images.dtype,
-            device=images.device,
-            memory_format=smooth.memory_format,
-        )
-        self.add_noise = partial(
-            self.noise.sample,
-            seed=seed,
-            mean=mean,
-            std=std,
-            memory_format=smooth.memory_format,
-        )
-
-    def count(
-        self,
-        images: Tensor,
-        first_sample: int,
-        num_samples: int,
-        bar: tqdm[Any],
-        indices: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
-        noise with two views ``[B, 2, K]``.
-
-        ``images[b]`` is image ``image_offset + b`` of the noise stream, or ``+ indices[b]``.
-        Nothing here waits for the device.
-        """
-        views = self.noise.views(images)
-        votes = [
-            self._count_view(
-                view, self.models[i % len(self.models)], i * SECOND_VIEW, first_sample, num_samples,
-                bar, indices,
-            )
-            for i, view in enumerate(views)
-        ]  # fmt: skip
-        return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
-
-    def _count_view(
-        self, images: Tensor, model: Any, view_offset: int, first_sample: int, num_samples: int,
-        bar: tqdm[Any], indices: Sequence[int] | None,
-    ) -> Tensor:  # fmt: skip
-        numbers = range(len(images)) if indices is None else indices
-        positions = [view_offset + self.image_offset + number for number in numbers]
-        votes = images.new_zeros((len(images), self.num_classes), dtype=torch.int64)
-        dtype = self.buffer.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        # Around all batches: autocast keeps its casts of the weights until it is left.
-        autocast = torch.autocast(images.device.type, dtype=dtype) if half else nullcontext()
-        with torch.inference_mode(), autocast:
-            for blocks in plan_batches(len(images), num_samples, self.batch_size):
-                if indices is not None:
-                    blocks = cut_runs(blocks, indices)
-                batch = self._fill(images, positions, blocks, first_sample)
-                logits = model(batch)
-                self._check_logits(logits, len(batch))
-                row = 0
-                for block in blocks:
-                    ballots = logits[row : row + block.size]
-                    votes[block.first_image : block.first_image + block.images].add_(
-                        self.noise.count(ballots.view(block.images, block.samples, -1))
-                    )
-                    row += block.size
-                bar.update(row)
-        return votes
-
-    def _fill(
-        self, images: Tensor, positions: Sequence[int], blocks: list[Block], first_sample: int
-    ) -> Tensor:
-        """The buffer's rows with the noisy images of one batch."""
-        row = 0
-        for block in blocks:
-            out = self.buffer[row : row + block.size]
-            self.add_noise(
-                images[block.first_image : block.first_image + block.images],
-                block.samples,
-                image_offset=positions[block.first_image],
-                sample_offset=first_sample + block.first_sample,
-                out=out.view(block.images, block.samples, *self.buffer.shape[1:]),
-            )
-            row += block.size
-        return self.buffer[:row]
-
-    def _check_logits(self, logits: Any, size: int) -> None:
-        if not isinstance(logits, Tensor):
-            got: str = type(logits).__name__
-        elif logits.shape != (size, self.num_classes) or not logits.is_floating_point():
-            got = f"{logits.dtype} of shape {list(logits.shape)}"
-        else:
-            return
-        error = ValueError if isinstance(logits, Tensor) else TypeError
-        raise error(
-            f"base_classifier: gave {got} for a batch of {size}, "
-            f"want floating logits [{size}, {self.num_classes}], one column a class"
-        )
 
 
 def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
