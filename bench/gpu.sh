@@ -42,7 +42,7 @@ python3 -c 'import robustcore; print(robustcore.build_info())' | tee -a "$log"
 
 stage "tests on the GPU" 240 python3 -m pytest -m cuda -q tests
 for family in smoothing lipschitz density masking; do
-  stage "benchmarks: $family" 100 python3 -m pytest "bench/$family" --device cuda -q \
+  stage "benchmarks: $family" 150 python3 -m pytest "bench/$family" --device cuda -q \
     --benchmark-json "$results/gpu_${name}_$family.json" \
     --report "$results/gpu_${name}_$family.md"
 done

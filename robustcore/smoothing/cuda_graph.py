@@ -254,11 +254,14 @@ class Graphs:
 
     def refuse(self, slot: int, error: BaseException | None) -> None:
         """Complains that a step cannot be captured: an error if it is wanted, else one warning."""
+        warned = bool(self._refused)
         self._refused[slot] = self._loops.pop(slot)[0]
         if self.wanted:
             raise RuntimeError(
                 f"cuda_graph: got True, but the step cannot be captured: {error}"
             ) from error
+        if warned:
+            return
         warnings.warn(
             f"cuda_graph: the step cannot be captured ({error}); sampling goes on without a "
             "graph, with the same results. cuda_graph=False avoids the attempt",
