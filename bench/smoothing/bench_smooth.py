@@ -168,4 +168,20 @@ def test_smooth(case, impl, measure, device):
     assert counts.sum(1).tolist() == [n] * number
     # Other noise, the same distribution: the difference has a variance below n / 2.
     assert (counts - expected).abs().max() < 6 * (n / 2) ** 0.5
-    measure(f"certify: {case}", impl, fn, rounds=3 if case in GPU_CASES else None)
+    rounds = 3 if case in GPU_CASES else None
+    measure(f"certify: {case}", impl, fn, rounds=rounds)
+
+
+def test_overhead(measure, device):
+    """What noise, votes and the loop cost beside a model of the size of a ResNet-18."""
+    torch.manual_seed(0)
+    model = resnet18().to(device).eval()
+    images = torch.rand(1, 3, 32, 32, device=device)
+
+    def alone():
+        with torch.inference_mode():
+            model_alone(model, images, 500)
+
+    fn = implementation("robustcore", model, images, 500)
+    group = "certify: overhead, 1 image of 3x32x32, n = 500, ResNet-18"
+    measure(group, "robustcore", fn, rounds=25, against=("the model alone", alone))

@@ -21,6 +21,7 @@ from robustcore._build import __version__
 from robustcore.smoothing import results
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
 from robustcore.smoothing.distributed import Ranks, SharedSmooth, connect, local_device
+from robustcore.smoothing.memory import keep_freed_memory
 from robustcore.smoothing.progress import Progress
 from robustcore.smoothing.result_file import ResultFile
 from robustcore.smoothing.sequential import RadiusTests
@@ -148,6 +149,8 @@ def run(args: argparse.Namespace) -> None:
     if args.radius_tolerance is not None and not args.early_stop:
         raise user_error("--radius-tolerance: goes with --early-stop")
     device = local_device(args.device)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     with connect(device, args.timeout) as ranks:
         try:
             _run(args, device, ranks)
