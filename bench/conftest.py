@@ -86,10 +86,10 @@ def measure(benchmark, device):
         )
         if against:
             theirs = statistics.median(others[-rounds:])
-            ratio = benchmark.stats.stats.median / theirs
+            ratio = theirs / benchmark.stats.stats.median
             benchmark.extra_info["note"] += (
-                f"{ratio:.2f} times {against[0]}, {theirs / launches * 1e3:.0f} ms, of {rounds} "
-                "rounds in turn"
+                f"{against[0]} in turn with it: {theirs / launches * 1e3:.0f} ms, ratio "
+                f"{ratio:.2f} (medians of {rounds} rounds)"
             )
 
     return run

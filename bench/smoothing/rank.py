@@ -19,7 +19,7 @@ def main(way):
     torch.manual_seed(0)
     model = two_convolutions().eval()
     images = torch.rand(2, 3, 32, 32)
-    settings = dict(n0=100, n=2900, batch_size=250)
+    settings = dict(n0=100, n=1900, batch_size=250)
     keep_freed_memory()  # as `robustcore certify` does
     with connect("cpu") as ranks:
         for _ in sys.stdin:
