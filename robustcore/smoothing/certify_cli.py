@@ -116,7 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--radius-tolerance",
         type=float,
         default=None,
-        help="with --early-stop: what more samples could add to the radius (a tenth of sigma)",
+        help="with --early-stop: what more samples could add to the radius (a tenth of sigma or of "
+        "the radius reached)",
     )
     add("--details", action="store_true", help="also write the columns samples and votes")
     add("--no-progress", action="store_true", help="show no progress bar")

@@ -143,8 +143,8 @@ class Smooth:
                 over the looks, so the guarantee is the same and a radius at ``n`` samples slightly
                 smaller; see :mod:`robustcore.smoothing.sequential`. Without, all images take
                 ``n``, as in published tables.
-            radius_tolerance: in pixel units, at least 0; by default a tenth of sigma. 0 stops
-                only images that will abstain.
+            radius_tolerance: in pixel units, at least 0; by default a tenth of sigma or of the
+                radius reached, whichever is larger. 0 stops only images that will abstain.
 
         Returns:
             ``(class or ABSTAIN, radius)`` for one image, the radius 0.0 where it abstains;
@@ -171,7 +171,7 @@ class Smooth:
         _require_enough("certify", n, smallest_certifiable_n(alpha / views), alpha)
         if early_stop:
             looks = sequential.plan_certify(n, alpha)
-            tolerance = sequential.require_tolerance(radius_tolerance, self.sigma)
+            tolerance = sequential.require_tolerance(radius_tolerance)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
         images, sampler = self._start(x, batch_size, image_offset, max(n0, n))
