@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from robustcore.smoothing.cuda_graph import GraphLoop, Graphs, NotCapturable, Step
 from robustcore.smoothing.distributions import Distribution
 from robustcore.smoothing.plan import Block, cut_runs, plan_batches
+from robustcore.smoothing.progress import Bar
 
 # Of noise with two views, the second has images of its own in the noise stream.
 SECOND_VIEW = 2**47
@@ -29,7 +29,8 @@ class LocalSampler:
         images: those that will be sampled, or others of their form, ``[B, C, H, W]``.
         rows: of the buffer, most images in one call of a model.
         dtype, memory_format: of what the models receive.
-        image_offset: of ``images[0]`` in the noise stream.
+        image_offset, image_stride: ``images[b]`` is number ``image_offset + b * image_stride`` of
+            the noise stream.
         seed: of the noise.
         normalization: mean and std, each ``[C]`` or None.
         graphs: where the captured steps are kept.
@@ -46,11 +47,12 @@ class LocalSampler:
         dtype: torch.dtype,
         memory_format: torch.memory_format,
         image_offset: int,
+        image_stride: int,
         seed: int,
         normalization: tuple[Tensor | None, Tensor | None],
         graphs: Graphs,
     ) -> None:
-        self.image_offset, self.seed = image_offset, seed
+        self.image_offset, self.image_stride, self.seed = image_offset, image_stride, seed
         self._models, self._num_classes, self._noise = models, num_classes, noise
         self._rows, self._graphs = rows, graphs
         shape = noise.output_shape(noise.views(images[:1])[0].shape[1:])
@@ -78,13 +80,13 @@ class LocalSampler:
         images: Tensor,
         first_sample: int,
         num_samples: int,
-        bar: tqdm[Any],
+        bar: Bar,
         indices: Sequence[int] | None = None,
     ) -> Tensor:
         """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
         noise with two views ``[B, 2, K]``.
 
-        ``images[b]`` is image ``image_offset + b`` of the noise stream, or ``+ indices[b]``.
+        ``images[b]`` is what the constructor says of b, or of ``indices[b]``.
         Nothing here waits for the device, but for the capture of a graph.
         """
         votes = []
@@ -93,11 +95,13 @@ class LocalSampler:
         return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
 
     def _count_view(
-        self, number: int, images: Tensor, first_sample: int, num_samples: int, bar: tqdm[Any],
+        self, number: int, images: Tensor, first_sample: int, num_samples: int, bar: Bar,
         indices: Sequence[int] | None,
     ) -> Tensor:  # fmt: skip
         start = number * SECOND_VIEW + self.image_offset
-        positions = [start + i for i in (range(len(images)) if indices is None else indices)]
+        numbers = range(len(images)) if indices is None else indices
+        positions = [start + number * self.image_stride for number in numbers]
+        gaps = indices is not None or self.image_stride > 1
         votes = images.new_zeros((len(images), self._num_classes), dtype=torch.int64)
         model = self._models[number % len(self._models)]
         logits = partial(checked_logits, model, self._num_classes)
@@ -120,8 +124,8 @@ class LocalSampler:
                     else:
                         bar.update(size)
                         continue
-                if indices is not None:
-                    blocks = cut_runs(blocks, indices)
+                if gaps:
+                    blocks = cut_runs(blocks, positions)
                 self._count_batch(images, positions, blocks, first_sample, logits, votes)
                 bar.update(size)
             if loop is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, _Result, _shares
 from robustcore.smoothing.checks import require_int, require_probability, require_real
+from robustcore.smoothing.progress import Bar, sample_bar
 from robustcore.smoothing.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
 
 # Below, a look costs more than the samples it may save; a test of one radius is often done earlier.
@@ -34,13 +34,14 @@ class Sampler(Protocol):
 
     seed: int
     image_offset: int
+    image_stride: int
 
     def count(
         self,
         images: Tensor,
         first_sample: int,
         num_samples: int,
-        bar: tqdm[Any],
+        bar: Bar,
         indices: Sequence[int] | None = None,
     ) -> Tensor: ...
 
@@ -127,7 +128,7 @@ def certify(
     sigma: float,
     tolerance: float | None,
     *,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], Any] = False,
 ) -> StoppedCertificates:
     """Certificates from looks on the way; see ``Smooth.certify(early_stop=True)``.
 
@@ -142,9 +143,7 @@ def certify(
     started = time.perf_counter()
     n, alpha = looks.sizes[-1], looks.spent[-1]
     levels = looks.levels()
-    with tqdm(
-        total=len(images) * (n0 + n), desc="certify", unit="sample", disable=not progress
-    ) as bar:
+    with sample_bar(len(images) * (n0 + n), "certify", progress) as bar:
         run = _Run(sampler, images, n0, n, bar)
         p_lower = np.zeros(len(images))
         p_upper = np.ones(len(images))
@@ -173,6 +172,7 @@ def certify(
         sigma=sigma,
         seed=sampler.seed,
         image_offset=sampler.image_offset,
+        image_stride=sampler.image_stride,
         seconds=_shares(time.perf_counter() - started, len(images)),
         radius=torch.from_numpy(_radius(p_lower, sigma)),
         p_lower=bound,
@@ -211,12 +211,12 @@ def certify_at(
     n0: int,
     test: RadiusTest,
     *,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], Any] = False,
 ) -> RadiusTests:
     """Runs the test on each image until it is decided; see ``Smooth.certify_at``."""
     started = time.perf_counter()
     most = len(images) * (n0 + test.max_n)
-    with tqdm(total=most, desc="certify", unit="sample", disable=not progress) as bar:
+    with sample_bar(most, "certify", progress) as bar:
         run = _Run(sampler, images, n0, test.max_n, bar)
         certified = np.zeros(len(images), dtype=bool)
         refuted = np.zeros(len(images), dtype=bool)
@@ -236,6 +236,7 @@ def certify_at(
         sigma=test.sigma,
         seed=sampler.seed,
         image_offset=sampler.image_offset,
+        image_stride=sampler.image_stride,
         seconds=_shares(time.perf_counter() - started, len(images)),
         radius=test.radius,
         p_radius=test.p_radius,
@@ -249,9 +250,7 @@ def certify_at(
 class _Run:
     """The votes of a batch of images of which fewer and fewer are still sampled."""
 
-    def __init__(
-        self, sampler: Sampler, images: Tensor, n0: int, most: int, bar: tqdm[Any]
-    ) -> None:
+    def __init__(self, sampler: Sampler, images: Tensor, n0: int, most: int, bar: Bar) -> None:
         self._sampler, self._images, self._n0, self._most = sampler, images, n0, most
         self._bar = bar
         self.counts0 = sampler.count(images, 0, n0, bar).cpu()

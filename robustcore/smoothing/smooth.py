@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from robustcore.smoothing import sequential
 from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
@@ -19,6 +18,7 @@ from robustcore.smoothing.checks import require_int, require_positive, require_p
 from robustcore.smoothing.cuda_graph import Graphs
 from robustcore.smoothing.distributions import Distribution, Dual, Gaussian
 from robustcore.smoothing.normalize import Normalization
+from robustcore.smoothing.progress import sample_bar
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler
 
 # The counter space of the noise ops.
@@ -117,7 +117,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
         early_stop: bool = False,
         radius_tolerance: float | None = None,
     ) -> tuple[int, float] | Certificates:
@@ -133,11 +134,12 @@ class Smooth:
             alpha: failure probability of one certificate, strictly between 0 and 1.
             batch_size: images in one call of the base classifier; those of several x are mixed.
                 Results do not depend on it, as far as the base classifier's logits do not.
-            image_offset: x[b] is image ``image_offset + b`` of the noise stream, so the parts of a
-                data set give the results of the whole. A single image is image 0 by default, and
-                with one given seed all such images meet the same noise: their certificates hold
-                one by one, but err together.
-            progress: show a progress bar (on a GPU it counts the work queued).
+            image_offset, image_stride: x[b] is number ``image_offset + b * image_stride`` of the
+                noise stream, so the parts of a data set give the results of the whole. A single
+                image is number 0 by default, and with one given seed all such images meet the same
+                noise: their certificates hold one by one, but err together.
+            progress: show a progress bar (on a GPU it counts the work queued); or a function, which
+                is called with the number of samples done and that of all.
             early_stop: look at the votes of an image on the way, and stop it once it is certain to
                 abstain or its radius cannot grow by more than ``radius_tolerance``. alpha is spent
                 over the looks, so the guarantee is the same and a radius at ``n`` samples slightly
@@ -159,7 +161,7 @@ class Smooth:
         if early_stop:
             self._require_gaussian("early_stop")
         if self.noise.deterministic:
-            result = self._certify_all(x, batch_size, image_offset, progress)
+            result = self._certify_all(x, batch_size, image_offset, image_stride, progress)
             if x.dim() == 4:
                 return result
             return int(result.prediction[0]), float(result.radius[0])
@@ -174,14 +176,14 @@ class Smooth:
             tolerance = sequential.require_tolerance(radius_tolerance)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
-        images, sampler = self._start(x, batch_size, image_offset, max(n0, n))
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, max(n0, n))
         if early_stop:
             stopped = sequential.certify(
                 sampler, images, n0, looks, self.sigma, tolerance, progress=progress
             )
             return stopped if x.dim() == 4 else (int(stopped.prediction), float(stopped.radius))
         total = len(images) * (n0 + n) * views
-        with tqdm(total=total, desc="certify", unit="sample", disable=not progress) as bar:
+        with sample_bar(total, "certify", progress) as bar:
             stages = [sampler.count(images, 0, n0, bar), sampler.count(images, n0, n, bar)]
         # The only wait for the device.
         counts0, counts = torch.stack(stages).cpu()
@@ -194,6 +196,7 @@ class Smooth:
             n=n,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
             noise=self.noise,
             shape=tuple(images.shape[1:]),
@@ -212,7 +215,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
     ) -> tuple[int, int] | sequential.RadiusTests:
         """Whether the smoothed classifier is constant within ``radius``, by a sequential test.
 
@@ -229,7 +233,7 @@ class Smooth:
                 an answer is undecided, and abstains.
             n0: samples of the selection, at least 1: indices [0, n0) of the noise stream. The test
                 goes on from there.
-            batch_size, image_offset, progress: as in :meth:`certify`.
+            batch_size, image_offset, image_stride, progress: as in :meth:`certify`.
 
         Returns:
             ``(class or ABSTAIN, samples of the test)`` for one image,
@@ -243,21 +247,26 @@ class Smooth:
         self._require_gaussian("certify_at")
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         test = sequential.plan_test(radius, self.sigma, alpha, max_n)
-        images, sampler = self._start(x, batch_size, image_offset, max(n0, test.max_n))
+        images, sampler = self._start(
+            x, batch_size, image_offset, image_stride, max(n0, test.max_n)
+        )
         result = sequential.certify_at(sampler, images, n0, test, progress=progress)
         return result if x.dim() == 4 else (int(result.prediction), int(result.samples))
 
     def _certify_all(
-        self, x: Any, batch_size: Any, image_offset: Any, progress: bool
+        self,
+        x: Any,
+        batch_size: Any,
+        image_offset: Any,
+        image_stride: Any,
+        progress: bool | Callable[[int, int], Any],
     ) -> Certificates:
         """Certificates under deterministic noise: every sample of every image is counted."""
         started = time.perf_counter()
-        images, sampler = self._start(x, batch_size, image_offset, None)
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, None)
         shape = tuple(images.shape[1:])
         n = self.noise.num_samples(shape)
-        with tqdm(
-            total=len(images) * n, desc="certify", unit="sample", disable=not progress
-        ) as bar:
+        with sample_bar(len(images) * n, "certify", progress) as bar:
             counts = sampler.count(images, 0, n, bar).cpu()
         return Certificates.from_votes(
             counts,
@@ -266,6 +275,7 @@ class Smooth:
             shape=shape,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
         )
 
@@ -277,7 +287,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
     ) -> int | Predictions:
         """The smoothed classifier's classes, each right with probability at least ``1 - alpha``.
 
@@ -297,10 +308,8 @@ class Smooth:
         n = require_int("n", n, 1, MAX_SAMPLES)
         alpha = require_probability("alpha", alpha)
         _require_enough("predict", n, smallest_predictable_n(alpha), alpha)
-        images, sampler = self._start(x, batch_size, image_offset, n)
-        with tqdm(
-            total=len(images) * n, desc="predict", unit="sample", disable=not progress
-        ) as bar:
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, n)
+        with sample_bar(len(images) * n, "predict", progress) as bar:
             counts = sampler.count(images, 0, n, bar).cpu()
         result = Predictions.from_counts(
             counts,
@@ -309,6 +318,7 @@ class Smooth:
             n=n,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
         )
         return result if x.dim() == 4 else int(result.prediction[0])
@@ -318,7 +328,12 @@ class Smooth:
             raise ValueError(f"noise: got {self.noise}, but {what} is for Gaussian noise in l2")
 
     def _start(
-        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int | None
+        self,
+        x: Any,
+        batch_size: Any,
+        image_offset: Any,
+        image_stride: Any,
+        most_samples: int | None,
     ) -> tuple[Tensor, sequential.Sampler]:
         """The images as a batch and what samples them, after the last of the checks.
 
@@ -327,7 +342,13 @@ class Smooth:
         batch_size = require_int("batch_size", batch_size, 1)
         images = _require_images(x)
         limit = SECOND_VIEW if isinstance(self.noise, Dual) else MAX_IMAGES
-        offset = require_int("image_offset", image_offset, 0, limit - len(images) + 1)
+        stride = require_int("image_stride", image_stride, 1, limit)
+        most = limit - max(len(images) - 1, 0) * stride
+        if most <= 0:
+            raise ValueError(
+                f"image_stride: got {stride} for {len(images)} images, want indices below 2**48"
+            )
+        offset = require_int("image_offset", image_offset, 0, most)
         mean, std = self._normalization.on(images)
         self.noise.check(images, mean is not None or std is not None)
         self._graphs.require(images.device, self.noise.offsets_on_device)
@@ -346,6 +367,7 @@ class Smooth:
             dtype=self.dtype or images.dtype,
             memory_format=self.memory_format,
             image_offset=offset,
+            image_stride=stride,
             seed=self.last_seed,
             normalization=(mean, std),
             graphs=self._graphs,
