@@ -7,6 +7,7 @@ that counter. A replay therefore needs nothing from the host, and any number of 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,8 +201,16 @@ class GraphLoop:
             _set_waiting(self._cuda, before)
 
 
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.loops: dict[int, tuple[Any, GraphLoop]] = {}
+        self.refused: dict[int, Any] = {}  # what could not be captured
+
+
 class Graphs:
     """The loops of one ``Smooth``: kept from call to call, while what they were captured of stays.
+
+    Every thread has its own, for they hold the batch that is sampled.
 
     Args:
         wanted: True: an error where it cannot be; None: where it can and no surprise is to be
@@ -210,8 +219,10 @@ class Graphs:
 
     def __init__(self, wanted: bool | None) -> None:
         self.wanted = wanted
-        self._loops: dict[int, tuple[Any, GraphLoop]] = {}
-        self._refused: dict[int, Any] = {}  # what could not be captured
+        self._own = _OfThread()
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[bool | None]]:
+        return Graphs, (self.wanted,)  # a copy captures for itself
 
     def require(self, device: torch.device, offsets_on_device: bool) -> None:
         """Raises ValueError if a graph is wanted and there can be none."""
@@ -242,20 +253,21 @@ class Graphs:
             return None
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         key = (*depends, image.shape, image.dtype, image.device, autocast, fingerprint(model))
-        if self._refused.get(slot) == key:
+        own = self._own
+        if own.refused.get(slot) == key:
             return None
-        if slot not in self._loops or self._loops[slot][0] != key:
+        if slot not in own.loops or own.loops[slot][0] != key:
             # The old one goes first: its memory is as large.
-            self._loops.pop(slot, None)
-            self._loops[slot] = key, GraphLoop(make_step(), image.device)
-        loop = self._loops[slot][1]
+            own.loops.pop(slot, None)
+            own.loops[slot] = key, GraphLoop(make_step(), image.device)
+        loop = own.loops[slot][1]
         loop.use_seed(seed)
         return loop
 
     def refuse(self, slot: int, error: BaseException | None) -> None:
         """Complains that a step cannot be captured: an error if it is wanted, else one warning."""
-        warned = bool(self._refused)
-        self._refused[slot] = self._loops.pop(slot)[0]
+        warned = bool(self._own.refused)
+        self._own.refused[slot] = self._own.loops.pop(slot)[0]
         if self.wanted:
             raise RuntimeError(
                 f"cuda_graph: got True, but the step cannot be captured: {error}"
@@ -302,21 +314,38 @@ def fingerprint(model: Any) -> Any:
     return _state(model, set())
 
 
+class _Same:
+    """Equal to the very same object alone, which it keeps, so that no other one takes its place."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _state(value: Any, seen: set[int]) -> Any:
     if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
         return type(value), repr(value)
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
+        form = type(value), value.shape, value.dtype, value.device
+        if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.layout != torch.strided:
+            return _Same(value), form
+        return value.data_ptr(), value.stride(), form
     if id(value) in seen:
-        return id(value)
+        return _Same(value)
     seen.add(id(value))
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(_state(v, seen) for v in value)
+        return type(value), [_state(v, seen) for v in value]
     if isinstance(value, dict):
-        return type(value), tuple((_state(k, seen), _state(v, seen)) for k, v in value.items())
+        return type(value), [(_state(k, seen), _state(v, seen)) for k, v in value.items()]
+    if isinstance(value, nn.Module):
+        return type(value), _state(vars(value), seen)
     if isinstance(value, (type, ModuleType)) or not hasattr(value, "__dict__"):
-        return id(value)
-    return id(value), _state(vars(value), seen)
+        return _Same(value)
+    return _Same(value), _state(vars(value), seen)
 
 
 def _set_waiting(cuda: Any, mode: str | int) -> None:

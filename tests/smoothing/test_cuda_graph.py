@@ -1,6 +1,8 @@
 """The captured step: counts of the ordinary loop, when it is captured, and when it is not."""
 
+import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -215,6 +217,29 @@ def test_captured_again_after_a_change_of_the_model(images, cuda, change):
         assert cuda.log.count("capture") == turn
         assert_same_counts(result, certify(images, model, graph=False))
         CHANGES[change](model)
+
+
+def test_a_function_in_a_model_is_compared_by_itself():
+    model = Head()
+    model.scale = lambda x: 2 * x
+    before = cuda_graph.fingerprint(model)
+    assert cuda_graph.fingerprint(model) == before
+    for _ in range(10):  # one of them may lie where another was
+        model.scale = eval("lambda x: 3 * x")
+        assert cuda_graph.fingerprint(model) != before
+    model.scale = model.me = None
+    model.me = model  # and a cycle has an end
+    assert cuda_graph.fingerprint(model) == cuda_graph.fingerprint(model)
+    del model.me
+
+
+def test_threads_and_copies_have_their_own(images, cuda):
+    smooth = Smooth(Pixels(4), 4, 0.3, seed=7)
+    expected = smooth.certify(images, **RUN)
+    with ThreadPoolExecutor(1) as pool:
+        assert_same_counts(pool.submit(smooth.certify, images, **RUN).result(), expected)
+    assert_same_counts(copy.deepcopy(smooth).certify(images, **RUN), expected)
+    assert cuda.log.count("capture") == 3
 
 
 def test_new_values_of_weights_need_no_capture(images, cuda):
