@@ -48,11 +48,12 @@ for family in smoothing lipschitz density masking; do
 done
 if command -v compute-sanitizer > /dev/null; then
   # Small shapes are enough for it: every kernel runs, and each access is checked.
-  small="reference and cuda or special and cuda or gradients and cuda"
+  small="(reference or special or gradients or same_bits) and cuda"
   for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       --target-processes all python3 -m pytest -m cuda -q -x -k "$small" \
-      tests/smoothing/test_gaussian_noise.py tests/smoothing/test_count_votes.py
+      tests/smoothing/test_gaussian_noise.py tests/smoothing/test_count_votes.py \
+      tests/smoothing/test_offsets.py
   done
 else
   echo "compute-sanitizer: not on this machine" | tee -a "$log"

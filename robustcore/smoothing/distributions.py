@@ -132,7 +132,7 @@ class Gaussian(_Additive):
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
         # A ball of another norm lies in the l2 ball that conversion gives.
-        l2 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l2", self.norm)
+        l2 = norms.enclosing(radius, math.prod(shape), "l2", self.norm)
         shifted: Tensor = torch.special.ndtr(torch.special.ndtri(p) + l2 / self.level)
         return shifted
 
@@ -172,8 +172,8 @@ class Uniform(_Additive):
         return torch.maximum(l1, linf)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
-        return (p + l1 / (2 * self.scale)).clamp(max=1)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
+        return norms.total_variation_shift(p, l1, self.scale)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Laplace(_Additive):
         return norms.convert(norms.laplace_l1(p, self.scale), math.prod(shape), "l1", self.norm)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
         return norms.laplace_shift(p, l1 / self.scale)
 
 
@@ -277,8 +277,8 @@ class Splitting(_Additive):
         return norms.convert(l1, math.prod(shape), "l1", self.norm)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
-        return (p + l1 / (2 * self.scale)).clamp(max=1)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
+        return norms.total_variation_shift(p, l1, self.scale)
 
     def radius_of_votes(self, tolerated: Tensor, shape: Shape) -> Tensor:
         return norms.convert(tolerated.double() / 255, math.prod(shape), "l1", self.norm)
