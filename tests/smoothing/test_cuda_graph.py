@@ -435,7 +435,7 @@ def test_gpu_formats(images, dtype, memory_format):
 def test_gpu_nothing_waits_inside_an_image(images):
     x, smooth = images.cuda(), Smooth(Head().cuda(), 4, 0.3, seed=7, mean=0.1, std=0.5)
     expected = smooth.certify(x, **RUN | {"n": 1000})  # captures
-    taken, sampler = smooth._start(x, 10, 0, 1000)
+    taken, sampler = smooth._start(x, 10, 0, 1, 1000)
     bar = tqdm(disable=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
