@@ -182,14 +182,17 @@ class GraphLoop:
                 self._waiting("error"),
             ):
                 self.step()
-        except RuntimeError as error:
+        except Exception as error:  # the step itself has run before: whatever this is, go without
             raise NotCapturable from error
         # Only now may the graph before it go: the pool lives as long as one of them.
         self._graph, self._captured = graph, True
 
     @contextmanager
     def _waiting(self, mode: str | None) -> Iterator[None]:
-        """Whether what waits for the device is an error meanwhile; None: as it was."""
+        """Whether what waits for the device is an error meanwhile; None: as it was.
+
+        The mode is the process's, so it is set for a step or two and not for a run.
+        """
         if mode is None:
             yield
             return

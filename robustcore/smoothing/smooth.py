@@ -56,7 +56,7 @@ class Smooth:
             device, say, a warning tells so and sampling goes on without. True: always, and an
             error where it cannot be (hooks then run at the capture alone). False: never. The graph
             and its memory (a batch, the activations) are kept for the next call, and captured
-            again when anything but the values of the module's tensors has changed.
+            again when anything but the values of the module's tensors has changed, the seed too.
 
     Raises TypeError or ValueError, naming the argument. Source: Cohen, Rosenfeld and Kolter, 2019.
     """

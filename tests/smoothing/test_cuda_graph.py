@@ -297,9 +297,10 @@ def test_a_model_that_waits_is_warned_of_once(images, cuda):
     assert cuda.mode == 0
 
 
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
 @pytest.mark.parametrize("graph", [None, True])
-def test_a_capture_that_fails(images, cuda, graph):
-    cuda.fail = RuntimeError("operation not permitted when stream is capturing")
+def test_a_capture_that_fails(images, cuda, graph, error):
+    cuda.fail = error("operation not permitted when stream is capturing")
     smooth = Smooth(Pixels(4), 4, 0.3, seed=7, cuda_graph=graph)
     if graph:
         with pytest.raises(RuntimeError, match=r"cuda_graph: got True, but .* not permitted"):
