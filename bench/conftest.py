@@ -9,7 +9,9 @@ are compared within a group, in one run, against `robustcore`.
 """
 
 import platform
+import statistics
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -39,15 +41,17 @@ def device(request):
 
 @pytest.fixture
 def measure(benchmark, device):
-    """measure(group, impl, fn, launches=1, rounds=..., warmups=3, note=""): times fn().
+    """measure(group, impl, fn, launches=1, rounds=..., warmups=3, note="", against=None): times fn.
 
-    The most memory it holds at a time is measured beside.
+    The most memory it holds at a time is measured beside. With ``against=(name, function)`` that
+    function runs before each round, so that a machine whose speed drifts slows both down; the note
+    has the ratio of the medians.
 
     On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
     does in use; the figure is of one call. The note stands below the table.
     """
 
-    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3, note=""):
+    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3, note="", against=None):
         cuda = device.type == "cuda"
         for _ in range(warmups):
             fn()
@@ -64,10 +68,29 @@ def measure(benchmark, device):
                 torch.cuda.synchronize()
 
         benchmark.extra_info["launches"] = launches
-        if rounds is None:
-            benchmark.pedantic(timed, rounds=15 if cuda else 11, warmup_rounds=2)
-        else:
-            benchmark.pedantic(timed, rounds=rounds, warmup_rounds=min(1, warmups - 1))
+        rounds, warmup_rounds = (
+            (15 if cuda else 11, 2) if rounds is None else (rounds, min(1, warmups - 1))
+        )
+        others = []
+
+        def other():
+            start = time.perf_counter()
+            for _ in range(launches):
+                against[1]()
+            if cuda:
+                torch.cuda.synchronize()
+            others.append(time.perf_counter() - start)
+
+        benchmark.pedantic(
+            timed, rounds=rounds, warmup_rounds=warmup_rounds, setup=other if against else None
+        )
+        if against:
+            theirs = statistics.median(others[-rounds:])
+            ratio = theirs / benchmark.stats.stats.median
+            benchmark.extra_info["note"] += (
+                f"{against[0]} in turn with it: {theirs / launches * 1e3:.0f} ms, ratio "
+                f"{ratio:.2f} (medians of {rounds} rounds)"
+            )
 
     return run
 

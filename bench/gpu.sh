@@ -42,18 +42,18 @@ python3 -c 'import robustcore; print(robustcore.build_info())' | tee -a "$log"
 
 stage "tests on the GPU" 240 python3 -m pytest -m cuda -q tests
 for family in smoothing lipschitz density masking; do
-  stage "benchmarks: $family" 100 python3 -m pytest "bench/$family" --device cuda -q \
+  stage "benchmarks: $family" 150 python3 -m pytest "bench/$family" --device cuda -q \
     --benchmark-json "$results/gpu_${name}_$family.json" \
     --report "$results/gpu_${name}_$family.md"
 done
 if command -v compute-sanitizer > /dev/null; then
   # Small shapes are enough for it: every kernel runs, and each access is checked.
-  small="reference and cuda or special and cuda or gradients and cuda"
+  small="(reference or special or gradients or same_bits) and cuda"
   for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       --target-processes all python3 -m pytest -m cuda -q -x -k "$small" \
       tests/smoothing/test_gaussian_noise.py tests/smoothing/test_gaussian_noise_gradients.py \
-      tests/smoothing/test_count_votes.py
+      tests/smoothing/test_count_votes.py tests/smoothing/test_offsets.py
   done
 else
   echo "compute-sanitizer: not on this machine" | tee -a "$log"

@@ -69,7 +69,12 @@ def resnet18():
     )
 
 
-CASES = {  # name: images, shape, n, model
+# name: images, shape, n, model
+GPU_CASES = {  # enough full batches for a CUDA graph
+    "1 digit, n = 100 000, demo CNN": (1, (1, 8, 8), 100_000, digits_cnn),
+    "1 image of 3x32x32, n = 10 000, ResNet-18": (1, (3, 32, 32), 10_000, resnet18),
+}
+CASES = GPU_CASES | {
     "4 digits, n = 10 000, demo CNN": (4, (1, 8, 8), 10_000, digits_cnn),
     "64 digits, n = 100, demo CNN": (64, (1, 8, 8), 100, digits_cnn),
     "1 image of 3x32x32, n = 2000, two convolutions": (1, (3, 32, 32), 2000, two_convolutions),
@@ -126,8 +131,9 @@ def model_alone(model, images, n):
 
 def implementation(impl, model, images, n):
     """A function without arguments: the votes of the estimation, after those of the selection."""
-    if impl == "robustcore":
-        smooth = Smooth(model, 10, SIGMA, seed=1, mean=MEAN, std=STD)
+    if impl.startswith("robustcore"):
+        graph = None if impl == "robustcore" else False
+        smooth = Smooth(model, 10, SIGMA, seed=1, mean=MEAN, std=STD, cuda_graph=graph)
         return lambda: smooth.certify(images, N0, n, batch_size=BATCH).counts
     count = published_counts if impl == "published" else eager_counts
     if impl == "published":
@@ -141,9 +147,14 @@ def implementation(impl, model, images, n):
     return loop
 
 
-@pytest.mark.parametrize("impl", ["robustcore", "published", "eager", "model alone (limit)"])
+IMPLS = ["robustcore", "robustcore, no CUDA graph", "published", "eager", "model alone (limit)"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("case", CASES)
 def test_smooth(case, impl, measure, device):
+    if device.type == "cpu" and (case in GPU_CASES or impl == "robustcore, no CUDA graph"):
+        pytest.skip("only on a GPU")
     number, shape, n, factory = CASES[case]
     torch.manual_seed(0)
     model = factory().to(device).eval()
@@ -157,4 +168,20 @@ def test_smooth(case, impl, measure, device):
     assert counts.sum(1).tolist() == [n] * number
     # Other noise, the same distribution: the difference has a variance below n / 2.
     assert (counts - expected).abs().max() < 6 * (n / 2) ** 0.5
-    measure(f"certify: {case}", impl, fn)
+    rounds = 3 if case in GPU_CASES else None
+    measure(f"certify: {case}", impl, fn, rounds=rounds)
+
+
+def test_overhead(measure, device):
+    """What noise, votes and the loop cost beside a model of the size of a ResNet-18."""
+    torch.manual_seed(0)
+    model = resnet18().to(device).eval()
+    images = torch.rand(1, 3, 32, 32, device=device)
+
+    def alone():
+        with torch.inference_mode():
+            model_alone(model, images, 500)
+
+    fn = implementation("robustcore", model, images, 500)
+    group = "certify: overhead, 1 image of 3x32x32, n = 500, ResNet-18"
+    measure(group, "robustcore", fn, rounds=25, against=("the model alone", alone))

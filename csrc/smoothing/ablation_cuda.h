@@ -14,13 +14,14 @@ constexpr int64_t kSharedWords = 2048;
 __global__ void __launch_bounds__(kMaskThreads)
     pixel_masks_kernel(const __grid_constant__ PixelMaskArgs args) {
   __shared__ uint32_t local[kSharedWords], drawn[kMaskDraws];
-  const int64_t sample0 = first_sample(args.stream), words = mask_words(args.pixels);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream),
+                words = mask_words(args.pixels);
   const int64_t marked = marked_pixels(args);
   const PhiloxKey key = philox_key(args.stream.seed);
   const uint32_t inverted = marked != args.kept ? ~0u : 0u;
 
   for (int64_t unit = blockIdx.x; unit < args.images * args.samples; unit += gridDim.x) {
-    const int64_t image = args.stream.image_offset + unit / args.samples;
+    const int64_t image = image0 + unit / args.samples;
     const int64_t sample = sample0 + unit % args.samples;
     uint32_t* mask = args.masks + unit * words;
     uint32_t* marks = words <= kSharedWords ? local : mask;

@@ -27,19 +27,13 @@ int64_t pixels_of(const char* name, const Tensor& t, int64_t first_dim) {
   return pixels;
 }
 
-struct StreamArguments {
-  int64_t seed, image_offset, sample_offset;
-  const OptionalTensor& sample_offset_tensor;
-};
-
 PixelMaskArgs pixel_mask_args(const Tensor& t, int64_t samples, int64_t pixels, int64_t k,
                               const StreamArguments& stream) {
   check(k >= 0 && k <= pixels, "k: got ", k, " of ", pixels, " pixels, want an integer in [0, ",
         pixels, "]");
   PixelMaskArgs args{};
   args.images = t.size(0), args.samples = samples, args.pixels = pixels, args.kept = k;
-  args.stream = make_stream(t, args.images, samples, pixels, stream.seed, stream.image_offset,
-                            stream.sample_offset, stream.sample_offset_tensor);
+  args.stream = make_stream(t, args.images, samples, pixels, stream);
   return args;
 }
 
@@ -173,32 +167,37 @@ Tensor kept_sums(const Tensor& grad, const MaskArgs& mask_args) {
 
 Tensor ablate_pixels(const Tensor& values, const OptionalTensor& fill, int64_t num_samples,
                      int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
+                     const OptionalTensor& image_offset_tensor,
                      const OptionalTensor& sample_offset_tensor, ScalarType dtype,
                      bool channels_last) {
   const SelectArgs args = select_args(values, fill, num_samples);
   return select_new(args,
                     pixel_mask_args(values, num_samples, args.pixels, k,
-                                    {seed, image_offset, sample_offset, sample_offset_tensor}),
+                                    {seed, image_offset, sample_offset, image_offset_tensor,
+                                     sample_offset_tensor}),
                     values, dtype, channels_last);
 }
 
 void ablate_pixels_out(const Tensor& values, const OptionalTensor& fill, int64_t num_samples,
                        int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
+                       const OptionalTensor& image_offset_tensor,
                        const OptionalTensor& sample_offset_tensor, bool channels_last, Tensor out) {
   const SelectArgs args = select_args(values, fill, num_samples);
   select_out(args,
-             pixel_mask_args(values, num_samples, args.pixels, k,
-                             {seed, image_offset, sample_offset, sample_offset_tensor}),
+             pixel_mask_args(
+                 values, num_samples, args.pixels, k,
+                 {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor}),
              values, channels_last, out);
 }
 
 Tensor ablate_pixels_sums(const Tensor& grad,  // [B, S, C, *D]
                           int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
+                          const OptionalTensor& image_offset_tensor,
                           const OptionalTensor& sample_offset_tensor) {
   check(grad.dim() >= 4, "grad: got shape ", shape_of(grad), ", want [B, S, C, *D]");
-  return kept_sums(grad,
-                   pixel_mask_args(grad, grad.size(1), pixels_of("grad", grad, 3), k,
-                                   {seed, image_offset, sample_offset, sample_offset_tensor}));
+  return kept_sums(grad, pixel_mask_args(grad, grad.size(1), pixels_of("grad", grad, 3), k,
+                                         {seed, image_offset, sample_offset, image_offset_tensor,
+                                          sample_offset_tensor}));
 }
 
 Tensor ablate_patches(const Tensor& values, const OptionalTensor& fill, int64_t num_positions,
@@ -230,8 +229,9 @@ Tensor ablate_patches_sums(const Tensor& grad,  // [B, S, C, H, W]
 
 }  // namespace
 
-#define RC_STREAM_ARGUMENTS \
-  "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? sample_offset_tensor"
+#define RC_STREAM_ARGUMENTS                                                               \
+  "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? image_offset_tensor, " \
+  "Tensor? sample_offset_tensor"
 #define RC_WINDOW_ARGUMENTS \
   "SymInt first, SymInt patch_h, SymInt patch_w, SymInt stride_h, SymInt stride_w"
 #define RC_PIXEL_ARGUMENTS \

@@ -14,10 +14,11 @@ void pixel_masks(const PixelMaskArgs& args, int64_t begin, int64_t end) {
   for (int r = 0; r < kPhiloxRounds; ++r) {
     keys[r][0] = Lanes::word(key.k0[r]), keys[r][1] = Lanes::word(key.k1[r]);
   }
-  const int64_t sample0 = first_sample(args.stream), words = mask_words(args.pixels);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream),
+                words = mask_words(args.pixels);
   const int64_t marked = marked_pixels(args);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t image = args.stream.image_offset + unit / args.samples;
+    const int64_t image = image0 + unit / args.samples;
     const int64_t sample = sample0 + unit % args.samples;
     const PhiloxRow row = stream_row(key, kAblationDomain, image, sample);
     uint32_t* marks = args.masks + unit * words;

@@ -6,23 +6,31 @@
 
 namespace robustcore::smoothing {
 
+// Of every op that draws: where in the stream it starts.
+struct StreamArguments {
+  int64_t seed, image_offset, sample_offset;
+  const OptionalTensor &image_offset_tensor, &sample_offset_tensor;
+};
+
+inline const int64_t* offset_on_device(const char* name, const OptionalTensor& t, const Tensor& x) {
+  if (!t) return nullptr;
+  check(t->dim() == 0 && t->scalar_type() == ScalarType::Long, name, ": got ",
+        name_of(t->scalar_type()), " of shape ", shape_of(*t), ", want a 0-d int64 tensor");
+  check_same_device(name, *t, x, "x");
+  return t->const_data_ptr<int64_t>();
+}
+
 inline Stream make_stream(const Tensor& x, int64_t images, int64_t samples, int64_t elements,
-                          int64_t seed, int64_t image_offset, int64_t sample_offset,
-                          const OptionalTensor& sample_offset_tensor) {
+                          const StreamArguments& from) {
+  const auto& [seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor] = from;
   check(elements <= kMaxElements, "x: got ", elements, " elements an image, the stream has 2**34");
   check(image_offset >= 0 && image_offset <= kMaxImages - images, "image_offset: got ",
         image_offset, " for ", images, " images, want indices in [0, 2**48)");
   check(sample_offset >= 0 && sample_offset <= kMaxSamples - samples, "sample_offset: got ",
         sample_offset, " for ", samples, " samples, want indices in [0, 2**40)");
-  Stream stream{static_cast<uint64_t>(seed), image_offset, sample_offset, nullptr};
-  if (sample_offset_tensor) {
-    const Tensor& t = *sample_offset_tensor;
-    check(t.dim() == 0 && t.scalar_type() == ScalarType::Long, "sample_offset: got ",
-          name_of(t.scalar_type()), " of shape ", shape_of(t), ", want a 0-d int64 tensor");
-    check_same_device("sample_offset", t, x, "x");
-    stream.sample_offset_ptr = t.const_data_ptr<int64_t>();
-  }
-  return stream;
+  return {static_cast<uint64_t>(seed), image_offset, sample_offset,
+          offset_on_device("image_offset", image_offset_tensor, x),
+          offset_on_device("sample_offset", sample_offset_tensor, x)};
 }
 
 inline int64_t elements_of(const Tensor& t, int64_t first_dim) {

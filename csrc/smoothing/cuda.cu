@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
   // A column holds elements plane * c + [4 column, 4 column + 4), c < kChannels.
   const int64_t plane = kChannels == 1 ? args.elements : pixels;
   const int64_t columns = ceil_div(plane, 4);
-  const int64_t sample0 = first_sample(args.stream);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
   const int64_t units = args.images * grid.column_tiles * grid.sample_runs;
   const int lane = threadIdx.x % grid.columns, row = threadIdx.x / grid.columns;
 
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
       // Thresholds in turn: one offset an element, the same for every image and sample.
       const int64_t sample = in_turn ? 0 : sample0 + s_begin + threadIdx.x;
       rows[threadIdx.x] = stream_row(key, static_cast<uint32_t>(kDistribution),
-                                     in_turn ? 0 : args.stream.image_offset + image, sample);
+                                     in_turn ? 0 : image0 + image, sample);
     }
     // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
     // reads them back into registers.
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ T parts[2][kSumRows][kSumColumns][4];
   const int lane = threadIdx.x % kSumColumns, row = threadIdx.x / kSumColumns;
   const int64_t columns = ceil_div(args.elements, 4), tiles = ceil_div(columns, kSumColumns);
-  const int64_t sample0 = first_sample(args.stream);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
   const int64_t runs = ceil_div(args.samples, kSumRun);
   uint32_t keys[kPhiloxRounds][2];
   RC_UNROLL
@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int64_t s = begin; s < end; ++s) {
         float z[4] = {};
         if (args.noise_sum) {
-          const PhiloxRow r = stream_row(key, static_cast<uint32_t>(kDistribution),
-                                         args.stream.image_offset + image, sample0 + s);
+          const PhiloxRow r =
+              stream_row(key, static_cast<uint32_t>(kDistribution), image0 + image, sample0 + s);
           draw<kDistribution, Scalar>(r, counter, keys, z);
         }
         RC_UNROLL

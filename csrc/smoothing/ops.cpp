@@ -24,8 +24,7 @@ NoiseArgs noise_args(Distribution distribution,
                      int64_t num_samples, double sigma,
                      const OptionalTensor& sigma_map,  // broadcasts to [B, *D]
                      const OptionalTensor& mean, const OptionalTensor& std,  // broadcast to [B, *D]
-                     int64_t seed, int64_t image_offset, int64_t sample_offset,
-                     const OptionalTensor& sample_offset_tensor) {
+                     const StreamArguments& stream) {
   check(x.dim() >= 1, "x: got a 0-d tensor, want [B, *D]");
   check(num_samples >= 0, "num_samples: got ", num_samples, ", want at least 0");
   check(sigma_map || (std::isfinite(sigma) && sigma >= 0),
@@ -36,8 +35,7 @@ NoiseArgs noise_args(Distribution distribution,
   args.images = x.size(0);
   args.samples = num_samples;
   args.elements = elements_of(x, 1);
-  args.stream = make_stream(x, args.images, args.samples, args.elements, seed, image_offset,
-                            sample_offset, sample_offset_tensor);
+  args.stream = make_stream(x, args.images, args.samples, args.elements, stream);
   const auto view = [&](const char* name, const OptionalTensor& t) {
     if (!t) return StridedView{};
     check_same_device(name, *t, x, "x");
@@ -82,33 +80,36 @@ template <Distribution kDistribution>
 void noise_out(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
                const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
                int64_t image_offset, int64_t sample_offset,
+               const OptionalTensor& image_offset_tensor,
                const OptionalTensor& sample_offset_tensor, bool channels_last, Tensor out) {
-  run_noise_out(noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, seed,
-                           image_offset, sample_offset, sample_offset_tensor),
-                x, channels_last, out);
+  run_noise_out(
+      noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std,
+                 {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor}),
+      x, channels_last, out);
 }
 
 template <Distribution kDistribution>
 Tensor noise(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
              const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
-             int64_t image_offset, int64_t sample_offset,
+             int64_t image_offset, int64_t sample_offset, const OptionalTensor& image_offset_tensor,
              const OptionalTensor& sample_offset_tensor, ScalarType dtype, bool channels_last) {
-  return run_noise_new(noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, seed,
-                                  image_offset, sample_offset, sample_offset_tensor),
-                       x, dtype, channels_last);
+  return run_noise_new(
+      noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std,
+                 {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor}),
+      x, dtype, channels_last);
 }
 
 NoiseArgs splitting_args(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
-                         const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
-                         int64_t image_offset, int64_t sample_offset,
-                         const OptionalTensor& sample_offset_tensor) {
+                         const OptionalTensor& mean, const OptionalTensor& std,
+                         const StreamArguments& stream) {
   check(levels > 0 || scale > 0, "scale: got ", scale, ", want a number above 0");
   check(levels >= 0 && levels < (int64_t{1} << 20), "levels: got ", levels,
         ", want an integer in [0, 2**20)");
-  NoiseArgs args = noise_args(Distribution::kSplitting, x, num_samples, scale, std::nullopt, mean,
-                              std, seed, image_offset, sample_offset, sample_offset_tensor);
-  check(levels == 0 || sample_offset + num_samples <= levels, "num_samples: got samples ",
-        sample_offset, " to ", sample_offset + num_samples, ", there are ", levels, " levels");
+  NoiseArgs args =
+      noise_args(Distribution::kSplitting, x, num_samples, scale, std::nullopt, mean, std, stream);
+  check(levels == 0 || stream.sample_offset + num_samples <= levels, "num_samples: got samples ",
+        stream.sample_offset, " to ", stream.sample_offset + num_samples, ", there are ", levels,
+        " levels");
   args.levels = levels;
   return args;
 }
@@ -116,26 +117,31 @@ NoiseArgs splitting_args(const Tensor& x, int64_t num_samples, double scale, int
 void splitting_noise_out(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
                          const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
                          int64_t image_offset, int64_t sample_offset,
+                         const OptionalTensor& image_offset_tensor,
                          const OptionalTensor& sample_offset_tensor, bool channels_last,
                          Tensor out) {
-  run_noise_out(splitting_args(x, num_samples, scale, levels, mean, std, seed, image_offset,
-                               sample_offset, sample_offset_tensor),
+  run_noise_out(splitting_args(
+                    x, num_samples, scale, levels, mean, std,
+                    {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor}),
                 x, channels_last, out);
 }
 
 Tensor splitting_noise(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
                        const OptionalTensor& mean, const OptionalTensor& std, int64_t seed,
                        int64_t image_offset, int64_t sample_offset,
+                       const OptionalTensor& image_offset_tensor,
                        const OptionalTensor& sample_offset_tensor, ScalarType dtype,
                        bool channels_last) {
-  return run_noise_new(splitting_args(x, num_samples, scale, levels, mean, std, seed, image_offset,
-                                      sample_offset, sample_offset_tensor),
+  return run_noise_new(splitting_args(x, num_samples, scale, levels, mean, std,
+                                      {seed, image_offset, sample_offset, image_offset_tensor,
+                                       sample_offset_tensor}),
                        x, dtype, channels_last);
 }
 
 template <Distribution kDistribution>
 std::tuple<Tensor, Tensor> noise_sums(const Tensor& grad,  // [B, S, *D]
                                       int64_t seed, int64_t image_offset, int64_t sample_offset,
+                                      const OptionalTensor& image_offset_tensor,
                                       const OptionalTensor& sample_offset_tensor, bool with_noise) {
   check(grad.dim() >= 2, "grad: got shape ", shape_of(grad), ", want [B, S, *D]");
   SumsArgs args{};
@@ -143,8 +149,9 @@ std::tuple<Tensor, Tensor> noise_sums(const Tensor& grad,  // [B, S, *D]
   args.images = grad.size(0);
   args.samples = grad.size(1);
   args.elements = elements_of(grad, 2);
-  args.stream = make_stream(grad, args.images, args.samples, args.elements, seed, image_offset,
-                            sample_offset, sample_offset_tensor);
+  args.stream =
+      make_stream(grad, args.images, args.samples, args.elements,
+                  {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor});
   args.grad = strided_view("grad", grad, grad.sizes(), /*has_samples=*/true);
   std::vector<int64_t> sizes{grad.size(0)};
   for (int64_t d = 2; d < grad.dim(); ++d) sizes.push_back(grad.size(d));
@@ -197,8 +204,9 @@ Tensor count_votes(const Tensor& logits) {
 
 }  // namespace
 
-#define RC_STREAM_ARGUMENTS \
-  "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? sample_offset_tensor, "
+#define RC_STREAM_ARGUMENTS                                                               \
+  "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? image_offset_tensor, " \
+  "Tensor? sample_offset_tensor, "
 #define RC_NOISE_ARGUMENTS                                                               \
   "Tensor x, SymInt num_samples, float sigma, Tensor? sigma_map, Tensor? mean, Tensor? " \
   "std, " RC_STREAM_ARGUMENTS

@@ -152,7 +152,7 @@ void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
   const NoiseTiling tiling(args);
   const NoiseRun<kDistribution> noise(args.stream.seed);
   const int64_t pixels = args.elements / args.channels;
-  const int64_t sample0 = first_sample(args.stream);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
   const bool in_turn = kDistribution == Distribution::kSplitting && args.levels > 0;
   Epilogue<T, kDistribution> epilogue(args);
   float z[kNoiseTile + 4 + kPad];
@@ -177,8 +177,7 @@ void noise_units(const NoiseArgs& args, int64_t begin, int64_t end) {
     for (int64_t s = s_begin; s < s_end; ++s) {
       epilogue.start_sample(sample0 + s);
       // Thresholds in turn: one offset an element, the same for every image and sample.
-      const PhiloxRow row =
-          in_turn ? noise.row(0, 0) : noise.row(args.stream.image_offset + image, sample0 + s);
+      const PhiloxRow row = in_turn ? noise.row(0, 0) : noise.row(image0 + image, sample0 + s);
       Out* out = static_cast<Out*>(args.out) + (image * args.samples + s) * args.elements;
       for (int64_t c = c_begin; c < c_end; ++c) {
         const int64_t first = c * pixels + p_begin, at = (c - c_begin) * tiling.pixels;
@@ -213,7 +212,7 @@ template <class T, Distribution kDistribution>
 void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
   const NoiseRun<kDistribution> noise(args.stream.seed);
   const int64_t tiles = ceil_div(args.elements, kSumsTile);
-  const int64_t sample0 = first_sample(args.stream);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / tiles, first = unit % tiles * kSumsTile;
     const int64_t count = first + kSumsTile < args.elements ? kSumsTile : args.elements - first;
@@ -226,7 +225,7 @@ void sums_units_of(const SumsArgs& args, int64_t begin, int64_t end) {
         load_elements(args.grad, image, s, first, count, g);
         for (int64_t i = 0; i < count; ++i) part[i] += g[i];
         if (!args.noise_sum) continue;
-        noise(noise.row(args.stream.image_offset + image, sample0 + s), first, count,
+        noise(noise.row(image0 + image, sample0 + s), first, count,
               [&](int64_t i, Float v) { Lanes::store(z + i, v); });
         for (int64_t i = 0; i < count; ++i) {
           noise_part[i] = fused_multiply_add(g[i], static_cast<T>(z[i]), noise_part[i]);

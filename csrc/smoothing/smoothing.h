@@ -28,7 +28,8 @@ constexpr int64_t kMaxImages = int64_t{1} << 48;
 struct Stream {
   uint64_t seed;
   int64_t image_offset, sample_offset;
-  const int64_t* sample_offset_ptr;  // added to sample_offset when not null; on the op's device
+  // Added to the offsets when not null; on the op's device, so that a CUDA graph can advance them.
+  const int64_t *image_offset_ptr, *sample_offset_ptr;
 };
 
 // out[b, s, e] = (x + sigma * z - mean) / std, or for splitting (split(x) - mean) / std
@@ -67,12 +68,15 @@ struct VotesArgs {
 
 inline namespace RC_ISA {
 
+RC_HOST_DEVICE int64_t first_image(const Stream& stream) {
+  return stream.image_offset + (stream.image_offset_ptr ? *stream.image_offset_ptr : 0);
+}
 RC_HOST_DEVICE int64_t first_sample(const Stream& stream) {
   return stream.sample_offset + (stream.sample_offset_ptr ? *stream.sample_offset_ptr : 0);
 }
 
-// A device-side sample offset cannot be checked on the host; the masks keep an index that is out of
-// range inside its own field.
+// Offsets on the device cannot be checked on the host; the masks keep an index that is out of range
+// inside its own field.
 RC_HOST_DEVICE PhiloxRow stream_row(const PhiloxKey& key, uint32_t domain, int64_t image,
                                     int64_t sample) {
   const uint32_t sample_high = static_cast<uint32_t>(sample >> 32) & 0xFFu;

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcore.ops.common import map_calls
 from robustcore.ops.density import _arithmetic, _check_floating, _tracked
 from robustcore.ops.density_layers import needed, present
-from robustcore.ops.smoothing import _map_calls
 
 _chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
 _chunk_weights = torch.ops.robustcore.logsumexp_chunk_weights_.default
@@ -440,4 +440,4 @@ def _(v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, t
 
 
 for _op in (_linear_lse, _linear_lse_backward, _linear_lse_double_backward):
-    _op.register_vmap(lambda info, in_dims, *a, _op=_op: _map_calls(_op, info, in_dims, a))
+    _op.register_vmap(lambda info, in_dims, *a, _op=_op: map_calls(_op, info, in_dims, a))

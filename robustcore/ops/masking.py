@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustcore.ops.common import check_floating, needs_grad
 from robustcore.ops.masking_autograd import (
     MAX_ITERS,
     _apply_epilogue,
@@ -23,7 +24,6 @@ from robustcore.ops.masking_autograd import (
     _is_plain,
     _NeighborFill,
 )
-from robustcore.ops.smoothing import _check_floating, _needs_grad
 
 FILLS = ("neighbor", "zero", "partial")
 
@@ -66,7 +66,7 @@ def neighbor_fill(
         raise ValueError(f"iters: got {iters!r}, want an int of at least 0")
     if _check_fill(fill) != "neighbor" or iters == 0:
         return mask_multiply(x, mask)
-    if _needs_grad(x):
+    if needs_grad(x):
         return _NeighborFill.apply(x, mask, iters, detach)
     return _filled(x, mask, iters)
 
@@ -96,7 +96,7 @@ def consume_multiply(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _may_write(x: Tensor, mask: Tensor) -> bool:
-    if torch.compiler.is_compiling() or _needs_grad(x) or not _is_plain(x):
+    if torch.compiler.is_compiling() or needs_grad(x) or not _is_plain(x):
         return False
     return len(mask) in (1, len(x)) and (x.is_contiguous() or _is_channels_last(x))
 
@@ -281,14 +281,14 @@ def _check_fill(fill: str) -> str:
 
 def _check(x: Any, mask: Any) -> Tensor:
     """mask in floating point; an error if it or x cannot be what they are for."""
-    _check_floating("x", x)
+    check_floating("x", x)
     if x.dim() != 4:
         raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, H, W]")
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask: got {type(mask).__name__}, want a tensor")
     if mask.dtype == torch.bool:
         mask = mask.to(_arithmetic(x))
-    _check_floating("mask", mask)
+    check_floating("mask", mask)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask: requires a gradient; a mask is a constant here, detach it")
     fits = mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2:] == x.shape[2:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
-from robustcore.ops.smoothing import _needs_grad
+from robustcore.ops.common import needs_grad
 
 _fill = torch.ops.robustcore.neighbor_fill.default
 _fill_ = torch.ops.robustcore.neighbor_fill_.default
@@ -109,7 +109,7 @@ def _apply_epilogue(
     in_place: bool = False,
 ) -> Tensor:
     """``in_place``: x is nobody else's, and as many images as there are masks."""
-    if _needs_grad(x, scale, shift):
+    if needs_grad(x, scale, shift):
         return _Epilogue.apply(x, mask, scale, shift, relu)
     if in_place and not torch.compiler.is_compiling() and _is_plain(x):
         x = _dense(x)

@@ -6,9 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
+from robustcore.ops.common import (
+    check_floating,
+    check_images,
+    check_out_dtype,
+    fake_out,
+    fake_samples,
+    needs_grad,
+    per_channel,
+    register_loop,
+    stream_arguments,
+    sum_to,
+)
 
 # By distribution: the noise, the same into a given tensor, and the sums of its backward.
 _NOISE = {
@@ -28,7 +38,7 @@ def gaussian_noise(
     sigma: float | Tensor,
     *,
     seed: int,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     sample_offset: int | Tensor = 0,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
@@ -52,9 +62,9 @@ def gaussian_noise(
             length B is taken as one an image. Tensors are not checked for negative values.
         seed: in [0, 2**64).
         image_offset: image b has index ``image_offset + b``; indices are below 2**48.
-        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. A 0-d
-            int64 tensor on x's device is read by the kernel, so a captured CUDA graph can advance
-            it; its value is not checked.
+        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. Either
+            offset may be a 0-d int64 tensor on x's device, which the kernel reads: a captured CUDA
+            graph can advance it. Its value is not checked.
         mean, std: per channel (dimension 1 of x): a float, C floats or a tensor ``[C]``.
         dtype: of the output; default that of x.
         memory_format: ``torch.channels_last`` lays out so the ``[B * S, C, H, W]`` view of the
@@ -86,7 +96,7 @@ def uniform_noise(
     scale: float | Tensor,
     *,
     seed: int,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     sample_offset: int | Tensor = 0,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
@@ -115,7 +125,7 @@ def laplace_noise(
     scale: float | Tensor,
     *,
     seed: int,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     sample_offset: int | Tensor = 0,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
@@ -145,7 +155,7 @@ def splitting_noise(
     *,
     seed: int,
     derandomized: bool = False,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     sample_offset: int | Tensor = 0,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
@@ -174,21 +184,20 @@ def splitting_noise(
 
     Source: Levine and Feizi, "Improved, deterministic smoothing for l1 certified robustness", 2021.
     """
-    _check_images(x, seed, memory_format)
+    check_images(x, seed, memory_format)
     scale = float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}, want a finite number above 0")
     levels = splitting_levels(scale) if derandomized else 0
-    offset_value, offset_tensor = _offset(sample_offset)
     arguments = (
-        x.detach(), num_samples, scale, levels, _detached(_per_channel("mean", mean, x)),
-        _detached(_per_channel("std", std, x)), _signed(seed), image_offset, offset_value,
-        offset_tensor,
+        x.detach(), num_samples, scale, levels, _detached(per_channel("mean", mean, x)),
+        _detached(per_channel("std", std, x)),
+        *stream_arguments(seed, image_offset, sample_offset),
     )  # fmt: skip
     channels_last = memory_format == torch.channels_last
     if out is None:
         return _NOISE["splitting"](*arguments, dtype or x.dtype, channels_last)
-    _check_out_dtype(out, dtype)
+    check_out_dtype(out, dtype)
     _NOISE_OUT["splitting"](*arguments, channels_last, out)
     return out
 
@@ -207,58 +216,29 @@ def splitting_levels(scale: float) -> int:
 
 def _affine_noise(
     kind: str, level_name: str, x: Tensor, num_samples: int, sigma: float | Tensor, seed: int,
-    image_offset: int, sample_offset: int | Tensor, mean: Any, std: Any, dtype: torch.dtype | None,
-    memory_format: torch.memory_format, out: Tensor | None,
+    image_offset: int | Tensor, sample_offset: int | Tensor, mean: Any, std: Any,
+    dtype: torch.dtype | None, memory_format: torch.memory_format, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    _check_images(x, seed, memory_format)
+    check_images(x, seed, memory_format)
     sigma_value, sigma_map = 0.0, None
     if isinstance(sigma, Tensor):
         sigma_map = _level_map(level_name, sigma, x)
     else:
         sigma_value = float(sigma)
-    offset_value, offset_tensor = _offset(sample_offset)
     arguments = (
-        sigma_map, _per_channel("mean", mean, x), _per_channel("std", std, x), _signed(seed),
-        image_offset, offset_value, offset_tensor,
+        sigma_map, per_channel("mean", mean, x), per_channel("std", std, x),
+        *stream_arguments(seed, image_offset, sample_offset),
     )  # fmt: skip
     channels_last = memory_format == torch.channels_last
     if out is None:
         return _apply_noise(
             kind, x, num_samples, sigma_value, *arguments, dtype or x.dtype, channels_last
         )
-    if _needs_grad(x, *arguments[:3]):
+    if needs_grad(x, *arguments[:3]):
         raise ValueError("out: cannot be given when an input requires a gradient")
-    _check_out_dtype(out, dtype)
+    check_out_dtype(out, dtype)
     _NOISE_OUT[kind](x, num_samples, sigma_value, *arguments, channels_last, out)
     return out
-
-
-def _check_images(x: Any, seed: Any, memory_format: Any) -> None:
-    """What every op that samples wants of its first arguments."""
-    _check_floating("x", x)
-    if x.dim() < 1:
-        raise ValueError("x: got a 0-d tensor, want [B, *D]")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed!r}, want an int in [0, 2**64)")
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            f"memory_format: got {memory_format}, want contiguous_format or channels_last"
-        )
-
-
-def _check_out_dtype(out: Tensor, dtype: torch.dtype | None) -> None:
-    if dtype is not None and out.dtype != dtype:
-        raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
-
-
-def _signed(seed: int) -> int:
-    """The schema's integers are signed."""
-    return seed - 2**64 if seed >= 2**63 else seed
-
-
-def _offset(sample_offset: int | Tensor) -> tuple[int, Tensor | None]:
-    """A sample offset as the op's two arguments: a value, or a tensor the kernel reads."""
-    return (0, sample_offset) if isinstance(sample_offset, Tensor) else (sample_offset, None)
 
 
 def _detached(t: Tensor | None) -> Tensor | None:
@@ -278,18 +258,11 @@ def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Raises TypeError or RuntimeError naming the argument. Not differentiable.
     """
-    _check_floating("logits", logits)
+    check_floating("logits", logits)
     if out is None:
         return _votes(logits)
     _votes_out(logits, out)
     return out
-
-
-def _check_floating(name: str, t: Any) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: got {type(t).__name__}, want a tensor (see robustcore.as_tensor)")
-    if not t.is_floating_point():
-        raise TypeError(f"{name}: got {t.dtype}, want a floating dtype")
 
 
 def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
@@ -305,39 +278,11 @@ def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(*[1] * (x.dim() - sigma.dim()), *sigma.shape)
 
 
-def _per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
-    """value as a tensor ``[1, C or 1, 1, ...]`` on x's device."""
-    if value is None:
-        return None
-    if not isinstance(value, Tensor):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        value = torch.tensor(value, dtype=dtype, device=x.device)
-    channels = x.shape[1] if x.dim() > 1 else 1
-    if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
-        raise ValueError(
-            f"{name}: got shape {list(value.shape)}, want one value or {channels}, one a channel"
-        )
-    return value.reshape(1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else value.reshape(1)
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether a derivative is asked for; a raw op has none, and forward mode would not notice."""
-    if forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _apply_noise(kind: str, x: Tensor, num_samples: int, sigma: float, *arguments: Any) -> Tensor:
     """The raw op where nothing needs a gradient: it is several times cheaper to call."""
-    if _needs_grad(x, *arguments[:3]):
+    if needs_grad(x, *arguments[:3]):
         return _AffineNoise.apply(x, num_samples, sigma, *arguments, kind)
     return _NOISE[kind](x, num_samples, sigma, *arguments)
-
-
-def _sum_to(t: Tensor, like: Tensor) -> Tensor:
-    """t summed over the dimensions in which ``like`` was broadcast."""
-    dims = [d for d in range(t.dim()) if like.shape[d] == 1]
-    return (t.sum(dims, keepdim=True) if dims else t).to(like.dtype)
 
 
 class _AffineNoise(torch.autograd.Function):
@@ -346,41 +291,41 @@ class _AffineNoise(torch.autograd.Function):
     @staticmethod
     def forward(
         x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-        sample_offset_tensor, dtype, channels_last, kind,
+        image_offset_tensor, sample_offset_tensor, dtype, channels_last, kind,
     ):  # fmt: skip
         return _NOISE[kind](
             x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-            sample_offset_tensor, dtype, channels_last,
+            image_offset_tensor, sample_offset_tensor, dtype, channels_last,
         )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, _, ctx.sigma, sigma_map, mean, std, *stream = inputs[:10]
+        x, _, ctx.sigma, sigma_map, mean, std, *stream = inputs[:11]
         ctx.stream, ctx.kind = stream[:3], inputs[-1]
-        ctx.save_for_backward(x, sigma_map, mean, std, stream[3])
+        ctx.save_for_backward(x, sigma_map, mean, std, *stream[3:])
 
     @staticmethod
     def backward(ctx, grad):
-        x, sigma_map, mean, std, sample_offset_tensor = ctx.saved_tensors
+        x, sigma_map, mean, std, *offsets = ctx.saved_tensors
         need_x, _, _, need_sigma, need_mean, need_std = ctx.needs_input_grad[:6]
         # d out = (dx + z dsigma - dmean - out dstd) / std, and every term needs only the sums over
         # samples of grad and of grad * z.
         total, noise_total = _NoiseSums.apply(
-            grad, *ctx.stream, sample_offset_tensor, need_sigma or need_std, ctx.kind
+            grad, *ctx.stream, *offsets, need_sigma or need_std, ctx.kind
         )
         if std is not None:
             total, noise_total = total / std, noise_total / std if need_sigma or need_std else None
-        grads: list[Tensor | None] = [None] * 13
+        grads: list[Tensor | None] = [None] * 14
         if need_x:
             grads[0] = total.to(x.dtype)
         if need_sigma:
-            grads[3] = _sum_to(noise_total, sigma_map)
+            grads[3] = sum_to(noise_total, sigma_map)
         if need_mean:
-            grads[4] = -_sum_to(total, mean)
+            grads[4] = -sum_to(total, mean)
         if need_std:
             shift = x.to(total.dtype) if mean is None else x.to(total.dtype) - mean
             level = ctx.sigma if sigma_map is None else sigma_map
-            grads[5] = -_sum_to((shift * total + level * noise_total) / std, std)
+            grads[5] = -sum_to((shift * total + level * noise_total) / std, std)
         return tuple(grads)
 
 
@@ -390,73 +335,52 @@ class _NoiseSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise, kind):
+    def forward(
+        grad, seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor,
+        with_noise, kind,
+    ):  # fmt: skip
         return _SUMS[kind](
-            grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise
-        )
+            grad, seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor,
+            with_noise,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, *ctx.stream, sample_offset_tensor, ctx.with_noise, ctx.kind = inputs
-        ctx.num_samples, ctx.dtype = grad.shape[1], grad.dtype
-        ctx.save_for_backward(sample_offset_tensor)
+        grad, *stream, ctx.with_noise, ctx.kind = inputs
+        ctx.num_samples, ctx.dtype, ctx.stream = grad.shape[1], grad.dtype, stream[:3]
+        ctx.save_for_backward(*stream[3:])
 
     @staticmethod
     def backward(ctx, total, noise_total):
-        (sample_offset_tensor,) = ctx.saved_tensors
         if ctx.with_noise:
             # The adjoint of the adjoint is the noise op itself.
             grad = _apply_noise(
                 ctx.kind, total, ctx.num_samples, 0.0, noise_total, None, None, *ctx.stream,
-                sample_offset_tensor, ctx.dtype, False,
+                *ctx.saved_tensors, ctx.dtype, False,
             )  # fmt: skip
         else:
             grad = total.to(ctx.dtype).unsqueeze(1)
             grad = grad.expand(-1, ctx.num_samples, *[-1] * (total.dim() - 1))
-        return grad, None, None, None, None, None, None
+        return grad, None, None, None, None, None, None, None
 
 
-def _strides(sizes: Sequence[Any], order: Sequence[int]) -> list[Any]:
-    """Strides of a dense tensor whose dimensions vary fastest in ``order``."""
-    strides: list[Any] = [1] * len(sizes)
-    stride: Any = 1
-    for d in order:
-        strides[d] = stride
-        stride = stride * torch.sym_max(sizes[d], 1)
-    return strides
+def _fake_noise(x, num_samples, *arguments):
+    return fake_samples(x, num_samples, *arguments[-2:])
 
 
-def _fake_noise(
-    x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-    sample_offset_tensor, dtype, channels_last,
-):  # fmt: skip
-    return _fake_samples(x, num_samples, dtype, channels_last)
-
-
-def _fake_samples(x, num_samples, dtype, channels_last):
-    """An empty ``[B, S, *D]``."""
-    sizes = [x.shape[0], num_samples, *x.shape[1:]]
-    order = [2, 4, 3, 1, 0] if channels_last else range(len(sizes) - 1, -1, -1)
-    return torch.empty_strided(sizes, _strides(sizes, order), dtype=dtype, device=x.device)
-
-
-def _fake_out(*arguments):
-    return None
-
-
-def _fake_sums(grad, seed, image_offset, sample_offset, sample_offset_tensor, with_noise):
+def _fake_sums(grad, *arguments):
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     sizes = [grad.shape[0], *grad.shape[2:]]
     return (
         grad.new_empty(sizes, dtype=dtype),
-        grad.new_empty(sizes if with_noise else [0], dtype=dtype),
+        grad.new_empty(sizes if arguments[-1] else [0], dtype=dtype),
     )
 
 
 for _op in _NOISE.values():
     torch.library.register_fake(_op.name(), _fake_noise)
 for _op in _NOISE_OUT.values():
-    torch.library.register_fake(_op.name(), _fake_out)
+    torch.library.register_fake(_op.name(), fake_out)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_sums)
 
@@ -471,27 +395,8 @@ def _(logits, out):
     return None
 
 
-def _map_calls(op, info, in_dims, arguments):
-    """vmap as a loop: the noise depends on the index inside a call, so calls cannot be merged."""
-    results = [
-        op(*[a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)])
-        for i in range(info.batch_size)
-    ]
-    if isinstance(results[0], tuple):
-        columns = tuple(torch.stack(column) for column in zip(*results, strict=True))
-        return columns, tuple(0 for _ in columns)
-    return torch.stack(results), 0
-
-
-def _register_loop(op):
-    torch.library.register_vmap(
-        op.name(),
-        lambda info, in_dims, *arguments: _map_calls(op, info, in_dims, arguments),
-    )
-
-
 for _op in (*_NOISE.values(), *_SUMS.values()):
-    _register_loop(_op)
+    register_loop(_op)
 
 
 @torch.library.register_vmap("robustcore::count_votes")

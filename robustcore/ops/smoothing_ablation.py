@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.smoothing import (
-    _check_images,
-    _check_out_dtype,
-    _fake_out,
-    _fake_samples,
-    _needs_grad,
-    _offset,
-    _per_channel,
-    _register_loop,
-    _signed,
-    _sum_to,
+from robustcore.ops.common import (
+    check_images,
+    check_out_dtype,
+    fake_out,
+    fake_samples,
+    needs_grad,
+    per_channel,
+    register_loop,
+    stream_arguments,
+    sum_to,
 )
 
 _ABLATE = {
@@ -34,7 +33,7 @@ def ablate_pixels(
     k: int,
     *,
     seed: int,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     sample_offset: int | Tensor = 0,
     fill: float | Sequence[float] | Tensor | None = None,
     mean: float | Sequence[float] | Tensor | None = None,
@@ -57,8 +56,8 @@ def ablate_pixels(
         k: pixels to keep, in [0, d].
         seed: in [0, 2**64).
         image_offset: image b has index ``image_offset + b``; indices are below 2**48.
-        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. A 0-d
-            int64 tensor on x's device is read by the kernel; its value is not checked.
+        sample_offset: sample s has index ``sample_offset + s``; indices are below 2**40. Either
+            offset may be a 0-d int64 tensor on x's device; its value is not checked.
         fill: what an ablated pixel becomes, in the units of x: a float, or one a channel (the mean
             of the data, say). None: the NULL encoding, 2C channels ``[x, 1 - x]``, all of them zero
             where ablated, which no pixel is.
@@ -79,9 +78,8 @@ def ablate_pixels(
     Source: Levine and Feizi, "Robustness certificates for sparse adversarial attacks by randomized
     ablation", 2020.
     """
-    _check_images(x, seed, memory_format)
-    offset_value, offset_tensor = _offset(sample_offset)
-    rest = (num_samples, k, _signed(seed), image_offset, offset_value, offset_tensor)
+    check_images(x, seed, memory_format)
+    rest = (num_samples, k, *stream_arguments(seed, image_offset, sample_offset))
     return _ablate("pixels", x, rest, fill, mean, std, dtype, memory_format, out)
 
 
@@ -119,7 +117,7 @@ def ablate_patches(
     Source: Levine and Feizi, "(De)randomized smoothing for certifiable defense against patch
     attacks", 2020.
     """
-    _check_images(x, 0, memory_format)
+    check_images(x, 0, memory_format)
     if x.dim() != 4:
         raise ValueError(f"x: got shape {list(x.shape)}, want [B, C, H, W]")
     patch_h, patch_w = _pair("size", size)
@@ -153,12 +151,12 @@ def _ablate(
     values, filled = _encode(x, fill, mean, std)
     channels_last = memory_format == torch.channels_last
     if out is None:
-        if _needs_grad(values, filled):
+        if needs_grad(values, filled):
             return _Ablation.apply(values, filled, kind, rest, dtype, channels_last)
         return _ABLATE[kind](values, filled, *rest, dtype, channels_last)
-    if _needs_grad(values, filled):
+    if needs_grad(values, filled):
         raise ValueError("out: cannot be given when an input requires a gradient")
-    _check_out_dtype(out, dtype)
+    check_out_dtype(out, dtype)
     _ABLATE_OUT[kind](values, filled, *rest, channels_last, out)
     return out
 
@@ -171,7 +169,7 @@ def _encode(x: Tensor, fill: Any, mean: Any, std: Any) -> tuple[Tensor, Tensor |
             raise ValueError(f"{name}: cannot normalise the NULL encoding; give fill, or neither")
         return torch.cat([x, 1 - x], 1), None
     fill, mean, std = (
-        _per_channel(name, value, x)
+        per_channel(name, value, x)
         for name, value in (("fill", fill), ("mean", mean), ("std", std))
     )
     filled = fill.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
@@ -200,7 +198,7 @@ class _Ablation(torch.autograd.Function):
         kept = _KeptSums.apply(grad, ctx.kind, ctx.rest)
         grad_fill = None
         if ctx.needs_input_grad[1]:
-            grad_fill = _sum_to(grad.sum(1, dtype=kept.dtype) - kept, fill)
+            grad_fill = sum_to(grad.sum(1, dtype=kept.dtype) - kept, fill)
         return kept.to(ctx.dtype), grad_fill, None, None, None, None
 
 
@@ -220,13 +218,13 @@ class _KeptSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, total):
-        if _needs_grad(total):
+        if needs_grad(total):
             return _Ablation.apply(total, None, ctx.kind, ctx.rest, ctx.dtype, False), None, None
         return _ABLATE[ctx.kind](total, None, *ctx.rest, ctx.dtype, False), None, None
 
 
 def _fake_ablation(values, fill, num_samples, *arguments):
-    return _fake_samples(values, num_samples, *arguments[-2:])
+    return fake_samples(values, num_samples, *arguments[-2:])
 
 
 def _fake_kept_sums(grad, *arguments):
@@ -237,8 +235,8 @@ def _fake_kept_sums(grad, *arguments):
 for _op in _ABLATE.values():
     torch.library.register_fake(_op.name(), _fake_ablation)
 for _op in _ABLATE_OUT.values():
-    torch.library.register_fake(_op.name(), _fake_out)
+    torch.library.register_fake(_op.name(), fake_out)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_kept_sums)
 for _op in (*_ABLATE.values(), *_SUMS.values()):
-    _register_loop(_op)
+    register_loop(_op)

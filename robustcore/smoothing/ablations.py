@@ -52,6 +52,8 @@ class PixelAblation(_Ablation):
     Raises TypeError or ValueError, naming the argument. Source: Levine and Feizi, 2020.
     """
 
+    offsets_on_device = True
+
     k: int
     fill: float | tuple[float, ...] | None = None
     norm: str = "l0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -36,9 +36,10 @@ class _Result:
     sigma: float
     seed: int
     image_offset: int
-    """Row b is image ``image_offset + b`` of the noise stream."""
+    """Row b is image ``image_offset + b * image_stride`` of the noise stream."""
     seconds: Tensor
     """float64 ``[B]``: wall time; images share batches, so each has an equal part of its call's."""
+    image_stride: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -90,6 +91,7 @@ class Certificates(_Result):
         sigma: float,
         seed: int,
         image_offset: int = 0,
+        image_stride: int = 1,
         seconds: float = 0.0,
         noise: Distribution | None = None,
         shape: tuple[int, ...] = (),
@@ -123,6 +125,7 @@ class Certificates(_Result):
             sigma=sigma,
             seed=seed,
             image_offset=image_offset,
+            image_stride=image_stride,
             seconds=_shares(seconds, len(counts)),
             radius=torch.where(certified, radius, 0.0),
             p_lower=p_lower,
@@ -142,6 +145,7 @@ class Certificates(_Result):
         shape: tuple[int, ...],
         seed: int = 0,
         image_offset: int = 0,
+        image_stride: int = 1,
         seconds: float = 0.0,
     ) -> Certificates:
         """Certificates from all votes under deterministic noise, int64 ``[B, K]`` on the CPU.
@@ -158,6 +162,7 @@ class Certificates(_Result):
             sigma=noise.sigma,
             seed=seed,
             image_offset=image_offset,
+            image_stride=image_stride,
             seconds=_shares(seconds, len(counts)),
             radius=noise.radius_of_votes(majority.votes, shape),
             p_lower=shares,
@@ -243,7 +248,7 @@ class Certificates(_Result):
             for b in range(len(self)):
                 lines.append(
                     results.row(
-                        self.image_offset + b,
+                        self.image_offset + b * self.image_stride,
                         None if known is None else known[b],
                         int(self.prediction[b]),
                         float(self.radius[b]),
@@ -311,6 +316,7 @@ class Predictions(_Result):
         sigma: float,
         seed: int,
         image_offset: int = 0,
+        image_stride: int = 1,
         seconds: float = 0.0,
     ) -> Predictions:
         """Predictions from votes, int64 ``[B, K]`` on the CPU; ties go to the lowest class."""
@@ -326,6 +332,7 @@ class Predictions(_Result):
             sigma=sigma,
             seed=seed,
             image_offset=image_offset,
+            image_stride=image_stride,
             seconds=_shares(seconds, len(counts)),
             p_value=p_value,
         )

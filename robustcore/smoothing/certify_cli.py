@@ -10,7 +10,7 @@ import argparse
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from robustcore._build import __version__
 from robustcore.smoothing import results
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
 from robustcore.smoothing.distributed import Ranks, SharedSmooth, connect, local_device
+from robustcore.smoothing.distributions import Distribution, Gaussian
+from robustcore.smoothing.memory import keep_freed_memory
+from robustcore.smoothing.noise_names import parse_noise
 from robustcore.smoothing.progress import Progress
 from robustcore.smoothing.result_file import ResultFile
 from robustcore.smoothing.sequential import RadiusTests
@@ -56,7 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=factory,
         help="function that returns a map-style dataset of (image [C, H, W] in [0, 1], label)",
     )
-    add("--sigma", type=float, required=True, help="noise level in pixel units")
+    noise = parser.add_mutually_exclusive_group(required=True)
+    noise.add_argument("--sigma", type=float, help="level of Gaussian noise in pixel units")
+    noise.add_argument(
+        "--noise",
+        metavar="NAME(...)",
+        help="another distribution, as in Python: 'Uniform(0.5)', 'Splitting(0.75, "
+        "derandomized=True)', 'PixelAblation(75)', 'BandAblation(4)', 'Dual(Gaussian(0.25))'; it "
+        "decides the norm of the radii",
+    )
     add("--out", type=Path, required=True, metavar="FILE", help="table to write (.tsv)")
     add("--start", type=int, default=0, help="index of the first image (%(default)s)")
     add("--skip", type=int, default=1, help="take every SKIP-th image (%(default)s)")
@@ -79,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
     add("--dtype", choices=sorted(DTYPES), default=None, help="of what the model receives")
     add("--channels-last", action="store_true", help="memory format of what the model receives")
+    add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
     add(
         "--seed",
         type=int,
@@ -115,7 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--radius-tolerance",
         type=float,
         default=None,
-        help="with --early-stop: what more samples could add to the radius (a tenth of sigma)",
+        help="with --early-stop: what more samples could add to the radius (a tenth of sigma or of "
+        "the radius reached)",
     )
     add("--details", action="store_true", help="also write the columns samples and votes")
     add("--no-progress", action="store_true", help="show no progress bar")
@@ -143,11 +156,15 @@ def run(args: argparse.Namespace) -> None:
         raise user_error(f"--start {args.start} --skip {args.skip}: want at least 0 and at least 1")
     if args.in_flight < 1:
         raise user_error(f"--in-flight: got {args.in_flight}, want at least 1")
-    if args.in_flight > 1 and args.skip > 1:
-        raise user_error(f"--in-flight {args.in_flight}: goes with --skip 1, got {args.skip}")
     if args.radius_tolerance is not None and not args.early_stop:
         raise user_error("--radius-tolerance: goes with --early-stop")
+    noise = _noise(args)
+    for option, wanted in (("--early-stop", args.early_stop), ("--at", args.at is not None)):
+        if wanted and not (isinstance(noise, Gaussian) and noise.norm == "l2"):
+            raise user_error(f"{option}: is for Gaussian noise in l2, got --noise {args.noise}")
     device = local_device(args.device)
+    if device == "cpu":
+        keep_freed_memory()
     with connect(device, args.timeout) as ranks:
         try:
             _run(args, device, ranks)
@@ -161,6 +178,11 @@ def run(args: argparse.Namespace) -> None:
             raise user_error(
                 f"rank {ranks.rank}: {error} (the rows so far are kept: --resume)"
             ) from error
+
+
+def _noise(args: argparse.Namespace) -> Distribution:
+    with as_user_error("--"):
+        return Gaussian(args.sigma) if args.noise is None else parse_noise(args.noise)
 
 
 def _run(args: argparse.Namespace, device: str, ranks: Ranks) -> None:
@@ -219,6 +241,7 @@ def _settings(args: argparse.Namespace, seed: int, model: nn.Module) -> dict[str
         "checkpoint_sha256": file_sha256(args.checkpoint),
         "data": args.data,
         "sigma": args.sigma,
+        **({} if args.noise is None else {"noise": repr(_noise(args))}),
         "N0": args.N0,
         "N": args.N,
         "alpha": args.alpha,
@@ -249,12 +272,15 @@ def _certify_all(
     model: nn.Module,
     seed: int,
 ) -> None:
+    noise = _noise(args)
+
     def make(kind: type[Smooth]) -> Smooth:
         with as_user_error():
+            image = load_item(data, todo[0])[0].to(device)
             return kind(
                 model,
-                args.num_classes or count_classes(model, load_item(data, todo[0])[0].to(device)),
-                args.sigma,
+                args.num_classes or count_classes(model, noise, image),
+                noise=noise,
                 seed=seed,
                 mean=args.mean,
                 std=args.std,
@@ -262,12 +288,14 @@ def _certify_all(
                 memory_format=torch.channels_last
                 if args.channels_last
                 else torch.contiguous_format,
+                cuda_graph=False if args.no_cuda_graph else None,
             )
 
     alone, shared = ranks.all_or_none(lambda: (make(Smooth), make(SharedSmooth)))
 
     def certified(smooth: Smooth, first: int, number: int) -> list[str | argparse.ArgumentError]:
-        return _rows(args, data, todo[first : first + number], smooth, device)
+        images = todo[first : first + number]
+        return _rows(args, data, images, smooth, device, progress.samples)
 
     progress = Progress(
         len(indices), table.rows if table else (), hidden=args.no_progress or not ranks.first
@@ -297,15 +325,20 @@ def _certify_all(
 
 
 def _rows(
-    args: argparse.Namespace, data: Any, indices: Sequence[int], smooth: Smooth, device: str
+    args: argparse.Namespace,
+    data: Any,
+    indices: Sequence[int],
+    smooth: Smooth,
+    device: str,
+    tell: Callable[[int, int], Any],
 ) -> list[str | argparse.ArgumentError]:
-    """The rows of neighbouring images, or why there are none."""
+    """The rows of images that follow each other in the run, or why there are none."""
     try:
         items = [load_item(data, idx) for idx in indices]
         shown = f"image {indices[0]}" if len(indices) == 1 else f"images {indices[0]} and following"
         with as_user_error(f"{shown}: "):
             images = _stack([image.to(device) for image, _ in items])
-            result = _certify(args, smooth, images, indices[0])
+            result = _certify(args, smooth, images, indices[0], tell)
     except argparse.ArgumentError as error:
         return [error]
     drawn, votes = _drawn(result)
@@ -332,11 +365,16 @@ def _stack(images: list[Tensor]) -> Tensor:
 
 
 def _certify(
-    args: argparse.Namespace, smooth: Smooth, images: Tensor, first: int
+    args: argparse.Namespace,
+    smooth: Smooth,
+    images: Tensor,
+    first: int,
+    tell: Callable[[int, int], Any],
 ) -> Certificates | RadiusTests:
+    run = {"image_offset": first, "image_stride": args.skip, "progress": tell}
     if args.at is not None:
         result: Any = smooth.certify_at(
-            images, args.at, args.alpha, args.N, args.N0, args.batch, image_offset=first
+            images, args.at, args.alpha, args.N, args.N0, args.batch, **run
         )
     else:
         result = smooth.certify(
@@ -345,7 +383,7 @@ def _certify(
             args.N,
             args.alpha,
             args.batch,
-            image_offset=first,
+            **run,
             early_stop=args.early_stop,
             radius_tolerance=args.radius_tolerance,
         )

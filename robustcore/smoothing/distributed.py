@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from robustcore.smoothing.progress import Bar
 from robustcore.smoothing.sequential import Sampler
 from robustcore.smoothing.smooth import Smooth
 
@@ -118,9 +118,14 @@ class SharedSmooth(Smooth):
     """
 
     def _start(
-        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int | None
+        self,
+        x: Any,
+        batch_size: Any,
+        image_offset: Any,
+        image_stride: Any,
+        most_samples: int | None,
     ) -> tuple[Tensor, Sampler]:
-        images, sampler = super()._start(x, batch_size, image_offset, most_samples)
+        images, sampler = super()._start(x, batch_size, image_offset, image_stride, most_samples)
         return images, _SharedSampler(sampler, Ranks())
 
     def _draw_seed(self) -> int:
@@ -132,14 +137,15 @@ class _SharedSampler:
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self._sampler, self._ranks = sampler, ranks
-        self.seed, self.image_offset = sampler.seed, sampler.image_offset
+        self.seed = sampler.seed
+        self.image_offset, self.image_stride = sampler.image_offset, sampler.image_stride
 
     def count(
         self,
         images: Tensor,
         first_sample: int,
         num_samples: int,
-        bar: tqdm[Any],
+        bar: Bar,
         indices: Sequence[int] | None = None,
     ) -> Tensor:
         part = self._ranks.share(num_samples)

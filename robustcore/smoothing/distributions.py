@@ -28,6 +28,9 @@ class Distribution(ABC):
 
     norm: str
     """Of the radius: l2, l1, linf, l0 (pixels), or patch (the side of a square)."""
+    offsets_on_device: ClassVar[bool] = False
+    """Whether :meth:`sample` takes its offsets as 0-d int64 tensors too, and so can be captured in
+    a CUDA graph."""
 
     @property
     def deterministic(self) -> bool:
@@ -91,6 +94,7 @@ class Distribution(ABC):
 class _Additive(Distribution):
     """Noise with a scale and a choice of norm."""
 
+    offsets_on_device = True
     _norms: ClassVar[tuple[str, ...]] = ("l1", "l2", "linf")
 
     def _check_norm(self) -> None:
@@ -128,7 +132,7 @@ class Gaussian(_Additive):
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
         # A ball of another norm lies in the l2 ball that conversion gives.
-        l2 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l2", self.norm)
+        l2 = norms.enclosing(radius, math.prod(shape), "l2", self.norm)
         shifted: Tensor = torch.special.ndtr(torch.special.ndtri(p) + l2 / self.level)
         return shifted
 
@@ -168,8 +172,8 @@ class Uniform(_Additive):
         return torch.maximum(l1, linf)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
-        return (p + l1 / (2 * self.scale)).clamp(max=1)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
+        return norms.total_variation_shift(p, l1, self.scale)
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ class Laplace(_Additive):
         return norms.convert(norms.laplace_l1(p, self.scale), math.prod(shape), "l1", self.norm)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
         return norms.laplace_shift(p, l1 / self.scale)
 
 
@@ -273,8 +277,8 @@ class Splitting(_Additive):
         return norms.convert(l1, math.prod(shape), "l1", self.norm)
 
     def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
-        l1 = radius / norms.convert(torch.ones(()).double(), math.prod(shape), "l1", self.norm)
-        return (p + l1 / (2 * self.scale)).clamp(max=1)
+        l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
+        return norms.total_variation_shift(p, l1, self.scale)
 
     def radius_of_votes(self, tolerated: Tensor, shape: Shape) -> Tensor:
         return norms.convert(tolerated.double() / 255, math.prod(shape), "l1", self.norm)
@@ -294,6 +298,8 @@ class Dual(Distribution):
     Raises TypeError or ValueError, naming the argument. Source: Xia et al., "Mitigating the curse
     of dimensionality for certified robustness via dual randomized smoothing", 2024.
     """
+
+    offsets_on_device = True
 
     base: Gaussian
     norm: str = "l2"

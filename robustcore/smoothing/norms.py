@@ -29,12 +29,22 @@ def convert(radius: Tensor, d: int, have: str, want: str) -> Tensor:
     return radius * factor
 
 
+def enclosing(radius: Tensor, d: int, have: str, want: str) -> Tensor:
+    """The radius in norm ``have`` of a ball that holds the ball of ``radius`` in norm ``want``."""
+    return radius / convert(torch.ones(()).double(), d, have, want)
+
+
 def total_variation_l1(p: Tensor, scale: float) -> Tensor:
     """Uniform and splitting noise: ``2 * scale * (p - 1/2)`` in l1.
 
     Source: Lee et al., 2019; Levine and Feizi, 2021.
     """
     return 2 * scale * (p - 0.5)
+
+
+def total_variation_shift(p: Tensor, l1: Tensor, scale: float) -> Tensor:
+    """The largest probability under such noise, shifted by ``l1``, of an event of p."""
+    return (p + l1 / (2 * scale)).clamp(max=1)
 
 
 def uniform_linf(p: Tensor, scale: float, d: int) -> Tensor:

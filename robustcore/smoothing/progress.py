@@ -1,14 +1,44 @@
-"""What ``robustcore certify`` shows while it runs."""
+"""What is shown while images are certified."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
 from robustcore.smoothing.certificates import ABSTAIN
 from robustcore.smoothing.results import Row
+
+
+class Told:
+    """In place of a bar of samples: a function is told how many are done, and of how many."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], Any]) -> None:
+        self.n, self.total = 0, total
+        self._tell = tell
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, samples: int) -> None:
+        self.n += samples
+        self._tell(self.n, self.total)
+
+
+Bar: TypeAlias = "tqdm[Any] | Told"
+
+
+def sample_bar(total: int, what: str, progress: bool | Callable[[int, int], Any]) -> Bar:
+    """A bar that counts samples, shown or not, or one that tells a function."""
+    if callable(progress):
+        return Told(total, progress)
+    return tqdm(total=total, desc=what, unit="sample", disable=not progress)
 
 
 class Progress:
@@ -25,6 +55,7 @@ class Progress:
         """Of the images of this run, without those done before."""
         self._images = self._right = self._abstained = 0
         self._radii = 0.0
+        self._sampled, self._refreshed = "", time.monotonic()
         self._bar = tqdm(
             total=total, initial=len(done), desc="certify", unit="image", disable=hidden
         )
@@ -47,8 +78,18 @@ class Progress:
         """One more image."""
         self._count(row)
         self.certified += row.prediction != ABSTAIN
+        self._sampled = ""
         self._show()
         self._bar.update()
+
+    def samples(self, done: int, total: int) -> None:
+        """How far the image at hand is; shown at most twice a second."""
+        now = time.monotonic()
+        if now - self._refreshed >= 0.5 and done < total:
+            self._refreshed = now
+            self._sampled = f"sample {done} of {total}"
+            self._show()
+            self._bar.refresh()
 
     def _count(self, row: Row) -> None:
         self._images += 1
@@ -57,10 +98,12 @@ class Progress:
         self._abstained += row.prediction == ABSTAIN
 
     def _show(self) -> None:
+        parts = [self._sampled] if self._sampled else []
         if self._images:
-            self._bar.set_postfix_str(
-                f"right {self._right / self._images:.1%}, "
-                f"mean radius {self._radii / self._images:.3f}, "
+            parts += [
+                f"right {self._right / self._images:.1%}",
+                f"mean radius {self._radii / self._images:.3f}",
                 f"abstained {self._abstained}",
-                refresh=False,
-            )
+            ]
+        if parts:
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)

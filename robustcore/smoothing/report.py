@@ -26,7 +26,7 @@ class Table:
     """What a result file says: one entry an image."""
 
     name: str
-    """sigma where the file or its settings tell it, else the file's name."""
+    """The noise where the settings or the file tell it, else the file's name."""
     alpha: float
     radius: FloatArray
     """-1 for an image that is wrong or abstains: it is certified to no radius, not even 0."""
@@ -60,8 +60,9 @@ def load(path: Path, alpha: float | None) -> Table:
     settings_path = path.with_name(path.name + ".json")
     settings = json.loads(settings_path.read_text()) if settings_path.exists() else {}
     sigma = settings.get("sigma") or _sigma_in(path)
+    name = path.name if sigma is None else f"sigma = {float(sigma):g}"
     return Table(
-        name=path.name if sigma is None else f"sigma = {float(sigma):g}",
+        name=settings.get("noise", name),
         alpha=float(settings.get("alpha", 0.001)) if alpha is None else alpha,
         radius=np.array([row.radius if row.correct else -1.0 for row in rows]),
         abstained=sum(row.prediction == ABSTAIN for row in rows),

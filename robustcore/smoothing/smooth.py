@@ -6,26 +6,23 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from robustcore.smoothing import sequential
 from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
 from robustcore.smoothing.checks import require_int, require_positive, require_probability
+from robustcore.smoothing.cuda_graph import Graphs
 from robustcore.smoothing.distributions import Distribution, Dual, Gaussian
 from robustcore.smoothing.normalize import Normalization
-from robustcore.smoothing.plan import Block, cut_runs, plan_batches
+from robustcore.smoothing.progress import sample_bar
+from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
-# Of noise with two views, the second has images of its own in the noise stream.
-SECOND_VIEW = 2**47
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -52,6 +49,14 @@ class Smooth:
             float16 it runs under autocast, so float32 parameters work.
         memory_format: of what the base classifier receives; ``torch.channels_last`` is the faster
             one for most convolutional networks.
+        cuda_graph: on a GPU, whether full batches of one image are replays of a CUDA graph, with
+            the same results: noise, base classifier and votes are captured once and cost the host
+            one launch from then on. None: where the base classifier is a module in eval mode
+            without forward hooks, not compiled; if it cannot be captured, because it waits for the
+            device, say, a warning tells so and sampling goes on without. True: always, and an
+            error where it cannot be (hooks then run at the capture alone). False: never. The graph
+            and its memory (a batch, the activations) are kept for the next call, and captured
+            again when anything but the values of the module's tensors has changed, the seed too.
 
     Raises TypeError or ValueError, naming the argument. Source: Cohen, Rosenfeld and Kolter, 2019.
     """
@@ -70,6 +75,7 @@ class Smooth:
         std: float | Sequence[float] | Tensor | None = None,
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        cuda_graph: bool | None = None,
     ) -> None:
         if (sigma is None) == (noise is None):
             raise TypeError(f"sigma, noise: got {sigma!r} and {noise!r}, want exactly one of them")
@@ -88,11 +94,14 @@ class Smooth:
             raise ValueError(
                 f"memory_format: got {memory_format}, want contiguous_format or channels_last"
             )
+        if cuda_graph not in (None, True, False):
+            raise TypeError(f"cuda_graph: got {cuda_graph!r}, want None, True or False")
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
         self._models = models
+        self._graphs = Graphs(cuda_graph)
         self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
         self.dtype = dtype
         self.memory_format = memory_format
@@ -108,7 +117,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
         early_stop: bool = False,
         radius_tolerance: float | None = None,
     ) -> tuple[int, float] | Certificates:
@@ -124,18 +134,19 @@ class Smooth:
             alpha: failure probability of one certificate, strictly between 0 and 1.
             batch_size: images in one call of the base classifier; those of several x are mixed.
                 Results do not depend on it, as far as the base classifier's logits do not.
-            image_offset: x[b] is image ``image_offset + b`` of the noise stream, so the parts of a
-                data set give the results of the whole. A single image is image 0 by default, and
-                with one given seed all such images meet the same noise: their certificates hold
-                one by one, but err together.
-            progress: show a progress bar (on a GPU it counts the work queued).
+            image_offset, image_stride: x[b] is number ``image_offset + b * image_stride`` of the
+                noise stream, so the parts of a data set give the results of the whole. A single
+                image is number 0 by default, and with one given seed all such images meet the same
+                noise: their certificates hold one by one, but err together.
+            progress: show a progress bar (on a GPU it counts the work queued); or a function, which
+                is called with the number of samples done and that of all.
             early_stop: look at the votes of an image on the way, and stop it once it is certain to
                 abstain or its radius cannot grow by more than ``radius_tolerance``. alpha is spent
                 over the looks, so the guarantee is the same and a radius at ``n`` samples slightly
                 smaller; see :mod:`robustcore.smoothing.sequential`. Without, all images take
                 ``n``, as in published tables.
-            radius_tolerance: in pixel units, at least 0; by default a tenth of sigma. 0 stops
-                only images that will abstain.
+            radius_tolerance: in pixel units, at least 0; by default a tenth of sigma or of the
+                radius reached, whichever is larger. 0 stops only images that will abstain.
 
         Returns:
             ``(class or ABSTAIN, radius)`` for one image, the radius 0.0 where it abstains;
@@ -150,7 +161,7 @@ class Smooth:
         if early_stop:
             self._require_gaussian("early_stop")
         if self.noise.deterministic:
-            result = self._certify_all(x, batch_size, image_offset, progress)
+            result = self._certify_all(x, batch_size, image_offset, image_stride, progress)
             if x.dim() == 4:
                 return result
             return int(result.prediction[0]), float(result.radius[0])
@@ -162,17 +173,17 @@ class Smooth:
         _require_enough("certify", n, smallest_certifiable_n(alpha / views), alpha)
         if early_stop:
             looks = sequential.plan_certify(n, alpha)
-            tolerance = sequential.require_tolerance(radius_tolerance, self.sigma)
+            tolerance = sequential.require_tolerance(radius_tolerance)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
-        images, sampler = self._start(x, batch_size, image_offset, max(n0, n))
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, max(n0, n))
         if early_stop:
             stopped = sequential.certify(
                 sampler, images, n0, looks, self.sigma, tolerance, progress=progress
             )
             return stopped if x.dim() == 4 else (int(stopped.prediction), float(stopped.radius))
         total = len(images) * (n0 + n) * views
-        with tqdm(total=total, desc="certify", unit="sample", disable=not progress) as bar:
+        with sample_bar(total, "certify", progress) as bar:
             stages = [sampler.count(images, 0, n0, bar), sampler.count(images, n0, n, bar)]
         # The only wait for the device.
         counts0, counts = torch.stack(stages).cpu()
@@ -185,6 +196,7 @@ class Smooth:
             n=n,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
             noise=self.noise,
             shape=tuple(images.shape[1:]),
@@ -203,7 +215,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
     ) -> tuple[int, int] | sequential.RadiusTests:
         """Whether the smoothed classifier is constant within ``radius``, by a sequential test.
 
@@ -220,7 +233,7 @@ class Smooth:
                 an answer is undecided, and abstains.
             n0: samples of the selection, at least 1: indices [0, n0) of the noise stream. The test
                 goes on from there.
-            batch_size, image_offset, progress: as in :meth:`certify`.
+            batch_size, image_offset, image_stride, progress: as in :meth:`certify`.
 
         Returns:
             ``(class or ABSTAIN, samples of the test)`` for one image,
@@ -234,21 +247,26 @@ class Smooth:
         self._require_gaussian("certify_at")
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         test = sequential.plan_test(radius, self.sigma, alpha, max_n)
-        images, sampler = self._start(x, batch_size, image_offset, max(n0, test.max_n))
+        images, sampler = self._start(
+            x, batch_size, image_offset, image_stride, max(n0, test.max_n)
+        )
         result = sequential.certify_at(sampler, images, n0, test, progress=progress)
         return result if x.dim() == 4 else (int(result.prediction), int(result.samples))
 
     def _certify_all(
-        self, x: Any, batch_size: Any, image_offset: Any, progress: bool
+        self,
+        x: Any,
+        batch_size: Any,
+        image_offset: Any,
+        image_stride: Any,
+        progress: bool | Callable[[int, int], Any],
     ) -> Certificates:
         """Certificates under deterministic noise: every sample of every image is counted."""
         started = time.perf_counter()
-        images, sampler = self._start(x, batch_size, image_offset, None)
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, None)
         shape = tuple(images.shape[1:])
         n = self.noise.num_samples(shape)
-        with tqdm(
-            total=len(images) * n, desc="certify", unit="sample", disable=not progress
-        ) as bar:
+        with sample_bar(len(images) * n, "certify", progress) as bar:
             counts = sampler.count(images, 0, n, bar).cpu()
         return Certificates.from_votes(
             counts,
@@ -257,6 +275,7 @@ class Smooth:
             shape=shape,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
         )
 
@@ -268,7 +287,8 @@ class Smooth:
         batch_size: int = 1000,
         *,
         image_offset: int = 0,
-        progress: bool = False,
+        image_stride: int = 1,
+        progress: bool | Callable[[int, int], Any] = False,
     ) -> int | Predictions:
         """The smoothed classifier's classes, each right with probability at least ``1 - alpha``.
 
@@ -288,10 +308,8 @@ class Smooth:
         n = require_int("n", n, 1, MAX_SAMPLES)
         alpha = require_probability("alpha", alpha)
         _require_enough("predict", n, smallest_predictable_n(alpha), alpha)
-        images, sampler = self._start(x, batch_size, image_offset, n)
-        with tqdm(
-            total=len(images) * n, desc="predict", unit="sample", disable=not progress
-        ) as bar:
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, n)
+        with sample_bar(len(images) * n, "predict", progress) as bar:
             counts = sampler.count(images, 0, n, bar).cpu()
         result = Predictions.from_counts(
             counts,
@@ -300,6 +318,7 @@ class Smooth:
             n=n,
             seed=sampler.seed,
             image_offset=sampler.image_offset,
+            image_stride=sampler.image_stride,
             seconds=time.perf_counter() - started,
         )
         return result if x.dim() == 4 else int(result.prediction[0])
@@ -309,7 +328,12 @@ class Smooth:
             raise ValueError(f"noise: got {self.noise}, but {what} is for Gaussian noise in l2")
 
     def _start(
-        self, x: Any, batch_size: Any, image_offset: Any, most_samples: int | None
+        self,
+        x: Any,
+        batch_size: Any,
+        image_offset: Any,
+        image_stride: Any,
+        most_samples: int | None,
     ) -> tuple[Tensor, sequential.Sampler]:
         """The images as a batch and what samples them, after the last of the checks.
 
@@ -318,135 +342,39 @@ class Smooth:
         batch_size = require_int("batch_size", batch_size, 1)
         images = _require_images(x)
         limit = SECOND_VIEW if isinstance(self.noise, Dual) else MAX_IMAGES
-        offset = require_int("image_offset", image_offset, 0, limit - len(images) + 1)
+        stride = require_int("image_stride", image_stride, 1, limit)
+        most = limit - max(len(images) - 1, 0) * stride
+        if most <= 0:
+            raise ValueError(
+                f"image_stride: got {stride} for {len(images)} images, want indices below 2**48"
+            )
+        offset = require_int("image_offset", image_offset, 0, most)
         mean, std = self._normalization.on(images)
         self.noise.check(images, mean is not None or std is not None)
+        self._graphs.require(images.device, self.noise.offsets_on_device)
         for model in self._models:
             _warn_if_training(model)
         self.last_seed = self._draw_seed() if self.seed is None else self.seed
         if most_samples is None:
             most_samples = self.noise.num_samples(images.shape[1:])
         rows = max(1, min(batch_size, len(images) * most_samples))
-        return images, _Sampler(self, images, rows, offset, self.last_seed, mean, std)
+        return images, LocalSampler(
+            self._models,
+            self.num_classes,
+            self.noise,
+            images,
+            rows,
+            dtype=self.dtype or images.dtype,
+            memory_format=self.memory_format,
+            image_offset=offset,
+            image_stride=stride,
+            seed=self.last_seed,
+            normalization=(mean, std),
+            graphs=self._graphs,
+        )
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)
-
-
-class _Sampler:
-    """One run: counts votes over noisy copies, which all pass through one buffer."""
-
-    def __init__(
-        self,
-        smooth: Smooth,
-        images: Tensor,
-        rows: int,
-        image_offset: int,
-        seed: int,
-        mean: Tensor | None,
-        std: Tensor | None,
-    ) -> None:
-        self.models = smooth._models
-        self.noise = smooth.noise
-        self.num_classes = smooth.num_classes
-        self.image_offset = image_offset
-        self.seed = seed
-        self.batch_size = rows
-        self.buffer = torch.empty(
-            (rows, *self.noise.output_shape(self.noise.views(images[:1])[0].shape[1:])),
-            dtype=smooth.dtype or images.dtype,
-            device=images.device,
-            memory_format=smooth.memory_format,
-        )
-        self.add_noise = partial(
-            self.noise.sample,
-            seed=seed,
-            mean=mean,
-            std=std,
-            memory_format=smooth.memory_format,
-        )
-
-    def count(
-        self,
-        images: Tensor,
-        first_sample: int,
-        num_samples: int,
-        bar: tqdm[Any],
-        indices: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
-        noise with two views ``[B, 2, K]``.
-
-        ``images[b]`` is image ``image_offset + b`` of the noise stream, or ``+ indices[b]``.
-        Nothing here waits for the device.
-        """
-        views = self.noise.views(images)
-        votes = [
-            self._count_view(
-                view, self.models[i % len(self.models)], i * SECOND_VIEW, first_sample, num_samples,
-                bar, indices,
-            )
-            for i, view in enumerate(views)
-        ]  # fmt: skip
-        return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
-
-    def _count_view(
-        self, images: Tensor, model: Any, view_offset: int, first_sample: int, num_samples: int,
-        bar: tqdm[Any], indices: Sequence[int] | None,
-    ) -> Tensor:  # fmt: skip
-        numbers = range(len(images)) if indices is None else indices
-        positions = [view_offset + self.image_offset + number for number in numbers]
-        votes = images.new_zeros((len(images), self.num_classes), dtype=torch.int64)
-        dtype = self.buffer.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        # Around all batches: autocast keeps its casts of the weights until it is left.
-        autocast = torch.autocast(images.device.type, dtype=dtype) if half else nullcontext()
-        with torch.inference_mode(), autocast:
-            for blocks in plan_batches(len(images), num_samples, self.batch_size):
-                if indices is not None:
-                    blocks = cut_runs(blocks, indices)
-                batch = self._fill(images, positions, blocks, first_sample)
-                logits = model(batch)
-                self._check_logits(logits, len(batch))
-                row = 0
-                for block in blocks:
-                    ballots = logits[row : row + block.size]
-                    votes[block.first_image : block.first_image + block.images].add_(
-                        self.noise.count(ballots.view(block.images, block.samples, -1))
-                    )
-                    row += block.size
-                bar.update(row)
-        return votes
-
-    def _fill(
-        self, images: Tensor, positions: Sequence[int], blocks: list[Block], first_sample: int
-    ) -> Tensor:
-        """The buffer's rows with the noisy images of one batch."""
-        row = 0
-        for block in blocks:
-            out = self.buffer[row : row + block.size]
-            self.add_noise(
-                images[block.first_image : block.first_image + block.images],
-                block.samples,
-                image_offset=positions[block.first_image],
-                sample_offset=first_sample + block.first_sample,
-                out=out.view(block.images, block.samples, *self.buffer.shape[1:]),
-            )
-            row += block.size
-        return self.buffer[:row]
-
-    def _check_logits(self, logits: Any, size: int) -> None:
-        if not isinstance(logits, Tensor):
-            got: str = type(logits).__name__
-        elif logits.shape != (size, self.num_classes) or not logits.is_floating_point():
-            got = f"{logits.dtype} of shape {list(logits.shape)}"
-        else:
-            return
-        error = ValueError if isinstance(logits, Tensor) else TypeError
-        raise error(
-            f"base_classifier: gave {got} for a batch of {size}, "
-            f"want floating logits [{size}, {self.num_classes}], one column a class"
-        )
 
 
 def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:

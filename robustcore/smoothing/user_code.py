@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from robustcore.smoothing.distributions import Distribution
+
 
 def user_error(message: str) -> argparse.ArgumentError:
     return argparse.ArgumentError(None, " ".join(message.split()))
@@ -123,9 +125,11 @@ def model_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def count_classes(model: Callable[[Tensor], Tensor], image: Tensor) -> int:
+def count_classes(model: Callable[[Tensor], Tensor], noise: Distribution, image: Tensor) -> int:
     with torch.inference_mode():
-        logits = model(image.unsqueeze(0))
+        images = image.unsqueeze(0)
+        shape = noise.output_shape(noise.views(images)[0].shape[1:])
+        logits = model(images if shape == image.shape else images.new_zeros((1, *shape)))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise user_error(f"--model: gave {got} for one image, want logits [1, number of classes]")

@@ -15,6 +15,9 @@ using namespace robustcore::smoothing;
 
 namespace {
 
+// Offsets that the kernels read themselves, past 32 bits.
+const int64_t image_offset = (int64_t{1} << 41) + 11, sample_offset = (int64_t{1} << 34) + 5;
+
 // Values in (-2, 2) that exercise rounding, the same in every run.
 std::vector<float> values(size_t n, uint64_t seed) {
   std::vector<float> v(n);
@@ -52,7 +55,6 @@ void check_noise(NoiseArgs args, const std::string& name) {
 }
 
 void noise_cases() {
-  const int64_t offset = 5;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
     struct Shape {
       int64_t images, samples, channels, pixels;
@@ -68,7 +70,7 @@ void noise_cases() {
       NoiseArgs args{};
       args.images = s.images, args.samples = s.samples, args.elements = d;
       args.stream = {0x0123456789ABCDEFull, (int64_t{1} << 32) + 3, (int64_t{1} << 33) + 9,
-                     &offset};
+                     &image_offset, &sample_offset};
       args.x = view(x.data(), 2 * d, {d}, {2});
       args.sigma_value = 0.7;
       args.out_dtype = dtype;
@@ -103,7 +105,7 @@ void sums_case(int64_t images, int64_t samples, int64_t elements, bool with_nois
   const std::vector<T> typed(grad.begin(), grad.end());
   SumsArgs args{};
   args.images = images, args.samples = samples, args.elements = elements;
-  args.stream = {77, 1, 2, nullptr};
+  args.stream = {77, 1, 2, &image_offset, &sample_offset};
   args.grad = view(nullptr, samples * elements, {elements}, {1});
   args.grad.data = typed.data();
   args.grad.dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
@@ -161,7 +163,9 @@ void ablation_case(int64_t images, int64_t samples, int64_t channels, int64_t pi
                            "x" + std::to_string(pixels) + " keeps " + std::to_string(kept);
   const size_t words = images * samples * mask_words(pixels);
   std::vector<uint32_t> cpu(words, 1), gpu(words, 2);
-  PixelMaskArgs masks{images, samples, pixels, kept, {7, int64_t{1} << 33, 5, nullptr}, cpu.data()};
+  PixelMaskArgs masks{
+      images,    samples, pixels, kept, {7, int64_t{1} << 33, 5, &image_offset, &sample_offset},
+      cpu.data()};
   simd_baseline.pixel_masks(masks, 0, images * samples);
   masks.masks = gpu.data();
   pixel_masks_cuda(masks, nullptr);

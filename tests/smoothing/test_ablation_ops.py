@@ -153,7 +153,8 @@ def test_layouts_splits_threads(device):
     if device.type == "cpu":
         check_repeatable(lambda: ops.ablate_pixels(images(2, 3, 32, 32), 60, 75, seed=SEED))
         grad = torch.randn(2, 90, 3, 8, 8)
-        check_repeatable(lambda: torch.ops.robustcore.ablate_pixels_sums(grad, 9, 5, 0, 0, None))
+        sums = torch.ops.robustcore.ablate_pixels_sums
+        check_repeatable(lambda: sums(grad, 9, 5, 0, 0, None, None))
 
 
 @pytest.mark.parametrize("isa", SIMD)
@@ -187,7 +188,7 @@ def test_devices_agree_to_the_bit(dtype):
             assert_same(ops.ablate_pixels(x.cuda(), 20, k, seed=SEED, **options).cpu(), cpu)
         grad = torch.randn(shape[0], 40, *shape[1:], dtype=dtype)
         a, b = (
-            torch.ops.robustcore.ablate_pixels_sums(g, k, 5, 0, 0, None)
+            torch.ops.robustcore.ablate_pixels_sums(g, k, 5, 0, 0, None, None)
             for g in (grad, grad.cuda())
         )
         assert_same(b.cpu(), a)
@@ -211,7 +212,7 @@ def test_gradients(device):
 @pytest.mark.parametrize("kind", ["pixels", "patches"])
 def test_opcheck_and_transforms(kind):
     op = getattr(torch.ops.robustcore, f"ablate_{kind}").default
-    rest = (5, 9, 0, 0, None) if kind == "pixels" else (1, 2, 3, 1, 1)
+    rest = (5, 9, 0, 0, None, None) if kind == "pixels" else (1, 2, 3, 1, 1)
     for fill in (None, torch.rand(1, 3, 1, 1)):
         torch.library.opcheck(op, (images(2, 3, 4, 5), fill, 3, *rest, torch.float32, True))
     sums = getattr(torch.ops.robustcore, f"ablate_{kind}_sums").default

@@ -10,7 +10,8 @@ import torch
 
 import robustcore
 from robustcore.cli import main
-from robustcore.smoothing import Smooth, result_file
+from robustcore.smoothing import Smooth, progress, result_file
+from robustcore.smoothing.noise_names import parse_noise
 from smoothing.models import Pixels
 
 USER_MODULE = """
@@ -30,6 +31,16 @@ def model():
 def data():
     images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     return [(image, int(image.flatten()[:3].argmax())) for image in images]
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :2]
+
+def two():
+    return Two()
+
+def levels():
+    return [((image * 255).round() / 255, label) for image, label in data()]
 
 def arrays():
     return [(image.numpy(), np.int64(label)) for image, label in data()]
@@ -76,8 +87,11 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-def arguments(*options, out="out.tsv", model="mine:model", data="mine:data", sigma="0.25"):
-    required = ["certify", "--model", model, "--data", data, "--sigma", sigma, "--out", out]
+def arguments(
+    *options, out="out.tsv", model="mine:model", data="mine:data", sigma="0.25", noise=None
+):
+    required = ["certify", "--model", model, "--data", data, "--out", out]
+    required += ["--noise", noise] if noise else ["--sigma", sigma]
     return [*required, "--N", "200", "--N0", "20", "--device", "cpu", *options]
 
 
@@ -272,7 +286,15 @@ def test_checkpoints(folder, state):
         (["--skip", "7"], "--skip 7: the data set has only 6 images"),
         (["--start", "6"], "--start 6: the data set has only 6 images"),
         (["--in-flight", "0"], "--in-flight: got 0"),
-        (["--in-flight", "2", "--skip", "2"], "goes with --skip 1"),
+        (
+            {"noise": "Gauss(1)"},
+            "--noise: got 'Gauss(1)': want NAME(arguments), NAME one of",
+        ),
+        ({"noise": "Uniform(-1)"}, "scale: got -1"),
+        ({"noise": "Uniform(1, 2, 3)"}, "positional arguments"),
+        ({"noise": "Uniform(open('f'))"}, "want NAME(arguments)"),
+        ({"noise": "Uniform("}, "noise: got 'Uniform('"),
+        ({"noise": "PixelAblation(9)"}, "k: got 9 for images of 4 pixels"),
         (["--radius-tolerance", "0.1"], "goes with --early-stop"),
         (["--early-stop", "--radius-tolerance", "-1"], "radius_tolerance: got -1"),
         (["--at", "9"], "radius: got 9.0, which max_n=200 samples cannot certify"),
@@ -343,6 +365,74 @@ def test_images_in_flight_change_nothing(folder, capsys):
         assert rows("more.tsv") == rows("out.tsv")
     assert certify("--in-flight", "3", data="mine:bad_pixels", out="bad.tsv") == 2
     assert "images 0 and following: x: got NaN" in capsys.readouterr().err
+
+
+def test_images_in_flight_that_are_not_neighbours(folder):
+    for options in (["--skip", "2"], ["--skip", "2", "--start", "1"], ["--skip", "4"]):
+        assert certify("--seed", "5", *options, "--overwrite") == 0
+        more = ["--in-flight", "3", "--batch", "7", "--overwrite"]
+        assert certify("--seed", "5", *options, *more, out="more.tsv") == 0
+        assert rows("more.tsv") == rows("out.tsv")
+    more = ["--in-flight", "2", "--early-stop", "--N", "3000", "--skip", "2"]
+    assert certify("--seed", "5", *more, out="stopped.tsv") == 0
+    assert certify("--seed", "5", *more[2:], out="alone.tsv") == 0
+    assert rows("stopped.tsv") == rows("alone.tsv")
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "Gaussian(0.25, norm='l1')",
+        "Uniform(0.5)",
+        "Splitting(scale=0.25, derandomized=True, seed=3)",
+        "PixelAblation(3, fill=(0.5,))",
+        "PixelAblation(3)",
+        "BandAblation(1, threshold=None, fill=0.5)",
+        "Dual(Gaussian(0.25))",
+    ],
+)
+def test_other_noise(folder, noise):
+    x = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    images = (x * 255).round() / 255
+    wide = ["--num-classes", "3"] if "Dual" not in noise else ["--num-classes", "2"]
+    model = "mine:model" if "Dual" not in noise else "mine:two"
+    options = ["--seed", "5", "--details", "--no-progress"]
+    assert certify(*options, *wide, noise=noise, model=model, data="mine:levels") == 0
+    distribution = parse_noise(noise)
+    smooth = Smooth(Pixels(int(wide[1])), int(wide[1]), noise=distribution, seed=5)
+    result = smooth.certify(images, 20, 200)
+    got = [line.split("\t") for line in Path("out.tsv").read_text().splitlines()[1:]]
+    assert [int(row[2]) for row in got] == result.prediction.tolist()
+    assert [row[3] for row in got] == [f"{radius:.3}" for radius in result.radius.tolist()]
+    settings = json.loads(Path("out.tsv.json").read_text())
+    assert settings["noise"] == repr(distribution)
+    # The number of classes is found with an image as the noise makes them.
+    assert certify(*options, "--resume", *wide, noise=noise, model=model, data="mine:levels") == 0
+    assert certify(*options, noise=noise, model=model, data="mine:levels", out="found.tsv") == 0
+    assert rows("found.tsv") == rows("out.tsv")
+    other = dict(noise="Uniform(0.25)", model=model, data="mine:levels")
+    assert certify(*options, "--resume", *wide, **other) == 2
+
+
+def test_other_noise_is_refused_where_there_is_no_procedure(folder, capsys):
+    for option in (["--early-stop"], ["--at", "0.1"]):
+        assert certify(*option, noise="Uniform(0.5)") == 2
+        want = f"{option[0]}: is for Gaussian noise in l2, got --noise Uniform(0.5)"
+        assert want in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        certify("--noise", "Uniform(1)")
+    assert "not allowed with argument --sigma" in capsys.readouterr().err
+
+
+def test_progress_within_an_image(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", iter(range(10**6)).__next__)
+    assert certify("--seed", "5", "--batch", "50") == 0
+    shown = capsys.readouterr().err
+    # The first image, and the second with the count of those before it.
+    assert "[sample" not in shown
+    assert "sample 120 of 220" in shown
+    assert "sample 170 of 220, right" in shown
+    assert "sample 220 of 220" not in shown
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])

@@ -257,7 +257,7 @@ def test_opcheck_and_transforms(kind):
     op = getattr(torch.ops.robustcore, f"{kind}_noise").default
     level = (0.5, 0) if kind == "splitting" else (0.5, None)
     torch.library.opcheck(
-        op, (images(2, 3, 4, 5), 3, *level, None, None, 9, 0, 0, None, torch.float32, True)
+        op, (images(2, 3, 4, 5), 3, *level, None, None, 9, 0, 0, None, None, torch.float32, True)
     )
     batch = images(2, 2, 3, 4, 4)
     mapped = torch.func.vmap(lambda x: OPS[kind](x, 3, 0.5, seed=SEED))(batch)

@@ -17,6 +17,7 @@ from robustcore.smoothing import (
     clopper_pearson_lower,
     gaussian_radius,
 )
+from robustcore.smoothing.results import read_table
 from smoothing.models import Constant, HalfSpace, Pixels
 from testing import assert_same
 
@@ -105,6 +106,32 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_company(images, bat
     for field in ("counts0", "counts", "prediction", "p_lower", "radius"):
         assert_same(getattr(again, field), getattr(whole, field))
         assert_same(torch.cat([getattr(one, field) for one in alone]), getattr(whole, field))
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 333])
+def test_every_other_image_of_the_stream(images, batch_size, tmp_path):
+    smooth = Smooth(Pixels(4), 4, 0.5, seed=3)
+    whole = smooth.certify(images, n0=10, n=50, image_offset=9)
+    some = smooth.certify(
+        images[::2], n0=10, n=50, batch_size=batch_size, image_offset=9, image_stride=2
+    )
+    for field in ("counts0", "counts", "prediction", "p_lower", "radius"):
+        assert_same(getattr(some, field), getattr(whole, field)[::2])
+    assert (some.image_offset, some.image_stride) == (9, 2)
+    some.to_tsv(tmp_path / "out.tsv")
+    assert [row.idx for row in read_table(tmp_path / "out.tsv")] == [9, 11, 13]
+    stopped, tested = (
+        run(images[::2], image_stride=2)
+        for run in (
+            lambda x, **options: smooth.certify(x, n=3000, early_stop=True, **options),
+            lambda x, **options: smooth.certify_at(x, 0.1, max_n=3000, **options),
+        )
+    )
+    assert_same(stopped.counts, smooth.certify(images, n=3000, early_stop=True).counts[::2])
+    assert_same(tested.counts, smooth.certify_at(images, 0.1, max_n=3000).counts[::2])
+    assert stopped.image_stride == tested.image_stride == 2
+    predicted = smooth.predict(images[::2], n=50, image_stride=2).counts
+    assert_same(predicted, smooth.predict(images, n=50).counts[::2])
 
 
 def test_selection_and_estimation_share_no_sample(images, noise_calls):
@@ -282,4 +309,18 @@ def test_progress_counts_every_sample(images, capsys):
     Smooth(Pixels(2), 2, 0.25).certify(images, n=100, n0=10, progress=True)
     assert "550/550" in capsys.readouterr().err
     Smooth(Pixels(2), 2, 0.25).certify(images, n=100, n0=10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_progress_tells_a_function(images, early_stop, capsys):
+    told = []
+    Smooth(Pixels(2), 2, 0.25, seed=1).certify(
+        images, n=3000, n0=10, progress=lambda *a: told.append(a), early_stop=early_stop
+    )
+    done, total = zip(*told, strict=True)
+    assert list(done) == sorted(set(done))
+    assert total[0] == 5 * 3010
+    # Stopped images need no more of theirs.
+    assert (done[-1] == total[-1] < total[0]) if early_stop else (done[-1] == total[-1] == total[0])
     assert capsys.readouterr().err == ""

@@ -66,6 +66,8 @@ BAD_CALLS = [
     ({"image_offset": -1}, ValueError, "image_offset"),
     ({"image_offset": 2**48}, ValueError, "image_offset"),
     ({"image_offset": 1.5}, TypeError, "image_offset"),
+    ({"image_stride": 0}, ValueError, "image_stride"),
+    ({"image_stride": 1.5}, TypeError, "image_stride"),
     ({"x": [[0.5]]}, TypeError, "x"),
     ({"x": torch.ones(1, 2, 2, dtype=torch.uint8)}, TypeError, "x"),
     ({"x": torch.ones(2, 2)}, ValueError, "x"),

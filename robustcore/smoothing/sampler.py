@@ -1,0 +1,202 @@
+"""Draws noisy copies of images batch by batch, and counts what the base classifier votes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcore.smoothing.cuda_graph import GraphLoop, Graphs, NotCapturable, Step
+from robustcore.smoothing.distributions import Distribution
+from robustcore.smoothing.plan import Block, cut_runs, plan_batches
+from robustcore.smoothing.progress import Bar
+
+# Of noise with two views, the second has images of its own in the noise stream.
+SECOND_VIEW = 2**47
+
+
+class LocalSampler:
+    """One run on one device: all noisy copies pass through one buffer.
+
+    Args:
+        models: one a view of the noise, or one for all.
+        num_classes: columns of their logits.
+        noise: how to sample, and which votes to count.
+        images: those that will be sampled, or others of their form, ``[B, C, H, W]``.
+        rows: of the buffer, most images in one call of a model.
+        dtype, memory_format: of what the models receive.
+        image_offset, image_stride: ``images[b]`` is number ``image_offset + b * image_stride`` of
+            the noise stream.
+        seed: of the noise.
+        normalization: mean and std, each ``[C]`` or None.
+        graphs: where the captured steps are kept.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Callable[[Tensor], Tensor]],
+        num_classes: int,
+        noise: Distribution,
+        images: Tensor,
+        rows: int,
+        *,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+        image_offset: int,
+        image_stride: int,
+        seed: int,
+        normalization: tuple[Tensor | None, Tensor | None],
+        graphs: Graphs,
+    ) -> None:
+        self.image_offset, self.image_stride, self.seed = image_offset, image_stride, seed
+        self._models, self._num_classes, self._noise = models, num_classes, noise
+        self._rows, self._graphs = rows, graphs
+        shape = noise.output_shape(noise.views(images[:1])[0].shape[1:])
+        self._new_buffer = partial(
+            torch.empty,
+            (rows, *shape),
+            dtype=dtype,
+            device=images.device,
+            memory_format=memory_format,
+        )
+        self._buffer: Tensor | None = None
+        mean, std = normalization
+        self._sample = partial(noise.sample, mean=mean, std=std, memory_format=memory_format)
+        # What a captured step depends on. Normalisation by its tensors, which live as long as it.
+        self._depends = (num_classes, noise, rows, shape, dtype, memory_format, id(mean), id(std))
+        self._loops: dict[int, GraphLoop | None] = {}
+        # Around all batches: autocast keeps its casts of the weights until it is left.
+        half = dtype in (torch.bfloat16, torch.float16)
+        self._autocast: Callable[[], AbstractContextManager[Any]] = (
+            partial(torch.autocast, images.device.type, dtype=dtype) if half else nullcontext
+        )
+
+    def count(
+        self,
+        images: Tensor,
+        first_sample: int,
+        num_samples: int,
+        bar: Bar,
+        indices: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
+        noise with two views ``[B, 2, K]``.
+
+        ``images[b]`` is what the constructor says of b, or of ``indices[b]``.
+        Nothing here waits for the device, but for the capture of a graph.
+        """
+        votes = []
+        for number, view in enumerate(self._noise.views(images)):
+            votes.append(self._count_view(number, view, first_sample, num_samples, bar, indices))
+        return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
+
+    def _count_view(
+        self, number: int, images: Tensor, first_sample: int, num_samples: int, bar: Bar,
+        indices: Sequence[int] | None,
+    ) -> Tensor:  # fmt: skip
+        start = number * SECOND_VIEW + self.image_offset
+        numbers = range(len(images)) if indices is None else indices
+        positions = [start + number * self.image_stride for number in numbers]
+        gaps = indices is not None or self.image_stride > 1
+        votes = images.new_zeros((len(images), self._num_classes), dtype=torch.int64)
+        model = self._models[number % len(self._models)]
+        logits = partial(checked_logits, model, self._num_classes)
+        loop = None
+        if num_samples >= self._rows:
+            loop = self._loop(number, model, images, logits)
+        if loop is not None:
+            loop.begin()
+        with torch.inference_mode(), self._autocast():
+            for blocks in plan_batches(len(images), num_samples, self._rows):
+                size = sum(block.size for block in blocks)
+                if loop is not None and blocks[0].samples == self._rows:
+                    image, sample = blocks[0].first_image, first_sample + blocks[0].first_sample
+                    try:
+                        loop.run(images[image], positions[image], sample, votes[image])
+                    except NotCapturable as error:
+                        loop.finish()
+                        self._loops[number] = loop = None
+                        self._graphs.refuse(number, error.__cause__)
+                    else:
+                        bar.update(size)
+                        continue
+                if gaps:
+                    blocks = cut_runs(blocks, positions)
+                self._count_batch(images, positions, blocks, first_sample, logits, votes)
+                bar.update(size)
+            if loop is not None:
+                loop.finish()
+        return votes
+
+    def _count_batch(
+        self, images: Tensor, positions: Sequence[int], blocks: Sequence[Block], first_sample: int,
+        logits: Callable[[Tensor], Tensor], votes: Tensor,
+    ) -> None:  # fmt: skip
+        """One batch, of any images."""
+        if self._buffer is None:
+            self._buffer = self._new_buffer()
+        row = 0
+        for block in blocks:
+            out = self._buffer[row : row + block.size]
+            self._sample(
+                images[block.first_image : block.first_image + block.images],
+                block.samples,
+                seed=self.seed,
+                image_offset=positions[block.first_image],
+                sample_offset=first_sample + block.first_sample,
+                out=out.view(block.images, block.samples, *out.shape[1:]),
+            )
+            row += block.size
+        ballots = logits(self._buffer[:row])
+        row = 0
+        for block in blocks:
+            part = ballots[row : row + block.size].view(block.images, block.samples, -1)
+            votes[block.first_image : block.first_image + block.images] += self._noise.count(part)
+            row += block.size
+
+    def _loop(
+        self, number: int, model: Any, images: Tensor, logits: Callable[[Tensor], Tensor]
+    ) -> GraphLoop | None:
+        """What runs full batches of one image, None where all go the same way."""
+        if not self._noise.offsets_on_device or not len(images):
+            return None
+        if number not in self._loops:
+
+            def make_step() -> Step:
+                if self._buffer is None:
+                    self._buffer = self._new_buffer()
+                return Step(
+                    self._sample,
+                    logits,
+                    self._noise.count,
+                    images[0],
+                    self._buffer,
+                    self._num_classes,
+                    self.seed,
+                )
+
+            loop = self._graphs.loop(number, model, images[0], self._depends, self.seed, make_step)
+            if loop is not None:
+                self._buffer = loop.step.buffer  # one is enough
+            self._loops[number] = loop
+        return self._loops[number]
+
+
+def checked_logits(model: Callable[[Tensor], Tensor], num_classes: int, batch: Tensor) -> Tensor:
+    """The model's logits; ValueError or TypeError unless they are floating ``[N, num_classes]``."""
+    logits: Any = model(batch)
+    if not isinstance(logits, Tensor):
+        got: str = type(logits).__name__
+    elif logits.shape != (len(batch), num_classes) or not logits.is_floating_point():
+        got = f"{logits.dtype} of shape {list(logits.shape)}"
+    else:
+        return logits
+    error = ValueError if isinstance(logits, Tensor) else TypeError
+    raise error(
+        f"base_classifier: gave {got} for a batch of {len(batch)}, "
+        f"want floating logits [{len(batch)}, {num_classes}], one column a class"
+    )
