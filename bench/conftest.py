@@ -45,7 +45,7 @@ def measure(benchmark, device):
 
     The most memory it holds at a time is measured beside. With ``against=(name, function)`` that
     function runs before each round, so that a machine whose speed drifts slows both down; the note
-    has the ratio of the medians.
+    has how many times as long fn takes, by the medians.
 
     On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
     does in use; the figure is of one call. The note stands below the table.
@@ -86,10 +86,10 @@ def measure(benchmark, device):
         )
         if against:
             theirs = statistics.median(others[-rounds:])
-            ratio = theirs / benchmark.stats.stats.median
+            times = benchmark.stats.stats.median / theirs
             benchmark.extra_info["note"] += (
-                f"{against[0]} in turn with it: {theirs / launches * 1e3:.0f} ms, ratio "
-                f"{ratio:.2f} (medians of {rounds} rounds)"
+                f"{times:.2f} times as long as {against[0]}, {theirs / launches * 1e3:.0f} ms, in "
+                f"turn with it (medians of {rounds} rounds)"
             )
 
     return run
