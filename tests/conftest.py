@@ -32,3 +32,13 @@ def simd():
     loaded = build_info()["simd"]
     yield _C.select_simd
     _C.select_simd(loaded)
+
+
+@pytest.fixture(params=["avx2", "avx512"])
+def vectors(request, simd):
+    """Runs a test with each instruction set that has vectors, for kernels without a baseline."""
+    try:
+        simd(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return request.param

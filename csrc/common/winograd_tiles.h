@@ -84,50 +84,41 @@ inline void multiply_tiles_transposed(const float* a, int64_t a_row, const float
   }
 }
 
-// out[f * next]: the transformed patch of the inputs load(y, x), 0 <= y, x < M + 2.
-template <int M, class Load>
-inline void transform_patch(const Load& load, float* out, int64_t next) {
-  constexpr int A = M + 2;
-  Lanes::Float half[A][A];
+// out[(i * A + j) * next] = map(map(load)^T)^T[i][j]: a map of N values to A, along columns and
+// rows.
+template <int N, int A, class Map, class Load>
+inline void transform_square(const Map& map, const Load& load, float* out, int64_t next) {
+  Lanes::Float half[A][N];
 #pragma GCC unroll 6
-  for (int j = 0; j < A; ++j) {
-    Lanes::Float column[A], row[A];
+  for (int j = 0; j < N; ++j) {
+    Lanes::Float column[N], mapped[A];
 #pragma GCC unroll 6
-    for (int i = 0; i < A; ++i) column[i] = load(i, j);
-    Winograd<M>::patch(column, row);
+    for (int i = 0; i < N; ++i) column[i] = load(i, j);
+    map(column, mapped);
 #pragma GCC unroll 6
-    for (int i = 0; i < A; ++i) half[i][j] = row[i];
+    for (int i = 0; i < A; ++i) half[i][j] = mapped[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < A; ++i) {
-    Lanes::Float row[A];
-    Winograd<M>::patch(half[i], row);
+    Lanes::Float mapped[A];
+    map(half[i], mapped);
 #pragma GCC unroll 6
-    for (int j = 0; j < A; ++j) Lanes::store(out + (i * A + j) * next, row[j]);
+    for (int j = 0; j < A; ++j) Lanes::store(out + (i * A + j) * next, mapped[j]);
   }
+}
+
+// out[f * next]: the transformed patch of the inputs load(y, x), 0 <= y, x < M + 2.
+template <int M, class Load>
+inline void transform_patch(const Load& load, float* out, int64_t next) {
+  transform_square<M + 2, M + 2>([](const auto& d, auto& v) { Winograd<M>::patch(d, v); }, load,
+                                 out, next);
 }
 
 // out[f * next]: the adjoint of the result's transform, on the results load(y, x), 0 <= y, x < M.
 template <int M, class Load>
 inline void transform_result_adjoint(const Load& load, float* out, int64_t next) {
-  constexpr int A = M + 2;
-  Lanes::Float half[A][M];
-#pragma GCC unroll 4
-  for (int j = 0; j < M; ++j) {
-    Lanes::Float column[M], row[A];
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) column[i] = load(i, j);
-    Winograd<M>::result_adjoint(column, row);
-#pragma GCC unroll 6
-    for (int i = 0; i < A; ++i) half[i][j] = row[i];
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < A; ++i) {
-    Lanes::Float row[A];
-    Winograd<M>::result_adjoint(half[i], row);
-#pragma GCC unroll 6
-    for (int j = 0; j < A; ++j) Lanes::store(out + (i * A + j) * next, row[j]);
-  }
+  transform_square<M, M + 2>([](const auto& y, auto& m) { Winograd<M>::result_adjoint(y, m); },
+                             load, out, next);
 }
 
 // store(y, results): the first `rows` rows of results of the products at products[f * kTileBlock].

@@ -14,17 +14,6 @@ conv3x3 = torch.ops.robustcore.conv3x3.default
 weight_gradient = torch.ops.robustcore.conv3x3_weight_gradient.default
 
 
-@pytest.fixture(params=["avx2", "avx512"])
-def simd(request):
-    active = _C.build_info()["simd"]
-    try:
-        _C.select_simd(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _C.select_simd(active)
-
-
 def tensors(*shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -59,7 +48,7 @@ CASES = [  # images, in, out, height, width
 
 @pytest.mark.parametrize("last", [(False, False), (True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("case", CASES)
-def test_against_float64(case, last, simd):
+def test_against_float64(case, last, vectors):
     n, channels, out, height, width = case
     x, weight, bias, grad = tensors(
         (n, channels, height, width), (out, channels, 3, 3), out, (n, out, height, width)
@@ -85,7 +74,7 @@ def test_any_sizes_and_padding(sizes, padding):
 
 
 @pytest.mark.parametrize("case", [(37, 32, 48, 8, 8), (5, 64, 16, 20, 20), (16, 96, 96, 4, 4)])
-def test_bits(case, simd):
+def test_bits(case, vectors):
     # Of any number of threads; of an image whatever comes with it; of both layouts.
     n, channels, out, height, width = case
     x, weight, grad = tensors(
@@ -130,7 +119,7 @@ def second_order(fn, *inputs):
 
 
 @pytest.mark.parametrize("padding", [0, 1, (2, 1), 3])
-def test_a_layer_to_third_order(padding, simd):
+def test_a_layer_to_third_order(padding, vectors):
     inputs = tensors((4, 16, 8, 8), (20, 16, 3, 3), 20)
 
     def fn(x, weight, bias):

@@ -20,17 +20,6 @@ backward_op = torch.ops.robustcore.conv_exp_series_backward.default
 gradient_op = torch.ops.robustcore.conv_exp_series_gradient.default
 
 
-@pytest.fixture(params=["avx2", "avx512"])
-def simd(request):
-    active = _C.build_info()["simd"]
-    try:
-        _C.select_simd(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _C.select_simd(active)
-
-
 def channels_last(t):
     return t.contiguous(memory_format=torch.channels_last)
 
@@ -73,7 +62,7 @@ SHAPES = [(3, 32, 8, 8), (5, 20, 7, 9), (2, 40, 5, 3), (64, 64, 4, 4), (1, 33, 1
 @pytest.mark.parametrize("method", ["chebyshev", "taylor"])
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_float64(shape, degree, method, tile, simd):
+def test_against_float64(shape, degree, method, tile, vectors):
     (x, kernel, grad, series), wide = case(shape, degree, method)
     got = run(x, kernel, grad, series, tile)
     allowed = 1e-6 if tile == 2 else 3e-6
