@@ -168,8 +168,11 @@ def test_smooth(case, impl, measure, device):
     assert counts.sum(1).tolist() == [n] * number
     # Other noise, the same distribution: the difference has a variance below n / 2.
     assert (counts - expected).abs().max() < 6 * (n / 2) ** 0.5
-    rounds = 3 if case in GPU_CASES else None
-    measure(f"certify: {case}", impl, fn, rounds=rounds)
+    rounds = 3 if case in GPU_CASES else 15
+    against = None
+    if impl in ("published", "eager"):
+        against = "robustcore", implementation("robustcore", model, images, n)
+    measure(f"certify: {case}", impl, fn, rounds=rounds, against=against)
 
 
 def test_overhead(measure, device):
