@@ -153,7 +153,9 @@ def train(name: str, weight: float, data: BlockDigits, epochs: int, seed: int) -
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         steps = epochs * -(-len(images) // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in tqdm(range(epochs), desc=f"train {name} {weight:g}, seed {seed}", unit="epoch"):
+        for _ in tqdm(
+            range(epochs), desc=f"train {name} {weight:g}, seed {seed}", unit="epoch", disable=None
+        ):
             for batch in torch.randperm(len(images)).split(BATCH):
                 x, y = images[batch].requires_grad_(penalty is not None), labels[batch]
                 logits = model(x)

@@ -93,7 +93,7 @@ def train(data: Digits, settings: Settings, gamma: float, seed: int) -> LipConvN
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=1e-2, epochs=settings.epochs, steps_per_epoch=batches
         )
-        for _ in tqdm(range(settings.epochs), desc="train", unit="epoch"):
+        for _ in tqdm(range(settings.epochs), desc="train", unit="epoch", disable=None):
             for batch in torch.randperm(len(images)).split(64):
                 logits = model(images[batch])
                 certificates = margin_certificate(logits, 1.0, head=head, labels=labels[batch])

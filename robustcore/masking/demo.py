@@ -99,7 +99,7 @@ def train(data: Digits, epochs: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = masking_cnn().to(images.device)
         optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in tqdm(range(epochs), desc="train", unit="epoch"):
+        for _ in tqdm(range(epochs), desc="train", unit="epoch", disable=None):
             for batch in torch.randperm(len(images)).split(64):
                 optimizer.zero_grad()
                 cross_entropy(model(images[batch]), labels[batch]).backward()

@@ -117,7 +117,9 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=batches
         )
-        for _ in tqdm(range(epochs), desc=f"train with sigma {sigma:g}", unit="epoch"):
+        for _ in tqdm(
+            range(epochs), desc=f"train with sigma {sigma:g}", unit="epoch", disable=None
+        ):
             for batch in torch.randperm(len(images)).split(64):
                 noisy = noise_augment(images[batch], sigma, mean=mean, std=std)
                 optimizer.zero_grad()

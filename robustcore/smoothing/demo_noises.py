@@ -101,7 +101,9 @@ def train(data: Digits, noise: Distribution, epochs: int, seed: int) -> nn.Modul
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=-(-len(images) // 64)
         )
-        for _ in tqdm(range(epochs), desc=f"train with {type(noise).__name__}", unit="epoch"):
+        for _ in tqdm(
+            range(epochs), desc=f"train with {type(noise).__name__}", unit="epoch", disable=None
+        ):
             for batch in torch.randperm(len(images)).split(64):
                 views = noise.views(images[batch])
                 noisy = torch.cat([noise_augment(view, noise) for view in views])
@@ -177,7 +179,9 @@ def train_partitions(data: Digits, epochs: int) -> tuple[Tensor, Tensor]:
     bias = torch.zeros(PARTITIONS, 10, device=x.device, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], lr=1.0)
     with one_thread():
-        for _ in tqdm(range(epochs), desc=f"train {PARTITIONS} learners", unit="step"):
+        for _ in tqdm(
+            range(epochs), desc=f"train {PARTITIONS} learners", unit="step", disable=None
+        ):
             logits = torch.einsum("nd,pdk->pnk", x, weight) + bias[:, None]
             losses = cross_entropy(
                 logits.flatten(0, 1), y.repeat(PARTITIONS), reduction="none"
