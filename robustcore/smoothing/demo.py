@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     """Trains, certifies, prints a table a noise level, writes tables and a picture."""
     settings = FAST if args.fast else FULL
     if args.noise != "gaussian":
+        if "sigma" in args.given:
+            raise argparse.ArgumentError(None, f"--sigma: --noise {args.noise} has none")
         demo_noises.run(args, settings)
         return
     picture = args.out / "digits.png"

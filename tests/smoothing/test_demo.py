@@ -98,3 +98,10 @@ def test_every_noise(noise, tmp_path, capsys, monkeypatch):
     correct = [line.split("\t")[4] == "1" for line in lines[1:]]
     assert sum(correct) > 10  # far more than by chance
     assert main(["demo", "--fast", "--noise", noise, "--out", str(tmp_path)]) == 2
+
+
+def test_a_noise_level_is_of_gaussian_noise(tmp_path, capsys):
+    command = ["demo", "--fast", "--noise", "uniform", "--sigma", "0.25", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "--sigma: --noise uniform has none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
