@@ -2,6 +2,8 @@
 // instruction sets that have vectors worth it.
 #pragma once
 
+#include <type_traits>
+
 #include "common/winograd.h"
 
 #if !defined(__CUDACC__) && defined(__AVX2__)
@@ -12,6 +14,16 @@ constexpr int kTileRows = 8;                    // rows that the matrix products
 constexpr int kTileBlock = 2 * Lanes::kFloats;  // columns that they make at a time
 // Half the rows at a time where there are 16 registers only.
 constexpr int kRowsAtOnce = Lanes::kFloats == 16 ? kTileRows : kTileRows / 2;
+
+// Calls body with the tile, 2 or 4, as a constant.
+template <class Body>
+void dispatch_tile(int64_t tile, const Body& body) {
+  if (tile == 2) {
+    body(std::integral_constant<int, 2>{});
+  } else {
+    body(std::integral_constant<int, 4>{});
+  }
+}
 
 // The first `count` lanes, zeros in the others: none where count <= 0, in a block of padding.
 inline Lanes::Float load_first(const float* p, int64_t count) {

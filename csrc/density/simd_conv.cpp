@@ -1,7 +1,5 @@
 // A 3 x 3 convolution and the gradient of its kernel by Winograd's minimal filtering: images staged
 // with their channels last, transformed patches, one small matrix product a patch element.
-#include <type_traits>
-
 #include "common/winograd_tiles.h"
 #include "density/simd.h"
 
@@ -302,15 +300,6 @@ class Gradient {
   Group<M> group_;
   float *dense_, *factors_;
 };
-
-template <class Body>
-void dispatch_tile(int64_t tile, const Body& body) {
-  if (tile == 2) {
-    body(std::integral_constant<int, 2>{});
-  } else {
-    body(std::integral_constant<int, 4>{});
-  }
-}
 
 // Lanes i of grad[o, i, 3, 3], i from i0 to n at most, from the sums load(f).
 template <int M, class Load>

@@ -1,7 +1,5 @@
 // A polynomial of a 3 x 3 convolution, all its degrees while a group of images is in the cache:
 // transformed patches, one small matrix product a patch element, results with their epilogue.
-#include <type_traits>
-
 #include "common/winograd_tiles.h"
 #include "lipschitz/simd.h"
 
@@ -275,15 +273,6 @@ class Group {
   Tile tile_[SeriesPlan::kMaxRun];
   int64_t first_ = 0, images_ = 0, tiles_ = 0, run_ = 0;
 };
-
-template <class Body>
-void dispatch_tile(int64_t tile, const Body& body) {
-  if (tile == 2) {
-    body(std::integral_constant<int, 2>{});
-  } else {
-    body(std::integral_constant<int, 4>{});
-  }
-}
 
 SeriesPlan backward_plan(const SeriesArgs& args) {
   return SeriesPlan(args, kBlock, args.kept ? SeriesPlan::kBackward : SeriesPlan::kRecompute);
