@@ -113,19 +113,27 @@ def test_training_step(case, impl, measure, device):
     ours, theirs = layers(channels, device)
     error, published = polynomial_errors(ours, side)
     assert error <= published
-    layer = theirs if impl == "published" else ours
     ours.recompute = "recompute" in impl
     x = torch.randn(64, channels, side, side, device=device)
-    if layer is ours:  # the layout that its output has, and a network of it keeps
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
     grad = torch.randn_like(x)
 
-    def step():
-        x.grad = layer.weight.grad = layer.bias.grad = None
-        layer(x).backward(grad)
+    def step_of(layer):
+        # Ours in the layout that its output has, and a network of it keeps.
+        layout = torch.channels_last if layer is ours else torch.contiguous_format
+        inputs = x.contiguous(memory_format=layout).requires_grad_()
+        upstream = grad.contiguous(memory_format=layout)
 
-    measure(f"SOC training step: {case}", impl, step)
+        def step():
+            inputs.grad = layer.weight.grad = layer.bias.grad = None
+            layer(inputs).backward(upstream)
+
+        return step
+
+    against = None
+    if impl == "published":
+        against = "robustcore", step_of(ours)
+    step = step_of(theirs if impl == "published" else ours)
+    measure(f"SOC training step: {case}", impl, step, against=against)
 
 
 @pytest.mark.parametrize("impl", ["robustcore", "published"])
@@ -138,11 +146,13 @@ def test_inference(case, impl, measure, device):
         ours_y, theirs_y = ours(x), theirs(x)
         # The power iterations of the two differ a little.
         assert (ours_y - theirs_y).norm() < 2e-2 * x.norm()
-        layer = theirs if impl == "published" else ours
-        if layer is ours:
-            x = x.contiguous(memory_format=torch.channels_last)
+        last = x.contiguous(memory_format=torch.channels_last)
         frozen = ours._frozen
-        measure(f"SOC inference: {case}", impl, lambda: layer(x))
+        if impl == "published":
+            against = "robustcore", lambda: ours(last)
+            measure(f"SOC inference: {case}", impl, lambda: theirs(x), against=against)
+        else:
+            measure(f"SOC inference: {case}", impl, lambda: ours(last))
         assert ours._frozen is frozen  # nothing was rebuilt
 
 
