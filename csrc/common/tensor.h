@@ -97,7 +97,7 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
   AtenTensorHandle handle = nullptr;
   const int32_t device_type =
       like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
       like.is_cuda() ? like.get_device_index() : 0, &handle));

@@ -120,7 +120,7 @@ Tensor with_channels(const Tensor& t, int64_t channels, bool channels_last) {
   if (!channels_last) lay(1);
   lay(0);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(t.scalar_type())),
       t.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
