@@ -42,6 +42,7 @@ std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, uint6
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of robustcore.";
+  robustcore::active_isa();  // the import fails, not the first op, where it cannot be had
   m.def("build_info", &build_info);
   m.def("select_simd", &robustcore::select_isa, py::arg("name"),
         "For tests: run the CPU kernels of another instruction set.");

@@ -1,5 +1,6 @@
 """Fixtures and markers every test file shares."""
 
+import functools
 import os
 
 import pytest
@@ -26,19 +27,50 @@ def device(request):
     return torch.device(request.param)
 
 
+# Instruction sets of the CPU kernels. ROBUSTCORE_SIMD=avx2, say, hides what is wider, and the tests
+# of that are skipped, as on a processor without it.
+VECTORS = ["avx2", "avx512"]
+
+
 @pytest.fixture
-def simd():
-    """Switches the CPU kernels to another instruction set for the length of a test."""
+def widest():
+    """The instruction set that was picked at load, back when the test ends."""
     loaded = build_info()["simd"]
-    yield _C.select_simd
+    yield loaded
     _C.select_simd(loaded)
 
 
-@pytest.fixture(params=["avx2", "avx512"])
-def vectors(request, simd):
-    """Runs a test with each instruction set that has vectors, for kernels without a baseline."""
+def select_or_skip(name):
     try:
-        simd(request.param)
-    except RuntimeError as error:
+        _C.select_simd(name)
+    except ValueError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=["baseline", *VECTORS])
+def simd(request, widest):
+    """Each instruction set in turn: it runs from the call of this fixture to the test's end."""
+    select_or_skip(request.param)
+    _C.select_simd(widest)
+    return functools.partial(_C.select_simd, request.param)
+
+
+@pytest.fixture(params=VECTORS)
+def vectors(request, widest):
+    """Runs a test with each instruction set that has vectors, for kernels without a baseline."""
+    select_or_skip(request.param)
     return request.param
+
+
+@pytest.fixture
+def with_each_vectors(widest):
+    """Calls a function once with each instruction set that has vectors, and lists the results."""
+
+    def call(fn):
+        results = []
+        for name in VECTORS:
+            select_or_skip(name)
+            results.append(fn())
+        return results
+
+    return call

@@ -1,5 +1,6 @@
 """What an installation says of itself."""
 
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,41 @@ def test_build_info():
 def test_unknown_simd():
     with pytest.raises(ValueError, match="'mmx', want baseline, avx2 or avx512"):
         _C.select_simd("mmx")
+
+
+def import_under(simd, tmp_path):
+    code = """
+from robustcore import _C, build_info
+print(build_info()["simd"])
+for name in ("baseline", "avx2", "avx512"):
+    try:
+        _C.select_simd(name)
+    except ValueError as error:
+        print(error)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "ROBUSTCORE_SIMD": simd},
+    )
+
+
+def test_simd_of_the_environment_hides_what_is_wider(tmp_path):
+    run = import_under("baseline", tmp_path)
+    first, *refusals = run.stdout.splitlines()
+    assert first == "baseline"
+    assert len(refusals) == 2
+    for name, refusal in zip(("avx2", "avx512"), refusals, strict=True):
+        assert f"'{name}'" in refusal
+
+
+def test_unknown_simd_in_the_environment(tmp_path):
+    run = import_under("sse9", tmp_path)
+    message = "ImportError: ROBUSTCORE_SIMD: got 'sse9', want baseline, avx2 or avx512\n"
+    assert run.stderr.endswith(message)
 
 
 def test_import_does_not_touch_the_gpu(tmp_path):

@@ -10,7 +10,6 @@ TOLERANCE = {
     torch.float16: 2e-3,
     torch.bfloat16: 2e-2,
 }
-SIMD = ["baseline", "avx2", "avx512"]
 
 
 def assert_close(actual, expected, dtype=None):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lipschitz.dense import skew_weight
 from lipschitz.test_conv_exp import images, reference
-from robustcore import _C, ops
+from robustcore import ops
 from testing import relayouts
 
 conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not the function
@@ -126,21 +126,11 @@ def test_bits_do_not_depend_on_threads_or_batch(tile):
         assert torch.equal(grad_x, one[1][part])
 
 
-def test_bits_do_not_depend_on_the_instruction_set():
-    active = _C.build_info()["simd"]
+def test_bits_do_not_depend_on_the_instruction_set(with_each_vectors):
     kernel = skew_weight(40, 3, dtype=torch.float32)
     x, grad = (images(5, 40, 6, 7, dtype=torch.float32, seed=s) for s in (1, 2))
     series = ops.exp_series(1.3, degree=4)
-    results = []
-    try:
-        for name in ("avx2", "avx512"):
-            try:
-                _C.select_simd(name)
-            except RuntimeError as error:
-                pytest.skip(str(error))
-            results.append([run(x, kernel, grad, series, tile) for tile in (2, 4)])
-    finally:
-        _C.select_simd(active)
+    results = with_each_vectors(lambda: [run(x, kernel, grad, series, t) for t in (2, 4)])
     for narrow, wide in zip(*results, strict=True):
         for a, b in zip(narrow[:2], wide[:2], strict=True):  # the kernel's sums are cut up by it
             assert torch.equal(a, b)
