@@ -4,6 +4,6 @@ import torch  # noqa: F401  (first: it loads the libtorch that the extension lin
 
 from robustcore import density, lipschitz, ops, smoothing
 from robustcore._build import __version__, build_info
-from robustcore._interop import as_tensor
+from robustcore.common.interop import as_tensor
 
 __all__ = ["__version__", "as_tensor", "build_info", "density", "lipschitz", "ops", "smoothing"]

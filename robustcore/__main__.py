@@ -2,6 +2,6 @@
 
 import sys
 
-from robustcore.cli import main
+from robustcore.command.main import main
 
 sys.exit(main())

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustcore.common.digits import load_digits
 from robustcore.smoothing import Smooth
-from robustcore.smoothing.demo import FAST, load_digits, train
+from robustcore.smoothing.demo import FAST, train
 
 SIGMA, RADIUS, MAX_N, IMAGES = 0.25, 0.25, 100_000, 50
 

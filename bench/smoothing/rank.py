@@ -9,9 +9,10 @@ import sys
 import torch
 from bench_smooth import two_convolutions
 
+from robustcore.common.memory import keep_freed_memory
+from robustcore.common.ranks import connect
 from robustcore.smoothing import Smooth
-from robustcore.smoothing.distributed import SharedSmooth, connect
-from robustcore.smoothing.memory import keep_freed_memory
+from robustcore.smoothing.distributed import SharedSmooth
 
 
 def main(way):

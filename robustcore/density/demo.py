@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from robustcore.common.errors import UsageError
+from robustcore.common.files import replacing
+from robustcore.common.plots import require_matplotlib
 from robustcore.density.blockdigits import BlockDigits, load_block_digits
 from robustcore.density.evaluate import feature_leakage, integrated_gradients
 from robustcore.density.penalties import input_gradient_penalty, marginal_density_penalty
-from robustcore.smoothing.results import replacing
+from robustcore.density.plots import attribution_figure
 
 PENALTIES: dict[str, Any] = {
     "standard": None,
@@ -68,13 +71,12 @@ def run(args: argparse.Namespace) -> None:
     table, picture = args.out / "blockdigits.tsv", args.out / "blockdigits.png"
     for path in (table, picture):
         if path.exists() and not args.overwrite:
-            raise argparse.ArgumentError(None, f"--out: {path} exists; add --overwrite")
+            raise UsageError(f"--out: {path} exists; add --overwrite")
     try:
-        from robustcore.density.plots import attribution_figure
-
+        require_matplotlib()
         load_block_digits(1, 1)
     except ImportError as error:
-        raise argparse.ArgumentError(None, str(error)) from error
+        raise UsageError(str(error)) from error
     args.out.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seed, args.seed + settings.seeds)
     sizes = settings.validation_images, settings.test_images

@@ -1,25 +1,23 @@
-"""The demo's picture; the only importer of matplotlib in the family."""
+"""The demo's picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-try:
-    # A figure of its own, without pyplot, leaves the caller's backend and open figures alone.
+from robustcore.common.plots import new_figure
+
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError(
-        "pictures need matplotlib: pip install 'robustcore[demo]' (or matplotlib)"
-    ) from error
 
 
 def attribution_figure(
     images: Tensor, names: Sequence[str], attributions: Sequence[Tensor]
 ) -> Figure:
     """Images ``[B, 1, H, W]`` and below each the models' attributions, on one colour scale."""
-    figure = Figure(figsize=(8, 1.6 * (1 + len(names))), layout="constrained")
+    figure = new_figure(8, 1.6 * (1 + len(names)))
     rows = figure.subplots(1 + len(names), len(images))
     limit = max(float(a.abs().max()) for a in attributions)
     for column, image in enumerate(images):

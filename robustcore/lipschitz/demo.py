@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from robustcore.common.digits import Digits, load_digits
+from robustcore.common.errors import UsageError
+from robustcore.common.files import replacing
+from robustcore.common.plots import require_matplotlib, save
+from robustcore.common.table import HEADER, format_row
 from robustcore.lipschitz.certificates import (
     Certificate,
     certificate_loss,
@@ -18,8 +23,6 @@ from robustcore.lipschitz.certificates import (
     margin_certificate,
 )
 from robustcore.lipschitz.networks import LipConvNet
-from robustcore.smoothing import results
-from robustcore.smoothing.demo_data import Digits, load_digits
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 
@@ -49,17 +52,14 @@ def run(args: argparse.Namespace) -> None:
     table, picture = args.out / "digits_lipschitz.tsv", args.out / "digits_lipschitz.png"
     for path in (table, picture):
         if path.exists() and not args.overwrite:
-            raise argparse.ArgumentError(None, f"--out: {path} exists; add --overwrite")
+            raise UsageError(f"--out: {path} exists; add --overwrite")
     if not 0 <= args.gamma < float("inf"):
-        raise argparse.ArgumentError(
-            None, f"--gamma: got {args.gamma}, want a number of at least 0"
-        )
+        raise UsageError(f"--gamma: got {args.gamma}, want a number of at least 0")
     try:
-        from robustcore.smoothing import plots
-
+        require_matplotlib()
         data = load_digits(settings.test_images)
     except ImportError as error:
-        raise argparse.ArgumentError(None, f"{error} (pip install 'robustcore[demo]')") from error
+        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
     data = Digits(*(part.to(args.device) for part in data))
     args.out.mkdir(parents=True, exist_ok=True)
     model = train(data, settings, args.gamma, args.seed)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     print(report(certificate, data.test_labels, seconds), flush=True)
     write_table(table, certificate, data.test_labels, seconds, args.overwrite)
-    plots.save(figure(certificate, data.test_images, data.test_labels), picture, args.overwrite)
+    save(figure(certificate, data.test_images, data.test_labels), picture, args.overwrite)
     print("wrote", table, picture)
 
 
@@ -131,12 +131,12 @@ def write_table(
     """The table of the smoothing demo: ``idx label predict radius correct time``."""
     columns = (labels.tolist(), certificate.prediction.tolist(), certificate.radius.tolist())
     share = seconds / max(1, len(certificate))
-    with results.replacing(path, overwrite) as temporary:
+    with replacing(path, overwrite) as temporary:
         rows = [
-            results.row(i, label, prediction, radius, share)
+            format_row(i, label, prediction, radius, share)
             for i, (label, prediction, radius) in enumerate(zip(*columns, strict=True))
         ]
-        temporary.write_text("".join([results.HEADER, *rows]), encoding="utf-8")
+        temporary.write_text("".join([HEADER, *rows]), encoding="utf-8")
 
 
 def figure(certificate: Certificate, images: Tensor, labels: Tensor) -> Any:

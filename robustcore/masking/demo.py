@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from robustcore.common.digits import Digits, load_digits
+from robustcore.common.errors import UsageError
+from robustcore.common.files import replacing
+from robustcore.common.plots import require_matplotlib
+from robustcore.masking import plots
 from robustcore.masking.evaluate import Curves, masked_accuracy_curve, replaced
 from robustcore.masking.explain import explain_lime
 from robustcore.masking.model import MaskedModel
-from robustcore.smoothing.demo_data import Digits, load_digits
-from robustcore.smoothing.results import replacing
 
 SCALE = 4  # digits of 8x8 are enlarged: a patch is one of their pixels
 SHOWN = 5
@@ -42,13 +45,12 @@ def run(args: argparse.Namespace) -> None:
     table, picture = args.out / "masked_digits.tsv", args.out / "masked_digits.png"
     for path in (table, picture):
         if path.exists() and not args.overwrite:
-            raise argparse.ArgumentError(None, f"--out: {path} exists; add --overwrite")
+            raise UsageError(f"--out: {path} exists; add --overwrite")
     try:
-        from robustcore.masking import plots
-
+        require_matplotlib()
         data = load_digits(settings.test_images)
     except ImportError as error:
-        raise argparse.ArgumentError(None, f"{error} (pip install 'robustcore[demo]')") from error
+        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
     data = Digits(*(part.to(args.device) for part in data))
     args.out.mkdir(parents=True, exist_ok=True)
     mean = float(data.train_images.mean())

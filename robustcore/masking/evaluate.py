@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from robustcore.masking.checks import check_images, check_single_image, require_int
+from robustcore.common.checks import check_images, check_single_image, require_int
 from robustcore.masking.model import MaskedModel
 
 FRACTIONS = tuple(i / 10 for i in range(10))

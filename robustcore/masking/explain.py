@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcore.masking.checks import check_segments, check_single_image, require_int
+from robustcore.common.checks import check_segments, check_single_image, require_int
 from robustcore.masking.model import MaskedModel
 
 

@@ -1,4 +1,4 @@
-"""Pictures of explanations and curves; the only importer of matplotlib in the family."""
+"""Pictures of explanations and curves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-try:
-    # A figure of its own, without pyplot, leaves the caller's backend and open figures alone.
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError(
-        "pictures need matplotlib: pip install 'robustcore[demo]' (or matplotlib)"
-    ) from error
+from robustcore.common.plots import new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from robustcore.masking.evaluate import Curves, Game
 
 
@@ -48,7 +44,7 @@ def explanation_figure(
     rows: Sequence[tuple[Tensor, Tensor, Tensor]], names: Sequence[str]
 ) -> Figure:
     """A row an image; ``names``: what each mask shows."""
-    figure = Figure(figsize=(6, 2.1 * len(rows)), layout="constrained")
+    figure = new_figure(6, 2.1 * len(rows))
     axes = figure.subplots(len(rows), 3, squeeze=False)
     explanation_rows(axes, rows)
     axes[0, 0].set_title("image", fontsize="small")
@@ -68,14 +64,14 @@ def draw_curves(axes: Any, curves: Curves) -> None:
 
 def curve_figure(curves: Curves) -> Figure:
     """Masked-accuracy curves."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = new_figure(5, 3.5)
     draw_curves(figure.subplots(), curves)
     return figure
 
 
 def game_figure(game: Game) -> Figure:
     """Insertion and deletion."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = new_figure(5, 3.5)
     axes = figure.subplots()
     for name, values, area in (
         ("insertion", game.insertion, game.insertion_auc),
@@ -92,7 +88,7 @@ def demo_figure(
     rows: Sequence[tuple[Tensor, Tensor, Tensor]], labels: Sequence[int], curves: Curves
 ) -> Figure:
     """Explanations on the left, curves on the right."""
-    figure = Figure(figsize=(10, 1.15 * len(rows) + 0.4), layout="constrained")
+    figure = new_figure(10, 1.15 * len(rows) + 0.4)
     parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     left, right = parts
     axes = left.subplots(len(rows), 3)

@@ -1,10 +1,12 @@
 """Randomized smoothing: certify any classifier, in l2, l1, linf, l0, against patches, by votes."""
 
-from robustcore.smoothing.ablations import BandAblation, BlockAblation, PixelAblation
 from robustcore.smoothing.augment import noise_augment
-from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
-from robustcore.smoothing.distributions import (
+from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
+from robustcore.smoothing.smooth import Smooth
+from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
+from robustcore.smoothing.theory.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing.theory.distributions import (
     Distribution,
     Dual,
     Gaussian,
@@ -12,9 +14,7 @@ from robustcore.smoothing.distributions import (
     Splitting,
     Uniform,
 )
-from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
-from robustcore.smoothing.smooth import Smooth
-from robustcore.smoothing.votes import (
+from robustcore.smoothing.theory.votes import (
     dpa_certificate,
     finite_aggregation_certificate,
     majority_certificate,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.smoothing.checks import require_int
-from robustcore.smoothing.distributions import Distribution
+from robustcore.common.checks import require_int
+from robustcore.smoothing.theory.distributions import Distribution
 
 
 def noise_augment(

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.smoothing import results, top_k, votes
-from robustcore.smoothing.bounds import (
+from robustcore.common.files import replacing
+from robustcore.common.plots import save
+from robustcore.common.table import HEADER, format_row
+from robustcore.smoothing.theory import top_k, votes
+from robustcore.smoothing.theory.bounds import (
     accuracy_slack,
     clopper_pearson_lower,
     two_sided_p_value,
 )
-from robustcore.smoothing.distributions import Distribution, Gaussian
+from robustcore.smoothing.theory.distributions import Distribution, Gaussian
 
 # What the published code returns where it cannot answer; no label is negative.
 ABSTAIN = -1
@@ -243,11 +246,11 @@ class Certificates(_Result):
         Raises FileExistsError if ``path`` exists, unless told to overwrite.
         """
         known = None if labels is None else self._labels(labels).tolist()
-        with results.replacing(path, overwrite) as temporary:
-            lines = [results.HEADER]
+        with replacing(path, overwrite) as temporary:
+            lines = [HEADER]
             for b in range(len(self)):
                 lines.append(
-                    results.row(
+                    format_row(
                         self.image_offset + b * self.image_stride,
                         None if known is None else known[b],
                         int(self.prediction[b]),
@@ -270,7 +273,7 @@ class Certificates(_Result):
         from robustcore.smoothing import plots  # matplotlib is optional
 
         figure = plots.accuracy_figure([(self, None if labels is None else self._labels(labels))])
-        plots.save(figure, path, overwrite)
+        save(figure, path, overwrite)
 
     def _source(self) -> str:
         return super()._source() if self.noise is None else f"noise={self.noise}"

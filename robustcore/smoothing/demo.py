@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from robustcore.smoothing import demo_noises
+from robustcore.common.digits import Digits, load_digits, one_thread
+from robustcore.common.errors import UsageError
+from robustcore.common.plots import require_matplotlib, save
+from robustcore.smoothing import demo_noises, plots
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
-from robustcore.smoothing.demo_data import Digits, load_digits, one_thread
 from robustcore.smoothing.smooth import Smooth
 
 RADII = (0.0, 0.25, 0.5, 0.75)
@@ -62,23 +64,22 @@ def run(args: argparse.Namespace) -> None:
     settings = FAST if args.fast else FULL
     if args.noise != "gaussian":
         if "sigma" in args.given:
-            raise argparse.ArgumentError(None, f"--sigma: --noise {args.noise} has none")
+            raise UsageError(f"--sigma: --noise {args.noise} has none")
         demo_noises.run(args, settings)
         return
     picture = args.out / "digits.png"
     tables = [args.out / f"digits_sigma{sigma:g}.tsv" for sigma in args.sigma]
     for path in (picture, *tables):
         if path.exists() and not args.overwrite:
-            raise argparse.ArgumentError(None, f"--out: {path} exists; add --overwrite")
+            raise UsageError(f"--out: {path} exists; add --overwrite")
     for sigma in args.sigma:
         if not 0 < sigma < float("inf"):
-            raise argparse.ArgumentError(None, f"--sigma: got {sigma}, want a number above 0")
+            raise UsageError(f"--sigma: got {sigma}, want a number above 0")
     try:
-        from robustcore.smoothing import plots
-
+        require_matplotlib()
         data = load_digits(settings.test_images)
     except ImportError as error:
-        raise argparse.ArgumentError(None, f"{error} (pip install 'robustcore[demo]')") from error
+        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
     data = Digits(*(part.to(args.device) for part in data))
     args.out.mkdir(parents=True, exist_ok=True)
     runs = []
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         print(report(certificates, data.test_labels, clean), flush=True)
         certificates.to_tsv(table, data.test_labels, overwrite=args.overwrite)
         runs.append(certificates)
-    plots.save(plots.demo_figure(runs, data.test_images, data.test_labels), picture, args.overwrite)
+    save(plots.demo_figure(runs, data.test_images, data.test_labels), picture, args.overwrite)
     print("wrote", *tables, picture)
 
 

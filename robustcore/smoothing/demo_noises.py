@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from robustcore.smoothing import results
-from robustcore.smoothing.ablations import BandAblation, BlockAblation, PixelAblation
+from robustcore.common.digits import Digits, load_digits, one_thread
+from robustcore.common.errors import UsageError
+from robustcore.common.files import replacing
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates
-from robustcore.smoothing.demo_data import Digits, load_digits, one_thread
-from robustcore.smoothing.distributions import (
+from robustcore.smoothing.smooth import Smooth
+from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
+from robustcore.smoothing.theory.distributions import (
     Distribution,
     Dual,
     Gaussian,
@@ -24,8 +26,7 @@ from robustcore.smoothing.distributions import (
     Splitting,
     Uniform,
 )
-from robustcore.smoothing.smooth import Smooth
-from robustcore.smoothing.votes import dpa_certificate
+from robustcore.smoothing.theory.votes import dpa_certificate
 
 # Each distribution for images of 8 x 8, and the radii of its table.
 NOISES: dict[str, tuple[Distribution, tuple[float, ...]]] = {
@@ -52,11 +53,11 @@ def run(args: argparse.Namespace, settings: Any) -> None:
     """Trains, certifies, prints a table and writes it."""
     table = args.out / f"digits_{args.noise}.tsv"
     if table.exists() and not args.overwrite:
-        raise argparse.ArgumentError(None, f"--out: {table} exists; add --overwrite")
+        raise UsageError(f"--out: {table} exists; add --overwrite")
     try:
         data = load_digits(settings.test_images)
     except ImportError as error:
-        raise argparse.ArgumentError(None, f"{error} (pip install 'robustcore[demo]')") from error
+        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
     # The 17 grey levels as 8-bit ones, which exact certificates want.
     levels = [(part * 255).round() / 255 if part.is_floating_point() else part for part in data]
     data = Digits(*(part.to(args.device) for part in levels))
@@ -153,7 +154,7 @@ def partition_votes(data: Digits, epochs: int, table: Any, overwrite: bool) -> N
         + "\n",
         flush=True,
     )
-    with results.replacing(table, overwrite) as temporary:
+    with replacing(table, overwrite) as temporary:
         lines = ["idx\tlabel\tpredict\tpoisoned\tcorrect\n"]
         rows = zip(
             data.test_labels.tolist(), certificate.prediction.tolist(), certificate.size.tolist(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from robustcore.smoothing.ablations import BandAblation, BlockAblation, PixelAblation
-from robustcore.smoothing.distributions import (
+from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
+from robustcore.smoothing.theory.distributions import (
     Distribution,
     Dual,
     Gaussian,

@@ -1,28 +1,22 @@
-"""Pictures of certificates; the only importer of matplotlib."""
+"""Pictures of certificates."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.smoothing import results
-from robustcore.smoothing.bounds import clopper_pearson_lower
+from robustcore.common.plots import new_figure, restrain
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
-from robustcore.smoothing.distributions import Distribution, Gaussian
+from robustcore.smoothing.theory.bounds import clopper_pearson_lower
+from robustcore.smoothing.theory.distributions import Distribution, Gaussian
 
-try:
-    # A figure of its own, without pyplot, leaves the caller's backend and open figures alone.
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError(
-        "pictures need matplotlib: pip install 'robustcore[demo]' (or matplotlib)"
-    ) from error
 
 Curve = tuple[Certificates, "Tensor | None"]
 
@@ -85,20 +79,20 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
         title=f"n = {n:,} samples an image, alpha = {alpha:g}",
     )
     axes.title.set_size("medium")
-    _restrain(axes)
+    restrain(axes)
     axes.legend(frameon=False, title="dotted: all samples agree", title_fontsize="small")
 
 
 def accuracy_figure(curves: Sequence[Curve]) -> Figure:
     """A figure of :func:`draw_accuracy` alone."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     draw_accuracy(figure.subplots(), curves)
     return figure
 
 
 def envelope_figure(radii: Any, curves: Sequence[tuple[str, Any]]) -> Figure:
     """Certified accuracy of several tables against radius, and the best of them at each radius."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     if len(curves) > 1:
         best = np.max([height for _, height in curves], axis=0)
@@ -111,21 +105,9 @@ def envelope_figure(radii: Any, curves: Sequence[tuple[str, Any]]) -> Figure:
         xlabel=r"$\ell_2$ radius (pixels in [0, 1])",
         ylabel="certified accuracy",
     )
-    _restrain(axes)
+    restrain(axes)
     axes.legend(frameon=False)
     return figure
-
-
-def _restrain(axes: Any) -> None:
-    """A light grid, and no frame where no axis is."""
-    axes.grid(alpha=0.3, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Write a figure, whole or not at all; the suffix chooses the format."""
-    with results.replacing(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) -> Figure:
@@ -134,7 +116,7 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
     The images ``[B, 1, H, W]`` carry the certificates of the first of ``runs``, and are shown clean
     and as the base classifier saw one of its samples.
     """
-    figure = Figure(figsize=(8, 6.5), layout="constrained")
+    figure = new_figure(8, 6.5)
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False).flat
     draw_accuracy(top.subplots(), [(run, labels) for run in runs])
     first = runs[0]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.smoothing.cuda_graph import GraphLoop, Graphs, NotCapturable, Step
-from robustcore.smoothing.distributions import Distribution
+from robustcore.common.cuda_graph import GraphLoop, Graphs, NotCapturable, Step
+from robustcore.common.progress import Bar
 from robustcore.smoothing.plan import Block, cut_runs, plan_batches
-from robustcore.smoothing.progress import Bar
+from robustcore.smoothing.theory.distributions import Distribution
 
 # Of noise with two views, the second has images of its own in the noise stream.
 SECOND_VIEW = 2**47

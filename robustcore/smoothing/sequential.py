@@ -2,8 +2,8 @@
 
 :func:`certify` estimates a radius and stops where more samples would not change much;
 :func:`certify_at` tests one radius. Both look at the votes at sizes that grow by half
-(:mod:`robustcore.smoothing.spending`) and spend alpha over these looks, so an image may stop at any
-of them. Samples are those of a run of fixed size, from the same stream, in the same order.
+(:mod:`robustcore.smoothing.theory.spending`) and spend alpha over these looks, so an image may stop
+at any of them. Samples are those of a run of fixed size, from the same stream, in the same order.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from robustcore.smoothing.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.common.checks import require_int, require_probability, require_real
+from robustcore.common.progress import Bar, sample_bar
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, _Result, _shares
-from robustcore.smoothing.checks import require_int, require_probability, require_real
-from robustcore.smoothing.progress import Bar, sample_bar
-from robustcore.smoothing.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
+from robustcore.smoothing.theory.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing.theory.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
 
 # Below, a look costs more than the samples it may save; a test of one radius is often done earlier.
 FIRST_LOOK, FIRST_LOOK_OF_TEST = 64, 16

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcore.common.checks import require_int, require_positive, require_probability
+from robustcore.common.cuda_graph import Graphs
+from robustcore.common.progress import sample_bar
 from robustcore.smoothing import sequential
-from robustcore.smoothing.bounds import smallest_certifiable_n, smallest_predictable_n
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
-from robustcore.smoothing.checks import require_int, require_positive, require_probability
-from robustcore.smoothing.cuda_graph import Graphs
-from robustcore.smoothing.distributions import Distribution, Dual, Gaussian
 from robustcore.smoothing.normalize import Normalization
-from robustcore.smoothing.progress import sample_bar
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler
+from robustcore.smoothing.theory.bounds import smallest_certifiable_n, smallest_predictable_n
+from robustcore.smoothing.theory.distributions import Distribution, Dual, Gaussian
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
@@ -36,9 +36,10 @@ class Smooth:
         num_classes: K, at least 2.
         sigma: standard deviation of Gaussian noise, above 0, in the units of the images: pixels in
             [0, 1], not normalised ones and not 0 to 255.
-        noise: another distribution instead of sigma, see :mod:`robustcore.smoothing.distributions`:
-            it decides the norm of the certificates. Where it is deterministic, all its samples are
-            counted, results are certain, and n0, n, alpha and seed mean nothing.
+        noise: another distribution instead of sigma, see
+            :mod:`robustcore.smoothing.theory.distributions`: it decides the norm of the
+            certificates. Where it is deterministic, all its samples are counted, results are
+            certain, and n0, n, alpha and seed mean nothing.
         seed: of the noise, in [0, 2**64). Runs of one seed are equal to the bit. With None every
             call draws a fresh one from the operating system: the guarantee is against an adversary
             who did not know the noise. The seed used is in the results and in ``last_seed``.

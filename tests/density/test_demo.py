@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustcore import cli
+from robustcore.command.main import main
 from robustcore.density.blockdigits import load_block_digits, null_block
 
 pytest.importorskip("sklearn")
@@ -30,12 +30,12 @@ def test_block_digits():
 def test_demo(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["demo", "--family", "density", "--fast", "--out", str(out)]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     rows = (out / "blockdigits.tsv").read_text().splitlines()
     assert len(rows) == 4
     leakage = {row.split("\t")[0]: float(row.split("\t")[3]) for row in rows[1:]}
     assert leakage["density"] < leakage["input gradient"] < leakage["standard"]
     assert (out / "blockdigits.png").stat().st_size > 1000
     assert "leakage" in capsys.readouterr().out
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     assert "add --overwrite" in capsys.readouterr().err

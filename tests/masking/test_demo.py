@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustcore.cli import main
+from robustcore.command.main import main
 from robustcore.masking import demo
 
 

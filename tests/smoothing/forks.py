@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from robustcore.cli import main
+from robustcore.command.main import main
 
 
 def run(job, rank):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from robustcore.smoothing import bounds, clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing import clopper_pearson_lower, gaussian_radius
+from robustcore.smoothing.theory import bounds
 
 # n = 100 000, alpha = 0.001: votes, bound, quantile. 50490 is the fewest that certify.
 GOLDEN = [

@@ -2,7 +2,6 @@
 
 import builtins
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -183,8 +182,6 @@ def test_plot_without_matplotlib(certificates, tmp_path, monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, "robustcore.smoothing.plots", raising=False)
-    monkeypatch.delattr("robustcore.smoothing.plots", raising=False)
     with pytest.raises(ImportError, match=r"robustcore\[demo\]"):
         certificates.plot(tmp_path / "out.png")
 

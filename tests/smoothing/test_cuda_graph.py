@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from robustcore.common.cuda_graph import WARM_UP, Step
 from robustcore.smoothing import (
     BandAblation,
     Dual,
@@ -20,7 +21,6 @@ from robustcore.smoothing import (
     Uniform,
     cuda_graph,
 )
-from robustcore.smoothing.cuda_graph import WARM_UP, Step
 from smoothing.fake_cuda import FakeCuda
 from smoothing.models import Pixels
 from testing import assert_same

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustcore.cli import main
+from robustcore.command.main import main
 from robustcore.smoothing import ABSTAIN, demo
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustcore.smoothing import ABSTAIN, Certificates, Smooth, clopper_pearson_lower
 from robustcore.smoothing.sequential import plan_certify, plan_test
-from robustcore.smoothing.spending import crossing_counts, plan_looks
+from robustcore.smoothing.theory.spending import crossing_counts, plan_looks
 from smoothing.models import HalfSpace, Pixels
 from testing import assert_same
 

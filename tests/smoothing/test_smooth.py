@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from robustcore import ops
+from robustcore.common.table import read_table
 from robustcore.smoothing import (
     ABSTAIN,
     Certificates,
@@ -17,7 +18,6 @@ from robustcore.smoothing import (
     clopper_pearson_lower,
     gaussian_radius,
 )
-from robustcore.smoothing.results import read_table
 from smoothing.models import Constant, HalfSpace, Pixels
 from testing import assert_same
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustcore.smoothing import votes
+from robustcore.smoothing.theory import votes
 
 RNG = np.random.default_rng(0)
 

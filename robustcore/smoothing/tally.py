@@ -1,47 +1,18 @@
-"""What is shown while images are certified."""
+"""How the images of a run have fared so far, shown while they are certified."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
+from robustcore.common.table import Row
 from robustcore.smoothing.certificates import ABSTAIN
-from robustcore.smoothing.results import Row
 
 
-class Told:
-    """In place of a bar of samples: a function is told how many are done, and of how many."""
-
-    def __init__(self, total: int, tell: Callable[[int, int], Any]) -> None:
-        self.n, self.total = 0, total
-        self._tell = tell
-
-    def __enter__(self) -> Told:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def update(self, samples: int) -> None:
-        self.n += samples
-        self._tell(self.n, self.total)
-
-
-Bar: TypeAlias = "tqdm[Any] | Told"
-
-
-def sample_bar(total: int, what: str, progress: bool | Callable[[int, int], Any]) -> Bar:
-    """A bar that counts samples, shown or not, or one that tells a function."""
-    if callable(progress):
-        return Told(total, progress)
-    return tqdm(total=total, desc=what, unit="sample", disable=not progress)
-
-
-class Progress:
+class Tally:
     """A bar with the rate, the time left, and how the images have fared so far.
 
     Args:
@@ -63,7 +34,7 @@ class Progress:
             self._count(row)
         self._show()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Tally:
         return self
 
     def __exit__(

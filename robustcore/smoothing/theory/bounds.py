@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy import special  # what scipy.stats calls, without its long import
 
-from robustcore.smoothing.checks import require_probability
+from robustcore.common.checks import require_probability
 
 FloatArray = npt.NDArray[np.float64]
 

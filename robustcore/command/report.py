@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from robustcore.smoothing import results
-from robustcore.smoothing.bounds import accuracy_slack
+from robustcore.common.checks import require_probability
+from robustcore.common.errors import UsageError
+from robustcore.common.plots import require_matplotlib, save
+from robustcore.common.table import read_table
+from robustcore.smoothing import plots
 from robustcore.smoothing.certificates import ABSTAIN
-from robustcore.smoothing.checks import require_probability
+from robustcore.smoothing.theory.bounds import accuracy_slack
 
 FloatArray = npt.NDArray[np.float64]
 FORMATS = ("text", "markdown", "latex")
@@ -49,7 +52,7 @@ class Table:
 
 def load(path: Path, alpha: float | None) -> Table:
     """Reads a table, and its settings if they lie beside it; ValueError names file and line."""
-    rows = results.read_table(path)
+    rows = read_table(path)
     if not rows:
         raise ValueError(f"{path}: holds no image")
     unlabelled = next((row for row in rows if row.correct is None), None)
@@ -158,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
         if not (np.isfinite(radii).all() and (radii >= 0).all()):
             raise ValueError(f"--radii: got {args.radii}, want numbers of at least 0")
     except (ValueError, TypeError) as error:
-        raise argparse.ArgumentError(None, str(error)) from error
+        raise UsageError(str(error)) from error
     print(formatted(tables, radii, rho, args.format))
     if args.format == "text":
         for table in tables:
@@ -173,14 +176,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(tables: Sequence[Table], path: Path, overwrite: bool) -> None:
     try:
-        from robustcore.smoothing import plots
+        require_matplotlib()
     except ImportError as error:
-        raise argparse.ArgumentError(None, str(error)) from error
+        raise UsageError(str(error)) from error
     farthest = max(float(table.radius.max()) for table in tables)
     radii = np.linspace(0, 1.03 * max(farthest, 0.1), 1001)
     curves = [(table.name, table.accuracy(radii)) for table in tables]
     try:
-        plots.save(plots.envelope_figure(radii, curves), path, overwrite)
+        save(plots.envelope_figure(radii, curves), path, overwrite)
     except ValueError as error:  # a suffix that matplotlib does not know
-        raise argparse.ArgumentError(None, f"--plot {path}: {error}") from error
+        raise UsageError(f"--plot {path}: {error}") from error
     print(f"wrote {path}")

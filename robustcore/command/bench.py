@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from robustcore.common.errors import UsageError
+
 FAMILIES = ("smoothing", "lipschitz", "density")
 # The suite brings no settings of its own from a wheel: these are the repository's that it needs.
 SETTINGS = "[pytest]\npython_files = bench_*.py\naddopts = --import-mode=importlib -q\n"
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def suite() -> Path | None:
     """The folder of the benchmarks: in the package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     for folder in (package / "_suite" / "bench", package.parent / "bench"):
         if (folder / "conftest.py").is_file():
             return folder
@@ -36,16 +38,14 @@ def suite() -> Path | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures and prints the table of ratios; argparse.ArgumentError if it cannot."""
+    """Measures and prints the table of ratios; UsageError if it cannot."""
     folder = suite()
     if folder is None:
-        raise argparse.ArgumentError(None, "bench: this installation holds no benchmarks")
+        raise UsageError("bench: this installation holds no benchmarks")
     if any(importlib.util.find_spec(name) is None for name in ("pytest", "pytest_benchmark")):
-        raise argparse.ArgumentError(
-            None, "bench needs pytest-benchmark: pip install 'robustcore[bench]'"
-        )
+        raise UsageError("bench needs pytest-benchmark: pip install 'robustcore[bench]'")
     if args.threads < 1:
-        raise argparse.ArgumentError(None, f"--threads: got {args.threads}, want at least 1")
+        raise UsageError(f"--threads: got {args.threads}, want at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         settings = Path(scratch) / "pytest.ini"
@@ -62,4 +62,4 @@ def run(args: argparse.Namespace) -> None:
         command += [str(folder / family) for family in args.family]
         code = subprocess.run(command, check=False).returncode
     if code:
-        raise argparse.ArgumentError(None, f"bench: pytest ended with {code}, see above")
+        raise UsageError(f"bench: pytest ended with {code}, see above")

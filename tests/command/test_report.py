@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustcore.cli import main
-from robustcore.smoothing import report, results
+from robustcore.command import report
+from robustcore.command.main import main
+from robustcore.common.table import HEADER, Row, format_row, header, parse_row, read_table
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "smoothing" / "data"
 COHEN = DATA / "cifar10_cohen_sigma0.50.tsv"
 LOCUSLAB = DATA / "cifar10_locuslab_sigma0.25.tsv"
 
@@ -43,7 +44,7 @@ def test_lines_are_what_they_say():
     for path, title in ((COHEN, "sigma = 0.5"), (LOCUSLAB, "sigma = 0.25")):
         accuracy, mean = brute_force(path, radii)
         assert lines[title] == [*(f"{a:.3f}" for a in accuracy), f"{mean:.3f}"]
-        images = len(results.read_table(path))
+        images = len(read_table(path))
         for rho in (0.01, 0.005):
             tail = math.log(1 / rho)
             slack = 0.001 + math.sqrt(0.001 * 0.999 * tail / images) + tail / (3 * images)
@@ -58,7 +59,7 @@ def test_lines_are_what_they_say():
 
 def test_one_table_has_no_envelope_and_knows_its_settings(tmp_path):
     table = tmp_path / "mine.tsv"
-    table.write_text(results.HEADER + "0\t1\t1\t0.5\t1\t0:00:01\n1\t1\t0\t2.0\t0\t0:00:01\n")
+    table.write_text(HEADER + "0\t1\t1\t0.5\t1\t0:00:01\n1\t1\t0\t2.0\t0\t0:00:01\n")
     assert report.load(table, None).name == "mine.tsv"
     (tmp_path / "mine.tsv.json").write_text('{"sigma": 0.12, "alpha": 0.05}')
     loaded = report.load(table, None)
@@ -94,14 +95,13 @@ def test_pictures(tmp_path, capsys, suffix):
 
 
 def test_what_certify_writes_is_read(tmp_path):
-    row = results.row(7, None, -1, 0.0, 1.5, (100, 40))
+    row = format_row(7, None, -1, 0.0, 1.5, (100, 40))
     table = tmp_path / "t.tsv"
-    table.write_text(results.header(True) + row)
-    assert results.read_table(table) == [results.Row(7, None, -1, 0.0, None, 100, 40)]
-    assert results.parse_row(row) == results.read_table(table)[0]
+    table.write_text(header(True) + row)
+    assert read_table(table) == [Row(7, None, -1, 0.0, None, 100, 40)]
+    assert parse_row(row) == read_table(table)[0]
 
 
-HEADER = results.HEADER
 GOOD = "0\t1\t1\t0.5\t1\t15.4\n"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustcore.smoothing.ablations import PixelAblation
-from robustcore.smoothing.bounds import clopper_pearson_lower
-from robustcore.smoothing.checks import require_int
-from robustcore.smoothing.distributions import Distribution
+from robustcore.common.checks import require_int
+from robustcore.smoothing.theory.ablations import PixelAblation
+from robustcore.smoothing.theory.bounds import clopper_pearson_lower
+from robustcore.smoothing.theory.distributions import Distribution
 
 
 def radius(

@@ -18,26 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from robustcore._build import __version__
-from robustcore.smoothing import results
-from robustcore.smoothing.certificates import ABSTAIN, Certificates
-from robustcore.smoothing.distributed import Ranks, SharedSmooth, connect, local_device
-from robustcore.smoothing.distributions import Distribution, Gaussian
-from robustcore.smoothing.memory import keep_freed_memory
-from robustcore.smoothing.noise_names import parse_noise
-from robustcore.smoothing.progress import Progress
-from robustcore.smoothing.result_file import ResultFile
-from robustcore.smoothing.sequential import RadiusTests
-from robustcore.smoothing.smooth import Smooth
-from robustcore.smoothing.user_code import (
-    as_user_error,
-    count_classes,
+from robustcore.common.errors import UsageError
+from robustcore.common.memory import keep_freed_memory
+from robustcore.common.ranks import Ranks, connect, local_device
+from robustcore.common.resumable import ResultFile
+from robustcore.common.table import format_row, parse_row
+from robustcore.common.user_code import (
+    as_usage_error,
     file_sha256,
     load_dataset,
     load_item,
     load_model,
     model_sha256,
-    user_error,
 )
+from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.distributed import SharedSmooth
+from robustcore.smoothing.noise_names import parse_noise
+from robustcore.smoothing.sequential import RadiusTests
+from robustcore.smoothing.smooth import Smooth
+from robustcore.smoothing.tally import Tally
+from robustcore.smoothing.theory.distributions import Distribution, Gaussian
 
 DTYPES = {
     "float16": torch.float16,
@@ -151,37 +151,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Certifies the images asked for; argparse.ArgumentError for bad input of the user's."""
+    """Certifies the images asked for; UsageError for bad input of the user's."""
     if args.start < 0 or args.skip < 1:
-        raise user_error(f"--start {args.start} --skip {args.skip}: want at least 0 and at least 1")
+        raise UsageError(f"--start {args.start} --skip {args.skip}: want at least 0 and at least 1")
     if args.in_flight < 1:
-        raise user_error(f"--in-flight: got {args.in_flight}, want at least 1")
+        raise UsageError(f"--in-flight: got {args.in_flight}, want at least 1")
     if args.radius_tolerance is not None and not args.early_stop:
-        raise user_error("--radius-tolerance: goes with --early-stop")
+        raise UsageError("--radius-tolerance: goes with --early-stop")
     noise = _noise(args)
     for option, wanted in (("--early-stop", args.early_stop), ("--at", args.at is not None)):
         if wanted and not (isinstance(noise, Gaussian) and noise.norm == "l2"):
-            raise user_error(f"{option}: is for Gaussian noise in l2, got --noise {args.noise}")
+            raise UsageError(f"{option}: is for Gaussian noise in l2, got --noise {args.noise}")
     device = local_device(args.device)
     if device == "cpu":
         keep_freed_memory()
     with connect(device, args.timeout) as ranks:
         try:
             _run(args, device, ranks)
-        except argparse.ArgumentError:
+        except UsageError:
             if ranks.first:
                 raise
             raise SystemExit(2) from None  # all ranks have met the same, and one says it
         except RuntimeError as error:
             if ranks.size == 1:
                 raise
-            raise user_error(
+            raise UsageError(
                 f"rank {ranks.rank}: {error} (the rows so far are kept: --resume)"
             ) from error
 
 
 def _noise(args: argparse.Namespace) -> Distribution:
-    with as_user_error("--"):
+    with as_usage_error("--"):
         return Gaussian(args.sigma) if args.noise is None else parse_noise(args.noise)
 
 
@@ -224,7 +224,7 @@ def _setup(
     stop = len(data) if args.max < 0 else min(args.max, len(data))
     for option, value in (("--start", args.start), ("--skip", args.skip)):
         if value > len(data) or (value == len(data) > 0 and option == "--start"):
-            raise user_error(f"{option} {value}: the data set has only {len(data)} images")
+            raise UsageError(f"{option} {value}: the data set has only {len(data)} images")
     indices = range(args.start, stop, args.skip)
     return table, data, indices, load_model(args.model, args.checkpoint, device)
 
@@ -275,7 +275,7 @@ def _certify_all(
     noise = _noise(args)
 
     def make(kind: type[Smooth]) -> Smooth:
-        with as_user_error():
+        with as_usage_error():
             image = load_item(data, todo[0])[0].to(device)
             return kind(
                 model,
@@ -293,11 +293,11 @@ def _certify_all(
 
     alone, shared = ranks.all_or_none(lambda: (make(Smooth), make(SharedSmooth)))
 
-    def certified(smooth: Smooth, first: int, number: int) -> list[str | argparse.ArgumentError]:
+    def certified(smooth: Smooth, first: int, number: int) -> list[str | UsageError]:
         images = todo[first : first + number]
         return _rows(args, data, images, smooth, device, progress.samples)
 
-    progress = Progress(
+    progress = Tally(
         len(indices), table.rows if table else (), hidden=args.no_progress or not ranks.first
     )
     position = 0
@@ -315,11 +315,11 @@ def _certify_all(
                 rows = ranks.from_first(certified(shared, position, number))
                 position += number
             for row in rows:
-                if isinstance(row, argparse.ArgumentError):
+                if isinstance(row, UsageError):
                     raise row
                 if table:
                     table.append(row)
-                progress.add(results.parse_row(row))
+                progress.add(parse_row(row))
     if ranks.first:
         print(f"{args.out}: {len(todo)} images, {progress.certified} certified, seed {seed}")
 
@@ -331,21 +331,21 @@ def _rows(
     smooth: Smooth,
     device: str,
     tell: Callable[[int, int], Any],
-) -> list[str | argparse.ArgumentError]:
+) -> list[str | UsageError]:
     """The rows of images that follow each other in the run, or why there are none."""
     try:
         items = [load_item(data, idx) for idx in indices]
         shown = f"image {indices[0]}" if len(indices) == 1 else f"images {indices[0]} and following"
-        with as_user_error(f"{shown}: "):
+        with as_usage_error(f"{shown}: "):
             images = _stack([image.to(device) for image, _ in items])
             result = _certify(args, smooth, images, indices[0], tell)
-    except argparse.ArgumentError as error:
+    except UsageError as error:
         return [error]
     drawn, votes = _drawn(result)
     # 0 where it abstains: the radius of a test is one number for all images.
     radius = torch.where(result.prediction == ABSTAIN, 0.0, result.radius).tolist()
     return [
-        results.row(
+        format_row(
             idx,
             label,
             int(result.prediction[b]),
@@ -400,3 +400,14 @@ def _drawn(result: Certificates | RadiusTests) -> tuple[list[int], list[int]]:
         [result.n] * len(result) if samples is None else samples.tolist(),
         votes.tolist(),
     )
+
+
+def count_classes(model: Callable[[Tensor], Tensor], noise: Distribution, image: Tensor) -> int:
+    with torch.inference_mode():
+        images = image.unsqueeze(0)
+        shape = noise.output_shape(noise.views(images)[0].shape[1:])
+        logits = model(images if shape == image.shape else images.new_zeros((1, *shape)))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"--model: gave {got} for one image, want logits [1, number of classes]")
+    return logits.shape[1]

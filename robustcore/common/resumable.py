@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -11,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robustcore.smoothing import results
+from robustcore.common.errors import UsageError
+from robustcore.common.files import replacing
+from robustcore.common.table import HEADER, Row, header, parse_rows
 
 
 class ResultFile:
@@ -20,26 +21,26 @@ class ResultFile:
     Nothing is written before the first row is there, so a run that fails earlier leaves no trace
     and an old table as it was. Whatever ends the run, the table then holds whole rows of the run's
     first images, and perhaps a part of one more, which ``resume`` takes off. Every complaint about
-    the user's input is an argparse.ArgumentError; a disk that is full, an OSError.
+    the user's input is a UsageError; a disk that is full, an OSError.
     """
 
     def __init__(
         self, path: Path, *, overwrite: bool, resume: bool, sync_seconds: float = 10.0
     ) -> None:
         if path.is_dir():
-            raise _error(f"--out {path}: is a folder")
+            raise UsageError(f"--out {path}: is a folder")
         if not path.parent.is_dir():
-            raise _error(f"--out {path}: there is no folder {path.parent}")
+            raise UsageError(f"--out {path}: there is no folder {path.parent}")
         self.path = path
         self.settings_path = path.with_name(path.name + ".json")
         if path.exists() and not (overwrite or resume):
-            raise _error(f"--out {path}: exists; give another name, --overwrite or --resume")
-        self.rows: list[results.Row] = []
+            raise UsageError(f"--out {path}: exists; give another name, --overwrite or --resume")
+        self.rows: list[Row] = []
         """Those of the run that is resumed."""
         self._resuming = resume and path.exists()
         self._settings: dict[str, Any] = {}
         self._old = self._read_settings() if self._resuming else {}
-        self._header = results.HEADER
+        self._header = HEADER
         self._descriptor: int | None = None
         self._sync_seconds = sync_seconds
         self._synced = time.monotonic()
@@ -53,12 +54,12 @@ class ResultFile:
     ) -> Sequence[int]:
         """The images that have no row yet, once the settings are found to be those of the table."""
         self._settings = settings
-        self._header = results.header(details)
+        self._header = header(details)
         if not self._resuming:
             return indices
         for name in {**settings, **self._old}:
             if name not in self._old or self._old[name] != settings.get(name):
-                raise _error(
+                raise UsageError(
                     f"--resume: {self.path} was made with {name} = {self._old.get(name)}, "
                     f"this run has {settings.get(name)}"
                 )
@@ -66,7 +67,7 @@ class ResultFile:
         self.rows = self._read_rows()
         done = [row.idx for row in self.rows]
         if done != list(indices[: len(done)]):
-            raise _error(f"--resume: the rows of {self.path} are not the first of this run")
+            raise UsageError(f"--resume: the rows of {self.path} are not the first of this run")
         return indices[len(done) :]
 
     def append(self, row: str) -> None:
@@ -105,9 +106,9 @@ class ResultFile:
         # settings of another run, or a table without settings. A run that ends in between left no
         # table, and starts anew when it is resumed.
         self.path.unlink(missing_ok=True)
-        with results.replacing(self.settings_path, overwrite=True) as temporary:
+        with replacing(self.settings_path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
-        with results.replacing(self.path, overwrite=True) as temporary:
+        with replacing(self.path, overwrite=True) as temporary:
             temporary.write_text(self._header, encoding="utf-8")
         self._open()
 
@@ -117,7 +118,7 @@ class ResultFile:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _error(f"--out {self.path}: another run is writing it") from None
+            raise UsageError(f"--out {self.path}: another run is writing it") from None
         except OSError:
             pass  # a file system without locks
 
@@ -125,28 +126,26 @@ class ResultFile:
         try:
             settings = json.loads(self.settings_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise _error(f"--resume: cannot read the settings of {self.path}: {error}") from error
+            raise UsageError(
+                f"--resume: cannot read the settings of {self.path}: {error}"
+            ) from error
         if not isinstance(settings, dict):
-            raise _error(f"--resume: {self.settings_path} holds no settings")
+            raise UsageError(f"--resume: {self.settings_path} holds no settings")
         return settings
 
-    def _read_rows(self) -> list[results.Row]:
+    def _read_rows(self) -> list[Row]:
         """The complete rows; one that was cut off by the end of the last run is taken off."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:
             text = whole.decode(errors="replace")  # such a line is then named
             lines = list(enumerate(text.split("\n")[:-1], 1)) or [(1, "")]
-            rows = list(results.parse_rows(self.path, lines))
+            rows = list(parse_rows(self.path, lines))
             if lines[0][1] + "\n" != self._header:
                 raise ValueError(f"{self.path}, line 1: has other columns than this run")
         except ValueError as error:
-            raise _error(f"--resume: {error}") from error
+            raise UsageError(f"--resume: {error}") from error
         if whole != data:
             assert self._descriptor is not None
             os.ftruncate(self._descriptor, len(whole))
         return rows
-
-
-def _error(message: str) -> argparse.ArgumentError:
-    return argparse.ArgumentError(None, message)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.smoothing import norms, votes
-from robustcore.smoothing.checks import require_int, require_real
-from robustcore.smoothing.distributions import Distribution, Shape
+from robustcore.common.checks import require_int, require_real
+from robustcore.smoothing.theory import norms, votes
+from robustcore.smoothing.theory.distributions import Distribution, Shape
 
 
 class _Ablation(Distribution):

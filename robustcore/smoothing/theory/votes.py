@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustcore.smoothing.checks import require_int
+from robustcore.common.checks import require_int
 
 IntArray = npt.NDArray[np.int64]
 

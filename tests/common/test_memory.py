@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from robustcore.smoothing.memory import keep_freed_memory
+from robustcore.common.memory import keep_freed_memory
 if len(sys.argv) > 1:
     assert keep_freed_memory()
 

@@ -1,12 +1,10 @@
-"""Result files: the published table, row by row, and files that appear whole or not at all."""
+"""The published table of certificates, row by row."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +31,7 @@ def header(details: bool) -> str:
     return "\t".join((*COLUMNS, *(DETAILS if details else ()))) + "\n"
 
 
-def row(
+def format_row(
     idx: int,
     label: int | None,
     prediction: int,
@@ -83,7 +81,7 @@ def parse_rows(path: str | os.PathLike[str], lines: Sequence[tuple[int, str]]) -
 
 
 def parse_row(line: str) -> Row:
-    """One line that :func:`row` wrote."""
+    """One line that :func:`format_row` wrote."""
     return _parse(line.rstrip("\n").split("\t"))
 
 
@@ -112,33 +110,3 @@ def _integer(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{name}: got {text!r}, want an integer") from None
-
-
-def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The path; FileExistsError if something is there already, unless told to overwrite."""
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"path: {target} exists; give another one or overwrite=True")
-    return target
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
-    """A temporary file to write; on success it becomes ``path``, on an error it is removed."""
-    target = refuse_existing(path, overwrite)
-    # In the same folder, because a file can be moved at once only within one file system.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        temporary = Path(folder) / target.name
-        yield temporary
-        # Its content before its name, or a loss of power may leave an empty file.
-        _sync(temporary)
-        os.replace(temporary, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

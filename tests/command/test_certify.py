@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import robustcore
-from robustcore.cli import main
-from robustcore.smoothing import Smooth, progress, result_file
+from robustcore.command.main import main
+from robustcore.common.resumable import ResultFile
+from robustcore.smoothing import Smooth, tally
 from robustcore.smoothing.noise_names import parse_noise
 from smoothing.models import Pixels
 
@@ -137,7 +138,7 @@ def test_skip_max_and_start_are_parts_of_the_whole(folder):
 
 def test_an_interrupted_run_resumed_equals_the_whole(folder, monkeypatch, capsys):
     assert certify("--seed", "5", out="whole.tsv") == 0
-    append, written = result_file.ResultFile.append, []
+    append, written = ResultFile.append, []
 
     def interrupted(self, row):
         if len(written) == 3:
@@ -146,7 +147,7 @@ def test_an_interrupted_run_resumed_equals_the_whole(folder, monkeypatch, capsys
         written.append(row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(result_file.ResultFile, "append", interrupted)
+        patch.setattr(ResultFile, "append", interrupted)
         assert certify("--seed", "5") == 130
     assert rows("out.tsv") == rows("whole.tsv")[:4]
     # Cut off within a row, as by a crash; the seed comes from the settings beside the table.
@@ -425,7 +426,7 @@ def test_other_noise_is_refused_where_there_is_no_procedure(folder, capsys):
 
 
 def test_progress_within_an_image(folder, capsys, monkeypatch):
-    monkeypatch.setattr(progress.time, "monotonic", iter(range(10**6)).__next__)
+    monkeypatch.setattr(tally.time, "monotonic", iter(range(10**6)).__next__)
     assert certify("--seed", "5", "--batch", "50") == 0
     shown = capsys.readouterr().err
     # The first image, and the second with the count of those before it.

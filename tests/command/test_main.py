@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from robustcore import cli
+from robustcore.command import main as cli
 
 OWN = {
     "smoothing": [["--sigma", "0.5", "1.0"], ["--noise", "uniform"]],

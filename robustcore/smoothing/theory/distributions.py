@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.smoothing import norms
-from robustcore.smoothing.bounds import gaussian_radius
-from robustcore.smoothing.checks import require_int, require_positive
+from robustcore.common.checks import require_int, require_positive
+from robustcore.smoothing.theory import norms
+from robustcore.smoothing.theory.bounds import gaussian_radius
 
 Shape = Sequence[int]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
 import pickle
@@ -15,41 +14,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from robustcore.smoothing.distributions import Distribution
-
-
-def user_error(message: str) -> argparse.ArgumentError:
-    return argparse.ArgumentError(None, " ".join(message.split()))
+from robustcore.common.errors import UsageError
 
 
 @contextmanager
-def as_user_error(prefix: str = "") -> Iterator[None]:
+def as_usage_error(prefix: str = "") -> Iterator[None]:
     """The API's complaints about arguments, which are the user's options here, in one line."""
     try:
         yield
+    except UsageError:
+        raise
     except (TypeError, ValueError) as error:
-        raise user_error(f"{prefix}{error}") from error
+        raise UsageError(f"{prefix}{error}") from error
 
 
 def _load(option: str, spec: str) -> Callable[[], Any]:
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise user_error(f"{option}: got {spec!r}, want PKG.MODULE:FACTORY")
+        raise UsageError(f"{option}: got {spec!r}, want PKG.MODULE:FACTORY")
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise user_error(f"{option} {spec}: {error}") from error
+        raise UsageError(f"{option} {spec}: {error}") from error
     except Exception as error:  # whatever the user's module does when it is imported
-        raise user_error(f"{option} {spec}: raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"{option} {spec}: raised {type(error).__name__}: {error}") from error
     if not callable(factory):
-        raise user_error(f"{option} {spec}: got a {type(factory).__name__}, want a function")
+        raise UsageError(f"{option} {spec}: got a {type(factory).__name__}, want a function")
     return factory  # type: ignore[no-any-return]
 
 
 def load_dataset(spec: str) -> Any:
     data = _made("--data", spec)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise user_error(
+        raise UsageError(
             f"--data {spec}: gave a {type(data).__name__}, "
             "want a dataset with a length and (image, label) items"
         )
@@ -62,19 +59,19 @@ def _made(option: str, spec: str) -> Any:
     try:
         return factory()
     except Exception as error:
-        raise user_error(f"{option} {spec}: raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"{option} {spec}: raised {type(error).__name__}: {error}") from error
 
 
 def load_item(data: Any, idx: int) -> tuple[Tensor, int]:
     try:
         item = data[idx]
     except Exception as error:
-        raise user_error(f"--data: item {idx} raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"--data: item {idx} raised {type(error).__name__}: {error}") from error
     try:
         image, label = item
         return torch.as_tensor(image), int(label)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise user_error(
+        raise UsageError(
             f"--data: item {idx} is no (image tensor, integer label): {error}"
         ) from error
 
@@ -82,32 +79,32 @@ def load_item(data: Any, idx: int) -> tuple[Tensor, int]:
 def load_model(spec: str, checkpoint: Path | None, device: str) -> nn.Module:
     model = _made("--model", spec)
     if not isinstance(model, nn.Module):
-        raise user_error(f"--model {spec}: gave a {type(model).__name__}, want a torch.nn.Module")
+        raise UsageError(f"--model {spec}: gave a {type(model).__name__}, want a torch.nn.Module")
     if checkpoint is not None:
         _load_weights(model, checkpoint)
     try:
         return model.to(device).eval()
     except RuntimeError as error:
-        raise user_error(f"--device {device}: {error}") from error
+        raise UsageError(f"--device {device}: {error}") from error
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise user_error(f"--checkpoint {checkpoint}: holds no plain weights: {error}") from error
+        raise UsageError(f"--checkpoint {checkpoint}: holds no plain weights: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise user_error(
+        raise UsageError(
             f"--checkpoint {checkpoint}: got a {type(state).__name__}, want a state_dict"
         )
     consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise user_error(f"--checkpoint {checkpoint}: {error}") from error
+        raise UsageError(f"--checkpoint {checkpoint}: {error}") from error
 
 
 def file_sha256(checkpoint: Path | None) -> str | None:
@@ -123,14 +120,3 @@ def model_sha256(model: nn.Module) -> str:
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
-
-
-def count_classes(model: Callable[[Tensor], Tensor], noise: Distribution, image: Tensor) -> int:
-    with torch.inference_mode():
-        images = image.unsqueeze(0)
-        shape = noise.output_shape(noise.views(images)[0].shape[1:])
-        logits = model(images if shape == image.shape else images.new_zeros((1, *shape)))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise user_error(f"--model: gave {got} for one image, want logits [1, number of classes]")
-    return logits.shape[1]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from robustcore import bench, doctor
 from robustcore._build import __version__
+from robustcore.command import bench, certify, doctor, report
+from robustcore.common.errors import UsageError
 from robustcore.density import demo as density_demo
 from robustcore.lipschitz import demo as lipschitz_demo
 from robustcore.masking import demo as masking_demo
-from robustcore.smoothing import certify_cli, report
 from robustcore.smoothing import demo as smoothing_demo
 
 # One demo a family: a module with add_arguments(parser) and run(args). All options are on one
@@ -63,8 +63,7 @@ def run_demo(args: argparse.Namespace) -> None:
         own = vars(options.parse_args([])).keys() - SHARED_DEMO_OPTIONS
         for name in sorted(own & args.given.keys()):
             if family != args.family:
-                raise argparse.ArgumentError(
-                    None,
+                raise UsageError(
                     f"{args.given[name]}: an option of --family {family}, got --family "
                     f"{args.family}",
                 )
@@ -90,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
         "certify",
         help="certify your own model on your own data by randomized smoothing",
     )
-    certify_cli.add_arguments(command)
-    command.set_defaults(run=certify_cli.run)
+    certify.add_arguments(command)
+    command.set_defaults(run=certify.run)
 
     for name, module, text in (
         ("report", report, "compare tables of certificates, ours or published"),
@@ -109,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (argparse.ArgumentError, OSError) as error:
+    except (UsageError, OSError) as error:
         print(f"robustcore: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

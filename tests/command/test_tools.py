@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import robustcore
-from robustcore import bench, doctor
-from robustcore.cli import main
+from robustcore.command import bench, doctor
+from robustcore.command.main import main
 
 
 def test_doctor_says_what_is_there(capsys):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from robustcore.cli import main
-from robustcore.smoothing import results
-from robustcore.smoothing.result_file import ResultFile
+from robustcore.command.main import main
+from robustcore.common import resumable
+from robustcore.common.resumable import ResultFile
+from robustcore.common.table import HEADER, format_row
 from smoothing.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 
 
@@ -85,7 +86,7 @@ def test_cut_off_anywhere_in_the_last_rows(folder):
         assert certify("--resume") == 0
         assert without_times("out.tsv") == expected
     # The header itself.
-    Path("out.tsv").write_bytes(whole[: len(results.HEADER)])
+    Path("out.tsv").write_bytes(whole[: len(HEADER)])
     assert certify("--resume") == 0
     assert without_times("out.tsv") == expected
 
@@ -189,7 +190,7 @@ def test_an_overwritten_table_never_has_the_settings_of_another(folder, monkeypa
         def no_space(*arguments, **named):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(results, "replacing", no_space)
+        patch.setattr(resumable, "replacing", no_space)
         assert certify("--seed", "6", "--overwrite") == 2
     assert not Path("out.tsv").exists()
     assert certify("--seed", "6", "--resume") == 0
@@ -203,9 +204,9 @@ def test_rows_reach_the_disk_at_the_stated_interval(tmp_path, monkeypatch):
     for seconds, each in ((0.0, 1), (3600.0, 0)):
         table = ResultFile(tmp_path / "t.tsv", overwrite=True, resume=False, sync_seconds=seconds)
         table.remaining(range(3), {"seed": 1})
-        table.append(results.row(0, 1, 1, 0.5, 1.0))
+        table.append(format_row(0, 1, 1, 0.5, 1.0))
         synced.clear()
-        table.append(results.row(1, 1, 1, 0.5, 1.0))
+        table.append(format_row(1, 1, 1, 0.5, 1.0))
         assert len(synced) == each
         synced.clear()
         table.close()

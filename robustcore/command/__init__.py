@@ -1,0 +1,1 @@
+"""The ``robustcore`` command: one file a command."""

@@ -1,0 +1,1 @@
+"""What the families share; knows none of them."""

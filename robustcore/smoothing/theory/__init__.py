@@ -1,0 +1,1 @@
+"""Bounds, radii and distributions: what certificates rest on."""
