@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         if args.report:
             command += ["--report", str(args.report.resolve())]
         command += [str(folder / family) for family in args.family]
-        code = subprocess.run(command, check=False).returncode
+        # Not in a checkout: its source folder would hide the robustcore that is installed.
+        code = subprocess.run(command, check=False, cwd=scratch).returncode
     if code:
         raise UsageError(f"bench: pytest ended with {code}, see above")

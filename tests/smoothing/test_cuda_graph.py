@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from robustcore.common import cuda_graph
 from robustcore.common.cuda_graph import WARM_UP, Step
 from robustcore.smoothing import (
     BandAblation,
@@ -19,7 +20,6 @@ from robustcore.smoothing import (
     Smooth,
     Splitting,
     Uniform,
-    cuda_graph,
 )
 from smoothing.fake_cuda import FakeCuda
 from smoothing.models import Pixels

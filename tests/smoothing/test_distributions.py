@@ -25,8 +25,8 @@ from robustcore.smoothing import (
     clopper_pearson_lower,
     gaussian_radius,
     noise_augment,
-    norms,
 )
+from robustcore.smoothing.theory import norms
 from testing import assert_same
 
 DATA = Path(__file__).parent / "data"
