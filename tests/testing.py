@@ -1,7 +1,13 @@
 """What every op has to pass, and the tolerances, in one place."""
 
+import pytest
 import torch
 from hypothesis import strategies as st
+
+from robustcore import build_info
+
+# Of kernels for AVX2 and AVX-512 only: torch's own ops do the work elsewhere.
+needs_vectors = pytest.mark.skipif(build_info()["simd"] == "baseline", reason="no baseline kernel")
 
 # Of a result against its float64 reference, relative and absolute.
 TOLERANCE = {

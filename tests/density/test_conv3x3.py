@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from robustcore import _C, density
 from robustcore.ops import density_conv
-from testing import assert_same, check_repeatable, relayouts
+from testing import assert_same, check_repeatable, needs_vectors, relayouts
 
 conv3x3 = torch.ops.robustcore.conv3x3.default
 weight_gradient = torch.ops.robustcore.conv3x3_weight_gradient.default
@@ -58,6 +58,7 @@ def test_against_float64(case, last, vectors):
     check(x, weight, bias, grad, (1, 1))
 
 
+@needs_vectors
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 40)] * 3, *[st.integers(1, 13)] * 2),
@@ -67,8 +68,6 @@ def test_any_sizes_and_padding(sizes, padding):
     n, channels, out, height, width = sizes
     n = min(n, 9)
     height, width = max(height, 3 - 2 * padding[0]), max(width, 3 - 2 * padding[1])
-    if _C.build_info()["simd"] == "baseline":
-        pytest.skip("no kernel in the baseline")
     shape = (n, out, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
     check(*tensors((n, channels, height, width), (out, channels, 3, 3), out, shape), padding)
 
@@ -125,6 +124,7 @@ def test_a_layer_to_third_order(padding, vectors):
         assert relative_error(a, b) < 3e-6
 
 
+@needs_vectors
 @pytest.mark.parametrize("layout", relayouts(torch.zeros(2, 16, 8, 8)))
 def test_any_layout(layout):
     x, weight = tensors((2, 16, 8, 8), (16, 16, 3, 3))
@@ -186,6 +186,7 @@ def test_vmap():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@needs_vectors
 @pytest.mark.parametrize("last", [False, True])
 def test_opcheck(last):
     x, weight, bias = tensors((2, 16, 5, 6), (20, 16, 3, 3), 20)
@@ -198,6 +199,7 @@ def test_opcheck(last):
     torch.library.opcheck(weight_gradient, (y, x, 1, 0), test_utils=tests)
 
 
+@needs_vectors
 def test_errors():
     x, weight, bias = tensors((2, 16, 5, 6), (20, 16, 3, 3), 20)
     grad = conv3x3(x, weight, bias, 1, 1, False)

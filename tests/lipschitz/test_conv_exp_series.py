@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lipschitz.dense import skew_weight
 from lipschitz.test_conv_exp import images, reference
 from robustcore import ops
-from testing import relayouts
+from testing import needs_vectors, relayouts
 
 conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not the function
 pack = torch.ops.robustcore.conv_exp_pack.default
@@ -73,6 +73,7 @@ def test_against_float64(shape, degree, method, tile, vectors):
         assert torch.equal(a, b)
 
 
+@needs_vectors
 @pytest.mark.parametrize("channels", [32, 128])
 def test_the_fine_tile_rounds_as_torch_does(channels):
     """The design's rule: at most twice eager's own error; the coarse tile is for training."""
@@ -88,6 +89,7 @@ def test_the_fine_tile_rounds_as_torch_does(channels):
     assert relative_error(coarse, wide) <= 10 * eager
 
 
+@needs_vectors
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 9), st.integers(1, 70), st.integers(1, 10), st.integers(1, 10),
@@ -106,6 +108,7 @@ def test_shapes(n, c, h, w, degree, tile):
         assert relative_error(a, b) < 3e-6
 
 
+@needs_vectors
 @pytest.mark.parametrize("tile", [2, 4])
 def test_bits_do_not_depend_on_threads_or_batch(tile):
     kernel = skew_weight(48, 3, dtype=torch.float32)
@@ -137,6 +140,7 @@ def test_bits_do_not_depend_on_the_instruction_set(with_each_vectors):
         assert relative_error(narrow[2], wide[2].double()) < 1e-6
 
 
+@needs_vectors
 @pytest.mark.parametrize("degree", [2, 9])  # training, with the coarse tile; certifying
 def test_conv_exp_takes_it_in_any_layout(degree, monkeypatch):
     calls = []
@@ -204,6 +208,7 @@ def test_compiles():
         assert torch.equal(a, b)
 
 
+@needs_vectors
 def test_opcheck():
     x, grad = (channels_last(images(3, 24, 4, 5, dtype=torch.float32, seed=s)) for s in (1, 2))
     kernel = skew_weight(24, 3, dtype=torch.float32)
@@ -221,6 +226,7 @@ def test_opcheck():
         torch.library.opcheck(gradient_op, (work, x, series.degree, 2, given_kept is not None))
 
 
+@needs_vectors
 def test_bad_input():
     x, kernel = channels_last(torch.zeros(1, 24, 4, 4)), torch.zeros(24, 24, 3, 3)
     packed = pack(kernel, 2)
