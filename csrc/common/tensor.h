@@ -19,12 +19,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Bad input: a message that names the argument, what it got and what it wants.
+// Bad input, a ValueError in Python: the message names the argument, what it got, what it wants.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
-  throw std::runtime_error(message.str());
+  throw std::invalid_argument(message.str());
 }
 
 template <class... Parts>

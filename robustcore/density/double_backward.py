@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from robustcore.ops import density_conv, density_norm
-from robustcore.ops.density_layers import transforming
+from robustcore.ops.autograd import transforming
+from robustcore.ops.density import batch_norm, conv3x3, relu
 
 
 class fast_double_backward(TorchFunctionMode):
@@ -89,7 +89,7 @@ def _convolution(dims: int) -> Callable[..., Tensor | None]:
     ) -> Tensor | None:
         if isinstance(padding, str) or not _ours(input, weight, bias) or input.dim() != dims + 2:
             return None
-        return density_conv.convolution(
+        return conv3x3.convolution(
             input, weight, bias, each(stride), each(padding), each(dilation), groups
         )
 
@@ -110,14 +110,14 @@ def _batch_norm(
         return None  # torch's own, or its error
     if not _ours(input, weight, bias, running_mean, running_var):
         return None
-    return density_norm.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
+    return batch_norm.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
     # Under torch.func a Function of Python cannot write into its input.
     if not _ours(input) or (inplace and transforming()):
         return None
-    return density_norm.relu(input, inplace)
+    return relu.relu(input, inplace)
 
 
 def _relu_(input: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ from robustcore.density.gradients import (
     logit_score,
     lse_score,
 )
-from robustcore.ops.density import check_p
+from robustcore.ops.checks import check_p
 
 FRACTIONS = tuple(torch.logspace(-2, 0, 25, dtype=torch.float64).tolist())
 

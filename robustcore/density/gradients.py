@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from robustcore import ops
 from robustcore.density.double_backward import fast_double_backward
-from robustcore.ops.density import dual_direction
+from robustcore.ops.density.grad_norm import dual_direction
 
 Model = Callable[[Tensor], Tensor]
 Score = Callable[[Tensor], Tensor]  # logits [N, K] -> [N]

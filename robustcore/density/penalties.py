@@ -58,7 +58,7 @@ from robustcore.density.gradients import (
     resolve_mode,
     unit,
 )
-from robustcore.ops.density import check_p
+from robustcore.ops.checks import check_p
 
 
 def marginal_density_penalty(

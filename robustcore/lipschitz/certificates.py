@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from robustcore.lipschitz.layers import CRCHead, NormalizedLinear, matrix_norm_bound
-from robustcore.ops.lipschitz import conv_norm_bound
+from robustcore.ops import conv_norm_bound
 
 
 def lipschitz_bound(model: nn.Module) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, pixel_unshuffle
 
-from robustcore.ops.lipschitz import Series, conv_norm_bound, exp_series
+from robustcore.ops import conv_norm_bound, exp_series
 from robustcore.ops.lipschitz.conv_exp import (
     Prepared,
     apply_series,
@@ -17,7 +17,8 @@ from robustcore.ops.lipschitz.conv_exp import (
     form_for,
     prepare,
 )
-from robustcore.ops.lipschitz.kernels import skew
+from robustcore.ops.lipschitz.series import Series
+from robustcore.ops.lipschitz.skew import skew
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
     normalised_kernel,

@@ -12,15 +12,10 @@ from torch.nn import functional
 from robustcore.masking.masks import Mask
 from robustcore.masking.plan import Plan, Step
 from robustcore.masking.rule_table import MODULES
-from robustcore.ops.masking import (
-    consume_fill,
-    consume_multiply,
-    mask_multiply,
-    mask_pool,
-    mean_correction,
-    neighbor_fill,
-    partial_correction,
-)
+from robustcore.ops.masking.epilogue import consume_multiply, mask_multiply
+from robustcore.ops.masking.fill import consume_fill, neighbor_fill
+from robustcore.ops.masking.masked_conv2d import partial_correction
+from robustcore.ops.masking.pools import mask_pool, mean_correction
 
 # Their results are new tensors that only their users know.
 _FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)

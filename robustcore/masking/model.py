@@ -14,7 +14,7 @@ from robustcore.masking.graph import masked_graph
 from robustcore.masking.plan import Plan, make_plan
 from robustcore.masking.rule_table import LEAVES
 from robustcore.masking.rules import UnsupportedOperation, describe
-from robustcore.ops.masking import FILLS
+from robustcore.ops.masking.fill import FILLS
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -54,7 +54,7 @@ from typing import Any
 from torch import fx, nn
 
 from robustcore.masking.masks import Mask, Masks, Pair, Window
-from robustcore.ops.masking import conv_pads
+from robustcore.ops.masking.masked_conv2d import conv_pads
 
 
 class UnsupportedOperation(ValueError):

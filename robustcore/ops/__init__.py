@@ -1,34 +1,26 @@
-"""The ops: differentiable functions on tensors, CPU and CUDA, one module a family."""
+"""The ops: differentiable functions on tensors, CPU and CUDA, a folder a family, a file a topic."""
 
-from robustcore.ops.density import grad_norm, logsumexp
-from robustcore.ops.density_linear import linear_logsumexp
-from robustcore.ops.lipschitz import (
-    conv_exp,
-    conv_norm_bound,
-    conv_spectral_bound,
-    exp_series,
-    householder,
-    maxmin,
-    projection_pool,
-    skew_kernel,
-)
-from robustcore.ops.masking import (
-    mask_multiply,
-    mask_pool,
-    masked_conv2d,
-    masked_mean,
-    masked_pool,
-    neighbor_fill,
-)
-from robustcore.ops.smoothing import (
-    count_votes,
+from robustcore.ops.density.grad_norm import grad_norm
+from robustcore.ops.density.linear_logsumexp import linear_logsumexp
+from robustcore.ops.density.logsumexp import logsumexp
+from robustcore.ops.lipschitz.conv_exp import conv_exp
+from robustcore.ops.lipschitz.norm_bounds import conv_norm_bound, conv_spectral_bound
+from robustcore.ops.lipschitz.pairs import householder, maxmin, projection_pool
+from robustcore.ops.lipschitz.series import exp_series
+from robustcore.ops.lipschitz.skew import skew_kernel
+from robustcore.ops.masking.epilogue import mask_multiply
+from robustcore.ops.masking.fill import neighbor_fill
+from robustcore.ops.masking.masked_conv2d import masked_conv2d
+from robustcore.ops.masking.pools import mask_pool, masked_mean, masked_pool
+from robustcore.ops.smoothing.ablation import ablate_patches, ablate_pixels
+from robustcore.ops.smoothing.noise import (
     gaussian_noise,
     laplace_noise,
     splitting_levels,
     splitting_noise,
     uniform_noise,
 )
-from robustcore.ops.smoothing_ablation import ablate_patches, ablate_pixels
+from robustcore.ops.smoothing.votes import count_votes
 
 __all__ = [
     "ablate_patches",

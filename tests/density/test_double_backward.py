@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from robustcore import density
 from robustcore.density.double_backward import _LAYERS
-from robustcore.ops import density_conv, density_layers, density_norm
+from robustcore.ops import autograd
+from robustcore.ops.density import batch_norm as batch_norm_topic
+from robustcore.ops.density import conv3x3, relu
 
 CONVOLUTIONS = {  # weight, keywords
     "1d": ((4, 3, 3), dict(padding=1)),
@@ -97,7 +99,7 @@ def test_batch_norm(shape, affine, device):
 @pytest.mark.parametrize("native", [True, False])
 def test_batch_norm_in_few_passes(affine, channels_last, native, device, monkeypatch):
     if not native:  # as on other devices
-        monkeypatch.setattr(density_norm, "_native", lambda x: False)
+        monkeypatch.setattr(batch_norm_topic, "_native", lambda x: False)
     # The last derivative without a graph: another way than the one that can go on.
     inputs = tensors((3, 4, 5, 2), (4,), (4,))
     inputs[1].data[0] = 0
@@ -147,7 +149,7 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
         return lambda *arguments: calls.append(layer) or layer(*arguments)
 
     for module, name in (
-        (density_conv, "convolution"), (density_norm, "batch_norm"), (density_norm, "relu"),
+        (conv3x3, "convolution"), (batch_norm_topic, "batch_norm"), (relu, "relu"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, spied(getattr(module, name)))
     model, x = network(), torch.rand(5, 3, 8, 8)
@@ -183,15 +185,15 @@ def test_gradients_nobody_asked_for(private, monkeypatch):
     # Weights' gradients are not computed for a gradient of the input; without torch's private
     # answer to whether they are asked for, they are, and the result is the same.
     if not private:
-        monkeypatch.setattr(density_layers, "_will_execute", None)
+        monkeypatch.setattr(autograd, "_will_execute", None)
     asked = []
-    backward = density_conv._convolution_backward
+    backward = conv3x3._convolution_backward
 
     def spy(*arguments):
         asked.append(arguments[-1])
         return backward(*arguments)
 
-    monkeypatch.setattr(density_conv, "_convolution_backward", spy)
+    monkeypatch.setattr(conv3x3, "_convolution_backward", spy)
     x, weight = tensors((2, 3, 4, 4), (2, 3, 3, 3))
     with density.fast_double_backward():
         y = functional.conv2d(x * 1, weight)

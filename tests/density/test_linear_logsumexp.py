@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustcore import ops
-from robustcore.ops import density_linear
+from robustcore.ops.density import linear_logsumexp as topic
 from testing import assert_same, check_gradients, check_repeatable
 
 # Of cut-cross-entropy's own tests, with their shapes and inputs.
@@ -30,14 +30,14 @@ def eager(features, weight, bias=None, targets=None):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(density_linear, "CHUNK_ROWS", 3)
-    monkeypatch.setattr(density_linear, "CHUNK_CLASSES", 4)
+    monkeypatch.setattr(topic, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(topic, "CHUNK_CLASSES", 4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_cut_cross_entropys_tolerances(shape, dtype, device, monkeypatch):
-    monkeypatch.setattr(density_linear, "CHUNK_CLASSES", 100)
+    monkeypatch.setattr(topic, "CHUNK_CLASSES", 100)
     n, d, k = shape
     generator = torch.Generator().manual_seed(0)
     features, weight, bias = (torch.randn(s, generator=generator) for s in ((n, d), (k, d), (k,)))
@@ -132,13 +132,13 @@ def test_low_precision_double_backward(dtype):
 def test_the_weights_gradient_is_not_computed_for_nothing(monkeypatch):
     features, weight, bias, _ = layer(8, 4, 6)
     asked = []
-    backward = density_linear._LinearLogSumExpBackward.apply
+    backward = topic._LinearLogSumExpBackward.apply
 
     def spy(*arguments):
         asked.append(arguments[-3:])
         return backward(*arguments)
 
-    monkeypatch.setattr(density_linear._LinearLogSumExpBackward, "apply", spy)
+    monkeypatch.setattr(topic._LinearLogSumExpBackward, "apply", spy)
     hidden = features * 1
     torch.autograd.grad(ops.linear_logsumexp(hidden, weight, bias).sum(), hidden)
     ops.linear_logsumexp(hidden, weight, bias).sum().backward()
@@ -151,7 +151,7 @@ def test_a_penalty_does_not_come_back_to_the_forward(monkeypatch):
     features, weight, bias, _ = layer(8, 4, 6)
     value = penalty(ops.linear_logsumexp(features, weight, bias), features)
     monkeypatch.setattr(
-        density_linear._LinearLogSumExpBackward, "apply", lambda *_: pytest.fail("came back")
+        topic._LinearLogSumExpBackward, "apply", lambda *_: pytest.fail("came back")
     )
     value.backward()
     assert weight.grad.abs().max() > 0
@@ -177,7 +177,7 @@ def test_memory():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    buffers = 2 * 4 * n * density_linear.CHUNK_CLASSES
+    buffers = 2 * 4 * n * topic.CHUNK_CLASSES
     gradients = 4 * (2 * (k * d + k) + 8 * n * d)
     assert peak < buffers + gradients + 2**20
     assert peak < 4 * n * k / 4  # the logits alone are four times that
@@ -216,12 +216,12 @@ def test_repeatable_and_any_layout(small_chunks):
 def test_opcheck():
     features, weight, bias, targets = layer(5, 3, 10, requires_grad=False)
     forward = (features, weight, bias, targets)
-    lse, _, mean = density_linear._linear_lse(*forward, True)
-    torch.library.opcheck(density_linear._linear_lse, (*forward, True))
+    lse, _, mean = topic._linear_lse(*forward, True)
+    torch.library.opcheck(topic._linear_lse, (*forward, True))
     backward = (lse, lse, *forward, lse, mean, True, True, True)
-    torch.library.opcheck(density_linear._linear_lse_backward, backward)
+    torch.library.opcheck(topic._linear_lse_backward, backward)
     double = (features, None, None, lse, lse, *forward, lse, mean, *[True] * 5)
-    torch.library.opcheck(density_linear._linear_lse_double_backward, double)
+    torch.library.opcheck(topic._linear_lse_double_backward, double)
 
 
 def test_torch_func():
@@ -276,10 +276,10 @@ def test_bad_input(change, message):
 def test_a_chunk_is_checked():
     z, lse = torch.zeros(2, 3), torch.zeros(2)
     raw = torch.ops.robustcore
-    with pytest.raises(RuntimeError, match="logits: a chunk has to be contiguous"):
+    with pytest.raises(ValueError, match="logits: a chunk has to be contiguous"):
         raw.logsumexp_chunk_weights_(torch.zeros(3, 2).t(), None, lse, lse, None, None, 0)
-    with pytest.raises(RuntimeError, match="logits: got Half"):
+    with pytest.raises(ValueError, match="logits: got Half"):
         raw.logsumexp_chunk_weights_(z.half(), None, lse, lse, None, None, 0)
-    with pytest.raises(RuntimeError, match="grad_target: wanted with targets"):
+    with pytest.raises(ValueError, match="grad_target: wanted with targets"):
         raw.logsumexp_chunk_weights_(z, None, lse, lse, None, lse, 0)
     assert_same(z, torch.zeros(2, 3))

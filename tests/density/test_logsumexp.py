@@ -173,7 +173,7 @@ def test_shapes(shape, transpose, dtype):
     z = normal(*shape, dtype=dtype)
     z = z.t() if transpose else z
     if z.shape[1] == 0:
-        with pytest.raises(RuntimeError, match="at least one class"):
+        with pytest.raises(ValueError, match="at least one class"):
             ops.logsumexp(z)
     else:
         assert_close(ops.logsumexp(z), z.double().logsumexp(1), dtype)
@@ -297,15 +297,15 @@ def test_autocast_leaves_it_alone():
     ],
 )
 def test_bad_input(bad, message):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ops.logsumexp(bad)
 
 
 def test_raw_ops_check_what_they_are_given():
     z, lse, g = torch.zeros(2, 3), torch.zeros(2), torch.zeros(2)
-    with pytest.raises(RuntimeError, match=r"grad: got .* want Float of shape \[2\]"):
+    with pytest.raises(ValueError, match=r"grad: got .* want Float of shape \[2\]"):
         raw.logsumexp_backward(torch.zeros(3), z, lse)
-    with pytest.raises(RuntimeError, match="lse: got Double"):
+    with pytest.raises(ValueError, match="lse: got Double"):
         raw.logsumexp_backward(g, z, lse.double())
-    with pytest.raises(RuntimeError, match=r"v: got .* want the shape \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"v: got .* want the shape \[2, 3\]"):
         raw.logsumexp_double_backward(torch.zeros(2, 4), g, z, lse)

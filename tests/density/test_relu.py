@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustcore import density
-from robustcore.ops import density_norm
+from robustcore.ops.density.relu import relu
 from testing import assert_same, check_gradients
 
 FORMS = {
@@ -119,4 +119,4 @@ def test_the_functions_are_ours():
         assert torch.relu(x).grad_fn.name() == "_ReLUBackward"
         assert functional.relu(input=x, inplace=False).grad_fn.name() == "_ReLUBackward"
     assert torch.relu(x).grad_fn.name() == "ReluBackward0"
-    assert density_norm.relu(x).grad_fn.name() == "_ReLUBackward"
+    assert relu(x).grad_fn.name() == "_ReLUBackward"

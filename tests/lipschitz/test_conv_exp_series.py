@@ -244,5 +244,5 @@ def test_bad_input():
         (lambda: gradient_op(packed, x, 1, 2, True), "work: got"),
         (lambda: gradient_op(packed, x, 0, 2, True), "degree: got 0"),
     ]:
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(ValueError, match=message):
             call()

@@ -267,12 +267,12 @@ def test_bad_input(change, message):
 
 def test_the_compiled_checks():
     x, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
-    with pytest.raises(RuntimeError, match=r"iters: got 9, want .* at most 8"):
+    with pytest.raises(ValueError, match=r"iters: got 9, want .* at most 8"):
         raw.neighbor_fill(x, mask, 9, True, False)
-    with pytest.raises(RuntimeError, match=r"iters: got 5, want .* at most 4"):
+    with pytest.raises(ValueError, match=r"iters: got 5, want .* at most 4"):
         raw.neighbor_fill(x, mask, 5, True, True)
-    with pytest.raises(RuntimeError, match="mask: got shape"):
+    with pytest.raises(ValueError, match="mask: got shape"):
         raw.neighbor_fill(x, mask[..., :3], 1, True, False)
-    with pytest.raises(RuntimeError, match="x: got one image for 3 masks"):
+    with pytest.raises(ValueError, match="x: got one image for 3 masks"):
         raw.neighbor_fill_(x, mask.expand(3, -1, -1, -1), 1)
     assert TOLERANCE[torch.float64] == 1e-12

@@ -264,7 +264,7 @@ def test_compile():
 )
 def test_bad_pixels(change, message):
     arguments = {"x": images(2, 3, 4, 4), "num_samples": 2, "k": 3, "seed": 1, **change}
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ops.ablate_pixels(**arguments)
 
 
@@ -282,5 +282,5 @@ def test_bad_pixels(change, message):
     ],
 )
 def test_bad_patches(change, message):
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ops.ablate_patches(**{"x": images(2, 3, 4, 4), "size": 2, **change})

@@ -364,12 +364,12 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_input(change, message):
     arguments = {"x": images(2, 3, 4, 4), "num_samples": 2, "sigma": 0.5, "seed": 1, **change}
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ops.gaussian_noise(**arguments)
 
 
 def test_bad_input_leaves_out_untouched():
     out = torch.full((2, 2, 3, 4, 4), 5.0)
-    with pytest.raises(RuntimeError, match="sigma"):
+    with pytest.raises(ValueError, match="sigma"):
         ops.gaussian_noise(images(2, 3, 4, 4), 2, -1.0, seed=1, out=out)
     assert (out == 5).all()

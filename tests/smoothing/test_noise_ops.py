@@ -292,13 +292,13 @@ def test_compile(kind):
 )
 def test_bad_input(kind, change, message):
     arguments = {"x": images(2, 3, 4, 4), "num_samples": 2, "scale": 0.5, "seed": 1, **change}
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         OPS[kind](**arguments)
 
 
 def test_bad_derandomized():
     x = images(1, 4)
-    with pytest.raises(RuntimeError, match="there are 102 levels"):
+    with pytest.raises(ValueError, match="there are 102 levels"):
         ops.splitting_noise(x, 103, 0.2, seed=1, derandomized=True)
     with pytest.raises(ValueError, match=r"scale: got 0\.001"):
         ops.splitting_noise(x, 1, 0.001, seed=1, derandomized=True)

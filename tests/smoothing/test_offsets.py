@@ -119,5 +119,5 @@ def test_compile(images):
 @pytest.mark.parametrize("value", [torch.tensor([1]), torch.tensor(1.0), torch.tensor(1).int()])
 @pytest.mark.parametrize("op", OPS)
 def test_bad_offsets_are_named(op, value, name, images):
-    with pytest.raises(RuntimeError, match=rf"{name}: got .* want a 0-d int64 tensor"):
+    with pytest.raises(ValueError, match=rf"{name}: got .* want a 0-d int64 tensor"):
         OPS[op](images, seed=1, **{name: value})

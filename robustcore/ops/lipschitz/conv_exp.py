@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from robustcore import _C
+from robustcore.ops.autograd import is_channels_last, raw
 from robustcore.ops.lipschitz.series import Series, exp_series
 
-_pack = torch.ops.robustcore.conv_exp_pack.default
-_series = torch.ops.robustcore.conv_exp_series.default
-_series_backward = torch.ops.robustcore.conv_exp_series_backward.default
-_series_gradient = torch.ops.robustcore.conv_exp_series_gradient.default
-_update = torch.ops.robustcore.conv_exp_update.default
-_skew = torch.ops.robustcore.skew.default
+_pack = raw.conv_exp_pack.default
+_series = raw.conv_exp_series.default
+_series_backward = raw.conv_exp_series_backward.default
+_series_gradient = raw.conv_exp_series_gradient.default
+_update = raw.conv_exp_update.default
+_skew = raw.skew.default
 _convolution_backward = torch.ops.aten.convolution_backward
 
 _DEFAULT_TOL = {
@@ -253,13 +254,9 @@ class _SkewCheck(torch.autograd.Function):
         return kernel.new_empty(info.batch_size, 0), 0
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return bool(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
-
-
 def _memory_format(x: Tensor) -> torch.memory_format:
     """The layout whose convolutions are fastest."""
-    last = x.device.type == "cpu" or _is_channels_last(x)
+    last = x.device.type == "cpu" or is_channels_last(x)
     return torch.channels_last if last else torch.contiguous_format
 
 
@@ -270,7 +267,7 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
 def _slots(like: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
     """``[count * N, C, H, W]`` laid out as ``like``, and its ``count`` parts."""
     n, c, h, w = like.shape
-    memory_format = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
+    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
     whole = torch.empty(
         count * n, c, h, w, dtype=like.dtype, device=like.device, memory_format=memory_format
     )

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
+from robustcore.ops.autograd import (
+    fake_dense,
+    is_channels_last,
+    joined,
+    laid_out,
+    loop,
+    raw,
+    separated,
+)
 
-_maxmin = torch.ops.robustcore.maxmin.default
-_swap = torch.ops.robustcore.maxmin_swap.default
-_pair_map = torch.ops.robustcore.pair_map.default
-_pair_map_backward = torch.ops.robustcore.pair_map_backward.default
+_maxmin = raw.maxmin.default
+_swap = raw.maxmin_swap.default
+_pair_map = raw.pair_map.default
+_pair_map_backward = raw.pair_map_backward.default
 
 # The maps of csrc/lipschitz/lipschitz.h: their index, and the angles they give gradients for.
 _HOUSEHOLDER, _HOUSEHOLDER2, _PROJECTION = 0, 1, 2
@@ -34,8 +42,8 @@ def maxmin(x: Tensor) -> Tensor:
     Source: Anil, Lucas, Grosse, "Sorting out Lipschitz function approximation", 2019.
     """
     _check_pairs(x)
-    last = _is_channels_last(x)
-    out: Tensor = _MaxMin.apply(_laid_out(x, last), last)[0]
+    last = is_channels_last(x)
+    out: Tensor = _MaxMin.apply(laid_out(x, last), last)[0]
     return out
 
 
@@ -106,23 +114,9 @@ def _check_theta(x: Tensor, theta: Any, rows: int) -> None:
         )
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    # By strides: vmap does not answer is_contiguous(memory_format=...).
-    if x.dim() != 4 or x.shape[1] == 1 or x.shape[2] * x.shape[3] == 1:
-        return False
-    _, c, h, w = x.shape
-    return x.stride() == (h * w * c, 1, w * c, c)
-
-
-def _laid_out(t: Tensor, channels_last: bool) -> Tensor:
-    if not channels_last:
-        return t.contiguous()
-    return t.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def _apply_map(x: Tensor, theta: Tensor, index: int) -> Tensor:
-    last = _is_channels_last(x)
-    out: Tensor = _PairMap.apply(_laid_out(x, last), theta, index, last)
+    last = is_channels_last(x)
+    out: Tensor = _PairMap.apply(laid_out(x, last), theta, index, last)
     return out
 
 
@@ -152,7 +146,7 @@ class _Swap(torch.autograd.Function):
 
     @staticmethod
     def forward(x, bits, last):
-        return _swap(_laid_out(x, last), bits, last)
+        return _swap(laid_out(x, last), bits, last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -185,7 +179,7 @@ class _PairMap(torch.autograd.Function):
             vjp = torch.func.vjp(lambda x, theta: _reference(x, theta, index), x, theta)[1]
             return *vjp(grad), None, None
         table = _table(theta, x.dtype, index)
-        grad_x, terms = _pair_map_backward(_laid_out(grad, last), x, table, index, last)
+        grad_x, terms = _pair_map_backward(laid_out(grad, last), x, table, index, last)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         dims = [0, *range(2, x.dim())]
@@ -257,14 +251,6 @@ def _upper(a: Tensor, b: Tensor) -> Tensor:
     return (b > 0) | ((b == 0) & (a >= 0))
 
 
-def _with_channels(x: Tensor, channels: Any, last: bool) -> Tensor:
-    sizes = [x.shape[0], channels, *x.shape[2:]]
-    if not last:
-        return x.new_empty(sizes)
-    moved: Tensor = x.new_empty([sizes[0], *sizes[2:], sizes[1]]).permute(0, 3, 1, 2)
-    return moved
-
-
 def _bits_shape(x: Tensor, last: bool) -> tuple[Any, Any]:
     pixels = math.prod(x.shape[2:])
     rows, run = x.shape[0], x.shape[1] // 2 * pixels
@@ -273,81 +259,63 @@ def _bits_shape(x: Tensor, last: bool) -> tuple[Any, Any]:
 
 @torch.library.register_fake("robustcore::maxmin")
 def _(x, last):
-    out = _with_channels(x, x.shape[1], last)
+    out = fake_dense(x, [x.shape[0], x.shape[1], *x.shape[2:]], last)
     return out, x.new_empty(_bits_shape(x, last), dtype=torch.uint8)
 
 
 @torch.library.register_fake("robustcore::maxmin_swap")
 def _(x, bits, last):
-    return _with_channels(x, x.shape[1], last)
+    return fake_dense(x, [x.shape[0], x.shape[1], *x.shape[2:]], last)
 
 
 @torch.library.register_fake("robustcore::pair_map")
 def _(x, table, index, last):
     channels = x.shape[1] // 2 if index == _PROJECTION else x.shape[1]
-    return _with_channels(x, channels, last)
+    return fake_dense(x, [x.shape[0], channels, *x.shape[2:]], last)
 
 
 @torch.library.register_fake("robustcore::pair_map_backward")
 def _(grad, x, table, index, last):
-    angles = _with_channels(x, x.shape[1] // 2 * _ANGLES[index], last)
-    return _with_channels(x, x.shape[1], last), angles
+    angles = fake_dense(x, [x.shape[0], x.shape[1] // 2 * _ANGLES[index], *x.shape[2:]], last)
+    return fake_dense(x, [x.shape[0], x.shape[1], *x.shape[2:]], last), angles
 
 
 def _merged(t: Tensor, dim: int | None, size: int, last: bool) -> Tensor:
     """Images of all mapped calls behind each other."""
-    t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-    return _laid_out(t.flatten(0, 1), last)
-
-
-def _split(t: Tensor, size: int) -> Tensor:
-    parts: Tensor = t.unflatten(0, (size, -1))
-    return parts
+    return laid_out(joined(t, dim, size), last)
 
 
 @torch.library.register_vmap("robustcore::maxmin")
 def _(info, in_dims, x, last):
     size = info.batch_size
-    out, bits = _maxmin(_merged(x, in_dims[0], size, last), last)
-    return (_split(out, size), _split(bits, size)), (0, 0)
+    return separated(_maxmin(_merged(x, in_dims[0], size, last), last), size)
 
 
 @torch.library.register_vmap("robustcore::maxmin_swap")
 def _(info, in_dims, x, bits, last):
     size = info.batch_size
-    bits = bits.expand(size, *bits.shape) if in_dims[1] is None else bits.movedim(in_dims[1], 0)
     merged = _merged(x, in_dims[0], size, last)
-    return _split(_swap(merged, bits.flatten(0, 1).contiguous(), last), size), 0
+    bits = joined(bits, in_dims[1], size).contiguous()
+    return separated(_swap(merged, bits, last), size)
 
 
-def _map_calls(op: Any, info: Any, in_dims: Any, arguments: Any, last: bool) -> Any:
-    """vmap as a loop, for tables that differ from call to call."""
-    results = []
-    for i in range(info.batch_size):
-        call = [a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)]
-        results.append(
-            op(*[_laid_out(a, last) if isinstance(a, Tensor) and a.dim() > 2 else
-                 a.contiguous() if isinstance(a, Tensor) else a for a in call])
-        )  # fmt: skip
-    if isinstance(results[0], tuple):
-        columns = tuple(torch.stack(column) for column in zip(*results, strict=True))
-        return columns, tuple(0 for _ in columns)
-    return torch.stack(results), 0
+def _one_by_one(op, info, in_dims, arguments, last):
+    """For tables that differ from call to call."""
+    return loop(op, info, in_dims, arguments, lambda t: laid_out(t, last and t.dim() == 4))
 
 
 @torch.library.register_vmap("robustcore::pair_map")
 def _(info, in_dims, x, table, index, last):
     if in_dims[1] is not None:
-        return _map_calls(_pair_map, info, in_dims, (x, table, index, last), last)
-    out = _pair_map(_merged(x, in_dims[0], info.batch_size, last), table, index, last)
-    return _split(out, info.batch_size), 0
+        return _one_by_one(_pair_map, info, in_dims, (x, table, index, last), last)
+    size = info.batch_size
+    return separated(_pair_map(_merged(x, in_dims[0], size, last), table, index, last), size)
 
 
 @torch.library.register_vmap("robustcore::pair_map_backward")
 def _(info, in_dims, grad, x, table, index, last):
     size = info.batch_size
     if in_dims[2] is not None:
-        return _map_calls(_pair_map_backward, info, in_dims, (grad, x, table, index, last), last)
+        return _one_by_one(_pair_map_backward, info, in_dims, (grad, x, table, index, last), last)
     grad, x = (_merged(t, d, size, last) for t, d in zip((grad, x), in_dims[:2], strict=True))
-    results = _pair_map_backward(grad, x, table, index, last)
-    return tuple(_split(t, size) for t in results), (0, 0)
+    return separated(_pair_map_backward(grad, x, table, index, last), size)

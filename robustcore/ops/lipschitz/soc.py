@@ -16,8 +16,8 @@ from robustcore.ops.lipschitz.conv_exp import (
     prepare,
     reference,
 )
-from robustcore.ops.lipschitz.kernels import skew
 from robustcore.ops.lipschitz.series import Series
+from robustcore.ops.lipschitz.skew import skew
 
 
 class SingularVectors(NamedTuple):

@@ -7,29 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.common import (
-    check_floating,
-    check_images,
-    check_out_dtype,
-    fake_out,
-    fake_samples,
-    needs_grad,
-    per_channel,
-    register_loop,
-    stream_arguments,
-    sum_to,
-)
+from robustcore.ops.autograd import fake_nothing, needs_grad, raw, register_loop, sum_to
+from robustcore.ops.checks import check_images, check_out_dtype, per_channel
+from robustcore.ops.smoothing.samples import fake_samples
+from robustcore.ops.stream import stream_arguments
 
 # By distribution: the noise, the same into a given tensor, and the sums of its backward.
 _NOISE = {
-    kind: getattr(torch.ops.robustcore, f"{kind}_noise").default
+    kind: getattr(raw, f"{kind}_noise").default
     for kind in ("gaussian", "uniform", "laplace", "splitting")
 }
-_NOISE_OUT = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_out").default for kind in _NOISE}
+_NOISE_OUT = {kind: getattr(raw, f"{kind}_noise_out").default for kind in _NOISE}
 _AFFINE = ("gaussian", "uniform", "laplace")
-_SUMS = {kind: getattr(torch.ops.robustcore, f"{kind}_noise_sums").default for kind in _AFFINE}
-_votes = torch.ops.robustcore.count_votes.default
-_votes_out = torch.ops.robustcore.count_votes_out.default
+_SUMS = {kind: getattr(raw, f"{kind}_noise_sums").default for kind in _AFFINE}
 
 
 def gaussian_noise(
@@ -245,26 +235,6 @@ def _detached(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.detach()
 
 
-def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """How often each class is the arg-max, in one pass on the device.
-
-    Args:
-        logits: ``[B, S, K]`` floating, any strides. Ties go to the lowest index; a row with a NaN
-            votes for nobody.
-        out: contiguous int64 ``[B, K]``, overwritten, instead of a new tensor.
-
-    Returns:
-        int64 ``[B, K]``; rows sum to S less the rows with a NaN.
-
-    Raises TypeError or RuntimeError naming the argument. Not differentiable.
-    """
-    check_floating("logits", logits)
-    if out is None:
-        return _votes(logits)
-    _votes_out(logits, out)
-    return out
-
-
 def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
     """The noise level with x's number of dimensions."""
     if not sigma.is_floating_point():
@@ -380,27 +350,10 @@ def _fake_sums(grad, *arguments):
 for _op in _NOISE.values():
     torch.library.register_fake(_op.name(), _fake_noise)
 for _op in _NOISE_OUT.values():
-    torch.library.register_fake(_op.name(), fake_out)
+    torch.library.register_fake(_op.name(), fake_nothing)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_sums)
 
 
-@torch.library.register_fake("robustcore::count_votes")
-def _(logits):
-    return logits.new_empty([logits.shape[0], logits.shape[2]], dtype=torch.int64)
-
-
-@torch.library.register_fake("robustcore::count_votes_out")
-def _(logits, out):
-    return None
-
-
 for _op in (*_NOISE.values(), *_SUMS.values()):
     register_loop(_op)
-
-
-@torch.library.register_vmap("robustcore::count_votes")
-def _(info, in_dims, logits):
-    # Rows are independent: the mapped dimension joins the images.
-    logits = logits.movedim(in_dims[0], 0)
-    return _votes(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]), 0

@@ -1,101 +1,18 @@
-"""Kernels of convolutions: their skew part, and upper bounds of the convolution's norm."""
+"""Upper bounds of the norm of a convolution."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
-
-_skew = torch.ops.robustcore.skew.default
+from robustcore.ops.checks import check_filter
 
 # Of the double precision eigenvalues, relative, with room to spare: bounds are multiplied by it.
 _ROUNDING = 1 + 1e-10
 # Bytes of symbols held at a time.
 _SYMBOL_BYTES = 1 << 26
-
-
-class SkewKernel(NamedTuple):
-    """The skew part of a weight and the spectral norms of its four reshapes."""
-
-    kernel: Tensor
-    norms: Tensor
-
-
-def skew_kernel(weight: Tensor) -> SkewKernel:
-    """``S = (M - T(M)) / 2`` and the spectral norms of its four reshapes to matrices.
-
-    T swaps the channels and flips the taps: the zero-padded convolution with S is a skew map. S is
-    skew to the bit in every precision. Its reshapes (out h) x (in w) and (out w) x (in h) have the
-    same norm, and so have out x (in h w) and in x (out h w); two decompositions give all four.
-
-    Args:
-        weight: ``[C, C, kh, kw]``, floating, odd sides, any strides.
-
-    Returns:
-        ``kernel`` as weight, contiguous, and ``norms`` ``[4]``, in the order above; ``sqrt(kh kw)``
-        times their minimum bounds the convolution's norm. Differentiable to any order (the norms
-        where the largest singular value is simple). Raises TypeError or ValueError naming weight.
-    Source: Singla and Feizi, "Fantastic four", 2021; "Skew orthogonal convolutions", 2021.
-    """
-    kernel = skew(weight)
-    c, _, h, w = kernel.shape
-    wide = kernel if kernel.dtype == torch.float64 else kernel.float()
-    square = wide.permute(0, 2, 1, 3).reshape(c * h, c * w)
-    mixed, flat = (torch.linalg.matrix_norm(m, ord=2) for m in (square, wide.reshape(c, -1)))
-    return SkewKernel(kernel, torch.stack([mixed, mixed, flat, flat]).to(kernel.dtype))
-
-
-def skew(weight: Tensor) -> Tensor:
-    """The skew part alone, see :func:`skew_kernel`."""
-    _check_kernel("weight", weight)
-    if weight.dim() != 4 or weight.shape[0] != weight.shape[1] or 0 in weight.shape:
-        raise ValueError(f"weight: got shape {list(weight.shape)}, want [C, C, kh, kw]")
-    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(f"weight: got shape {list(weight.shape)}, want odd sides kh, kw")
-    out: Tensor = _Skew.apply(weight)
-    return out
-
-
-class _Skew(torch.autograd.Function):
-    """A projection, hence its own transpose."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight):
-        return _skew(weight.contiguous())
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Skew.apply(grad)
-
-
-@torch.library.register_fake("robustcore::skew")
-def _(weight):
-    return torch.empty_like(weight)
-
-
-@torch.library.register_vmap("robustcore::skew")
-def _(info, in_dims, weight):
-    calls = weight.movedim(in_dims[0], 0)
-    return torch.stack([_skew(one.contiguous()) for one in calls]), 0
-
-
-def _check_kernel(name: str, kernel: Any) -> None:
-    if not isinstance(kernel, Tensor):
-        raise TypeError(f"{name}: got {type(kernel).__name__}, want a tensor")
-    if not kernel.is_floating_point():
-        raise TypeError(f"{name}: got {kernel.dtype}, want a floating dtype")
-    if kernel.dim() < 4:
-        raise ValueError(f"{name}: got shape {list(kernel.shape)}, want [..., O, I, kh, kw]")
 
 
 def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
@@ -117,7 +34,7 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
         Raises TypeError or ValueError naming the argument.
     Source: Ehlich and Zeller, 1964; Sedghi, Gupta, Long, 2019, for the symbol.
     """
-    _check_kernel("kernel", kernel)
+    check_filter("kernel", kernel)
     sides = kernel.shape[-2:]
     if not isinstance(grid, int) or grid < max(sides, default=1):
         raise ValueError(f"grid: got {grid!r}, want an integer of at least {max(sides)}")
@@ -208,7 +125,7 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
         TypeError or ValueError naming the argument.
     Source: Singla and Feizi, "Fantastic four", 2021; CONV-SV, 2021.
     """
-    _check_kernel("kernel", kernel)
+    check_filter("kernel", kernel)
     if kernel.dim() != 4:
         raise ValueError(f"kernel: got shape {list(kernel.shape)}, want [O, I, kh, kw]")
     if not isinstance(stride, int) or stride < 1:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from robustcore import _C
-from robustcore.ops.density_layers import apply, needed, present
+from robustcore.ops.autograd import apply, dense, needed, present, raw, register_loop
 
-_conv3x3 = torch.ops.robustcore.conv3x3.default
-_conv3x3_weight_gradient = torch.ops.robustcore.conv3x3_weight_gradient.default
+_conv3x3 = raw.conv3x3.default
+_conv3x3_weight_gradient = raw.conv3x3_weight_gradient.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 # Sizes below which torch's own were as fast: channels, which fill vectors, and pixels of the batch,
@@ -48,7 +48,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, stride, padding, dilation, groups):
         if _is_ours(x, weight, stride, padding, dilation, groups):
-            return _conv3x3(_dense(x), weight.contiguous(), bias, *padding, False)
+            return _conv3x3(dense(x), weight.contiguous(), bias, *padding, False)
         return torch.convolution(
             x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
         )
@@ -74,10 +74,10 @@ class _ConvolutionBackward(torch.autograd.Function):
     def forward(grad, x, weight, needs, stride, padding, dilation, groups):
         if _is_ours(x, weight, stride, padding, dilation, groups):
             need_x, need_weight, need_bias = needs
-            grad, flipped = _dense(grad), [2 - p for p in padding]
+            grad, flipped = dense(grad), [2 - p for p in padding]
             grads = (
                 _conv3x3(grad, weight.contiguous(), None, *flipped, True) if need_x else None,
-                _conv3x3_weight_gradient(grad, _dense(x), *padding) if need_weight else None,
+                _conv3x3_weight_gradient(grad, dense(x), *padding) if need_weight else None,
                 grad.sum([0, 2, 3]) if need_bias else None,
             )
         else:
@@ -135,12 +135,6 @@ def _is_ours(x, weight, stride, padding, dilation, groups):
     return min(out) > 0 and _C.build_info()["simd"] in ("avx2", "avx512")
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x, contiguous or channels last."""
-    last = torch.channels_last
-    return x if x.is_contiguous() or x.is_contiguous(memory_format=last) else x.contiguous()
-
-
 @torch.library.register_fake("robustcore::conv3x3")
 def _(x, weight, bias, pad_y, pad_x, transposed):
     n, _, height, width = x.shape
@@ -154,21 +148,6 @@ def _(grad, x, pad_y, pad_x):
     return x.new_empty(grad.shape[1], x.shape[1], 3, 3)
 
 
-def _one_by_one(op):
-    """A vmap rule: mapped weights are convolutions of their own, and mapped images may be too."""
-
-    def rule(info, in_dims, *arguments):
-        results = [
-            op(*[
-                _dense(a.select(d, i)) if isinstance(a, Tensor) and d is not None else a
-                for a, d in zip(arguments, in_dims, strict=True)
-            ])
-            for i in range(info.batch_size)
-        ]  # fmt: skip
-        return torch.stack(results), 0
-
-    return rule
-
-
-for _op in (_conv3x3, _conv3x3_weight_gradient):
-    torch.library.register_vmap(_op, _one_by_one(_op))
+# Mapped weights are convolutions of their own, and mapped images may be too.
+register_loop(_conv3x3, dense)
+register_loop(_conv3x3_weight_gradient, dense)

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.common import map_calls
-from robustcore.ops.density import _arithmetic, _check_floating, _tracked
-from robustcore.ops.density_layers import needed, present
+from robustcore.ops.autograd import arithmetic, needed, needs_grad, present, raw, register_loop
+from robustcore.ops.checks import check_floating
 
-_chunk_lse = torch.ops.robustcore.logsumexp_chunk_.default
-_chunk_weights = torch.ops.robustcore.logsumexp_chunk_weights_.default
-_chunk_dot = torch.ops.robustcore.logsumexp_chunk_dot_.default
-_chunk_curvature = torch.ops.robustcore.logsumexp_chunk_curvature_.default
+_chunk_lse = raw.logsumexp_chunk_.default
+_chunk_weights = raw.logsumexp_chunk_weights_.default
+_chunk_dot = raw.logsumexp_chunk_dot_.default
+_chunk_curvature = raw.logsumexp_chunk_curvature_.default
 
 # Rows and classes of a chunk: large enough for a matrix product at full speed, small enough that
 # the chunk is still in a cache when the next one reads it. A GPU gets four times the rows, to fill
@@ -68,7 +67,7 @@ def linear_logsumexp(
             raise TypeError("targets: want an int64 tensor")
         if targets.shape != (n,):
             raise ValueError(f"targets: got shape {list(targets.shape)}, want [{n}]")
-    if _tracked(features, weight, bias):
+    if needs_grad(features, weight, bias):
         lse, target, _ = _LinearLogSumExp.apply(
             features, weight, bias, targets, features.requires_grad
         )
@@ -79,7 +78,7 @@ def linear_logsumexp(
 
 
 def _check(name: str, t: Any, dims: int, like: Tensor | None) -> None:
-    _check_floating(name, t)
+    check_floating(name, t)
     if t.dim() != dims:
         raise ValueError(f"{name}: got shape {list(t.shape)}, want {dims} dimensions")
     if like is not None and t.dtype != like.dtype:
@@ -177,7 +176,7 @@ class _Chunks:
     """The logits of one chunk after another, in one buffer."""
 
     def __init__(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        self.type = _arithmetic(features)
+        self.type = arithmetic(features)
         self.features, self.weight = features, weight
         self.bias = None if bias is None else bias.to(self.type).contiguous()
         self.rows, self.classes = features.shape[0], weight.shape[0]
@@ -413,7 +412,7 @@ def _target_of_u(chunks, targets, v_features, v_weight, v_bias):
 
 @_linear_lse.register_fake
 def _(features, weight, bias, targets, with_mean):
-    lse = features.new_empty(features.shape[0], dtype=_arithmetic(features))
+    lse = features.new_empty(features.shape[0], dtype=arithmetic(features))
     target = torch.empty_like(lse) if targets is not None else lse.new_empty(0)
     return lse, target, lse.new_empty(features.shape if with_mean else [0])
 
@@ -440,4 +439,4 @@ def _(v_features, v_weight, v_bias, grad, grad_target, features, weight, bias, t
 
 
 for _op in (_linear_lse, _linear_lse_backward, _linear_lse_double_backward):
-    _op.register_vmap(lambda info, in_dims, *a, _op=_op: map_calls(_op, info, in_dims, a))
+    register_loop(_op)

@@ -6,25 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.common import (
-    check_images,
-    check_out_dtype,
-    fake_out,
-    fake_samples,
-    needs_grad,
-    per_channel,
-    register_loop,
-    stream_arguments,
-    sum_to,
-)
+from robustcore.ops.autograd import fake_nothing, needs_grad, raw, register_loop, sum_to
+from robustcore.ops.checks import check_images, check_out_dtype, per_channel
+from robustcore.ops.smoothing.samples import fake_samples
+from robustcore.ops.stream import stream_arguments
 
-_ABLATE = {
-    kind: getattr(torch.ops.robustcore, f"ablate_{kind}").default for kind in ("pixels", "patches")
-}
-_ABLATE_OUT = {
-    kind: getattr(torch.ops.robustcore, f"ablate_{kind}_out").default for kind in _ABLATE
-}
-_SUMS = {kind: getattr(torch.ops.robustcore, f"ablate_{kind}_sums").default for kind in _ABLATE}
+_ABLATE = {kind: getattr(raw, f"ablate_{kind}").default for kind in ("pixels", "patches")}
+_ABLATE_OUT = {kind: getattr(raw, f"ablate_{kind}_out").default for kind in _ABLATE}
+_SUMS = {kind: getattr(raw, f"ablate_{kind}_sums").default for kind in _ABLATE}
 
 
 def ablate_pixels(
@@ -235,7 +224,7 @@ def _fake_kept_sums(grad, *arguments):
 for _op in _ABLATE.values():
     torch.library.register_fake(_op.name(), _fake_ablation)
 for _op in _ABLATE_OUT.values():
-    torch.library.register_fake(_op.name(), fake_out)
+    torch.library.register_fake(_op.name(), fake_nothing)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_kept_sums)
 for _op in (*_ABLATE.values(), *_SUMS.values()):

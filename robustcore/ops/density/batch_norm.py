@@ -1,13 +1,10 @@
-"""Batch normalisation and ReLU with the double backward that an input gradient's needs.
+"""Batch normalisation with the double backward that an input gradient's needs.
 
 torch's own batch normalisation is right to the second derivative, and slow: its double backward
 makes some thirty passes over memory. Here forward, backward and double backward are a kernel each
 on the CPU (float32 and float64): one sweep for all sums, one that writes. On other devices and in
 other dtypes they are torch's kernels for the first two, and one more backward and five passes for
 the third.
-
-torch's own ReLU gives its argument a gradient of zeros in the double backward, which is filled and
-added like any other. Here it has none.
 """
 
 from __future__ import annotations
@@ -16,17 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from robustcore import _C  # noqa: F401  (registers torch.ops.robustcore)
-from robustcore.ops.density_layers import apply, needed, present
+from robustcore.ops.autograd import apply, graph_wanted, needed, present, raw
 
 _torchs = torch.ops.aten.native_batch_norm.default
 _torchs_backward = torch.ops.aten.native_batch_norm_backward.default
-_threshold_backward = torch.ops.aten.threshold_backward.default
-_batch_norm = torch.ops.robustcore.batch_norm.default
-_batch_norm_backward = torch.ops.robustcore.batch_norm_backward.default
-_batch_norm_double_backward = torch.ops.robustcore.batch_norm_double_backward.default
+_batch_norm = raw.batch_norm.default
+_batch_norm_backward = raw.batch_norm_backward.default
+_batch_norm_double_backward = raw.batch_norm_double_backward.default
 
 
 def batch_norm(
@@ -47,19 +41,8 @@ def batch_norm(
     return result
 
 
-def relu(x: Tensor, inplace: bool = False) -> Tensor:
-    """``max(x, 0)`` of any shape, in x itself if wished; differentiable to any order."""
-    result: Tensor = apply(_ReLUInPlace if inplace else _ReLU, x)
-    return result
-
-
 def _native(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-
-
-def _graph_wanted() -> bool:
-    """Whether a derivative of what is computed now could be asked for."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -93,7 +76,7 @@ class _BatchNorm(torch.autograd.Function):
             return more, *[None] * 6
         x, weight, mean, inverse = ctx.saved_tensors
         needs = needed(ctx, 3)
-        if _graph_wanted():
+        if graph_wanted():
             grads = apply(_BatchNormBackward, grad, x, weight, mean, inverse, ctx.eps)
             if more is not None:
                 grads = (grads[0] + more, *grads[1:])
@@ -122,65 +105,11 @@ class _BatchNormBackward(torch.autograd.Function):
         grad, x, weight, mean, inverse, d_weight, d_bias = ctx.saved_tensors
         if v is None and v_weight is None and v_bias is None:
             return (None,) * 6
-        if _graph_wanted() or v_weight is not None or v_bias is not None:
+        if graph_wanted() or v_weight is not None or v_bias is not None:
             results = _any_order(grad, x, weight, ctx.eps, (v, v_weight, v_bias))
         else:
             results = _double_backward(v, grad, x, weight, mean, inverse, ctx.eps, d_weight, d_bias)
         return *results, None, None, None
-
-
-class _ReLU(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return torch.relu(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return apply(_Positive, grad, y.detach()) if _graph_wanted() else _threshold(grad, y)
-
-
-class _ReLUInPlace(_ReLU):
-    generate_vmap_rule = False  # which cannot write into its input
-
-    @staticmethod
-    def forward(x):
-        return torch.relu_(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_dirty(output)
-        ctx.save_for_backward(output)
-
-
-class _Positive(torch.autograd.Function):
-    """grad where y is above 0, else 0: linear in grad, and y counts as a constant."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad, y):
-        return _threshold(grad, y)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx, v):
-        (y,) = ctx.saved_tensors
-        return apply(_Positive, v, y) if _graph_wanted() else _threshold(v, y), None
-
-
-def _threshold(grad: Tensor, y: Tensor) -> Tensor:
-    result: Tensor = _threshold_backward(grad, y, 0)
-    return result
 
 
 def _backward(

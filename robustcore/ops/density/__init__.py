@@ -1,0 +1,1 @@
+"""Ops of the density family, a topic a file."""

@@ -1,0 +1,1 @@
+"""Ops of the masking family, a topic a file."""

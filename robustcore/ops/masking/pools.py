@@ -1,0 +1,79 @@
+"""Pools and means under a mask, and the masks of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustcore.ops.masking.arguments import Pads, Pair, check_mask
+from robustcore.ops.masking.epilogue import mask_multiply
+
+
+def mask_pool(
+    mask: Tensor,
+    kernel: Pair,
+    stride: Pair,
+    pads: Pads,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The mask of a window's output: the largest value in it. A 1x1 window is a view.
+
+    ``mask``: ``[N, 1, H, W]`` floating; ``pads``: (before, after) of rows and of columns. Not
+    differentiable.
+    """
+    if kernel == (1, 1) and pads == ((0, 0), (0, 0)) and not ceil_mode:
+        return mask[:, :, :: stride[0], :: stride[1]]
+    symmetric = all(a == b and 2 * a <= k for (a, b), k in zip(pads, kernel, strict=True))
+    if not symmetric:  # max_pool2d has no such padding
+        mask = functional.pad(mask, (*pads[1], *pads[0]))
+    padding = (pads[0][0], pads[1][0]) if symmetric else 0
+    return functional.max_pool2d(mask.detach(), kernel, stride, padding, dilation, ceil_mode)
+
+
+def masked_pool(
+    x: Tensor,
+    mask: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    *,
+    kind: str = "max",
+) -> tuple[Tensor, Tensor]:
+    """``(pool(x * mask) * mask', mask')`` with ``mask'`` visible where the window sees anything.
+
+    ``kind``: ``"max"`` (``mask'`` is the maximum of the mask) or ``"avg"`` (``mask'`` is 1 where
+    the mask's average is above 0), otherwise as ``torch.nn.functional.max_pool2d``. Differentiable
+    to any order in x. Source: as :func:`neighbor_fill`.
+    """
+    mask = check_mask(x, mask)
+    if kind not in ("max", "avg"):
+        raise ValueError(f"kind: got {kind!r}, want 'max' or 'avg'")
+    pool: Any = functional.max_pool2d if kind == "max" else functional.avg_pool2d
+    options = dict(stride=stride, padding=padding, ceil_mode=ceil_mode)
+    out_mask: Tensor = pool(mask, kernel_size, **options)
+    if kind == "avg":
+        out_mask = (out_mask > 0).to(mask.dtype)
+    return mask_multiply(pool(mask_multiply(x, mask), kernel_size, **options), out_mask), out_mask
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean over visible pixels, ``[N, C]``; 0 where a sample shows nothing.
+
+    ``mean(x * m) / (mean(m) + 1e-8)``; a sample that is visible everywhere is divided by exactly 1.
+    Args, gradients and errors as in :func:`neighbor_fill`.
+    """
+    mask = check_mask(x, mask)
+    return mean_correction(mask_multiply(x, mask).mean((2, 3)), mask)
+
+
+def mean_correction(mean: Tensor, mask: Tensor) -> Tensor:
+    """Means over all pixels of ``x * mask`` (``[N, C]`` or ``[N, C, 1, 1]``) as visible ones'."""
+    share = mask.mean((2, 3), keepdim=mean.dim() == 4)
+    share = torch.where((share == 0) | (share == 1), 1, share + 1e-8)
+    return (mean / share).to(mean.dtype)

@@ -1,0 +1,1 @@
+"""Ops of the smoothing family, a topic a file."""
