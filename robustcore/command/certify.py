@@ -22,7 +22,7 @@ from robustcore.common.errors import UsageError
 from robustcore.common.memory import keep_freed_memory
 from robustcore.common.ranks import Ranks, connect, local_device
 from robustcore.common.resumable import ResultFile
-from robustcore.common.table import format_row, parse_row
+from robustcore.common.table import certificate_cells, line, parse_row
 from robustcore.common.user_code import (
     as_usage_error,
     file_sha256,
@@ -345,13 +345,15 @@ def _rows(
     # 0 where it abstains: the radius of a test is one number for all images.
     radius = torch.where(result.prediction == ABSTAIN, 0.0, result.radius).tolist()
     return [
-        format_row(
-            idx,
-            label,
-            int(result.prediction[b]),
-            radius[b],
-            float(result.seconds[b]),
-            (drawn[b], votes[b]) if _details(args) else (),
+        line(
+            certificate_cells(
+                idx,
+                label,
+                int(result.prediction[b]),
+                radius[b],
+                float(result.seconds[b]),
+                (drawn[b], votes[b]) if _details(args) else (),
+            )
         )
         for b, (idx, (_, label)) in enumerate(zip(indices, items, strict=True))
     ]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from robustcore.common.checks import require_probability
 from robustcore.common.errors import UsageError
 from robustcore.common.plots import require_matplotlib, save
-from robustcore.common.table import read_table
+from robustcore.common.table import read_certificates
 from robustcore.smoothing import plots
 from robustcore.smoothing.certificates import ABSTAIN
 from robustcore.smoothing.theory.bounds import accuracy_slack
@@ -52,7 +52,7 @@ class Table:
 
 def load(path: Path, alpha: float | None) -> Table:
     """Reads a table, and its settings if they lie beside it; ValueError names file and line."""
-    rows = read_table(path)
+    rows = read_certificates(path)
     if not rows:
         raise ValueError(f"{path}: holds no image")
     unlabelled = next((row for row in rows if row.correct is None), None)

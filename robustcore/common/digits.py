@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,28 +16,34 @@ class Digits(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
 
+    def to(self, device: torch.device | str) -> Digits:
+        """The same on another device."""
+        return Digits(*(part.to(device) for part in self))
+
+
+def all_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1797 digits ``[B, 1, 8, 8]`` float32 in [0, 1], and labels ``[B]``.
+
+    ImportError says how to get scikit-learn. Source: Alpaydin and Kaynak, 1998.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise ImportError(
+            "the demo needs scikit-learn: pip install 'robustcore[demo]' (or scikit-learn)"
+        ) from error
+    digits = load()
+    images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    return images, torch.as_tensor(digits.target)
+
 
 def load_digits(test_images: int) -> Digits:
-    """scikit-learn's 1797 digits, pixels in [0, 1]: a fixed split of 1297 and up to 500."""
-    from sklearn import datasets, model_selection
+    """The digits in a fixed split of 1297 and up to 500."""
+    images, labels = all_digits()
+    from sklearn.model_selection import train_test_split
 
-    digits = datasets.load_digits()
-    images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.as_tensor(digits.target)
-    train, test = model_selection.train_test_split(
+    train, test = train_test_split(
         range(len(labels)), test_size=500, stratify=labels, random_state=0
     )
     test = test[:test_images]
     return Digits(images[train], labels[train], images[test], labels[test])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread for the time of a block."""
-    # Steps this small gain nothing from a second thread, and wait for it where it is not free.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

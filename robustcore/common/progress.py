@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from tqdm.auto import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def on_terminal() -> bool:
+    """Whether somebody sees bars: stderr is a terminal, not a pipe or a file."""
+    return sys.stderr.isatty()
+
+
+def steps(these: Iterable[T], what: str, unit: str, *, shown: bool) -> Iterable[T]:
+    """The same things, one by one, with a bar that counts them where it is shown."""
+    from tqdm.auto import tqdm
+
+    return tqdm(these, desc=what, unit=unit, disable=not shown)
 
 
 class Told:
@@ -31,6 +47,8 @@ Bar: TypeAlias = "tqdm[Any] | Told"
 
 def sample_bar(total: int, what: str, progress: bool | Callable[[int, int], Any]) -> Bar:
     """A bar that counts samples, shown or not, or one that tells a function."""
+    from tqdm.auto import tqdm
+
     if callable(progress):
         return Told(total, progress)
     return tqdm(total=total, desc=what, unit="sample", disable=not progress)

@@ -12,7 +12,7 @@ from typing import Any
 
 from robustcore.common.errors import UsageError
 from robustcore.common.files import replacing
-from robustcore.common.table import HEADER, Row, header, parse_rows
+from robustcore.common.table import Row, header, parse_rows
 
 
 class ResultFile:
@@ -40,7 +40,7 @@ class ResultFile:
         self._resuming = resume and path.exists()
         self._settings: dict[str, Any] = {}
         self._old = self._read_settings() if self._resuming else {}
-        self._header = HEADER
+        self._header = header()
         self._descriptor: int | None = None
         self._sync_seconds = sync_seconds
         self._synced = time.monotonic()

@@ -1,22 +1,40 @@
-"""The published table of certificates, row by row."""
+"""Tables as tab-separated text: the one writer, and the published table of certificates."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from robustcore.common.files import replacing
+
+# The published table of certificates, one row an image.
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
-HEADER = "\t".join(COLUMNS) + "\n"
 # Columns that may follow: what was drawn, and how many votes the selected class had.
 DETAILS = ("samples", "votes")
 
 
+def line(cells: Iterable[object]) -> str:
+    """One line of a table."""
+    return "\t".join(map(str, cells)) + "\n"
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    overwrite: bool,
+) -> None:
+    """Writes a table, whole or not at all; FileExistsError unless it may overwrite."""
+    with replacing(path, overwrite) as temporary:
+        temporary.write_text("".join(map(line, (columns, *rows))), encoding="utf-8")
+
+
 class Row(NamedTuple):
-    """One image of a table; what is not known is None."""
+    """One image of a table of certificates; what is not known is None."""
 
     idx: int
     label: int | None
@@ -27,33 +45,32 @@ class Row(NamedTuple):
     votes: int | None = None
 
 
-def header(details: bool) -> str:
-    return "\t".join((*COLUMNS, *(DETAILS if details else ()))) + "\n"
+def header(details: bool = False) -> str:
+    """The first line of a table of certificates."""
+    return line((*COLUMNS, *(DETAILS if details else ())))
 
 
-def format_row(
+def certificate_cells(
     idx: int,
     label: int | None,
     prediction: int,
     radius: float,
     seconds: float,
     details: Sequence[int] = (),
-) -> str:
-    """One line of the table; ``label`` and ``correct`` are ``nan`` where no label is known."""
-    correct = "nan" if label is None else str(int(prediction == label))
+) -> tuple[object, ...]:
+    """One row of a table of certificates; ``label`` and ``correct`` are ``nan`` if not known."""
+    shown, correct = ("nan", "nan") if label is None else (label, int(prediction == label))
     time = timedelta(seconds=seconds)
-    shown = "nan" if label is None else label
-    more = "".join(f"\t{value}" for value in details)
-    return f"{idx}\t{shown}\t{prediction}\t{radius:.3}\t{correct}\t{time}{more}\n"
+    return (idx, shown, prediction, f"{radius:.3}", correct, time, *details)
 
 
-def read_table(path: str | os.PathLike[str]) -> list[Row]:
+def read_certificates(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a table, one of ours or as published; lines that start with # are skipped.
 
     Raises ValueError, naming file and line, for a line that is not of the table.
     """
     text = Path(path).read_text(encoding="utf-8")
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if not line.startswith("#")]
+    lines = [(i, row) for i, row in enumerate(text.split("\n"), 1) if not row.startswith("#")]
     if lines and lines[-1][1] == "":
         lines.pop()
     if not lines:
@@ -70,19 +87,19 @@ def parse_rows(path: str | os.PathLike[str], lines: Sequence[tuple[int, str]]) -
             f"{path}, line {number}: does not start with the header of such a table, "
             f"the columns {', '.join(COLUMNS)}"
         )
-    for number, line in lines[1:]:
-        fields = line.split("\t")
+    for number, text in lines[1:]:
+        fields = text.split("\t")
         try:
             if len(fields) != len(names):
                 raise ValueError(f"{len(fields)} fields, want {len(names)}")
             yield _parse(fields)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error} (got {line[:80]!r})") from None
+            raise ValueError(f"{path}, line {number}: {error} (got {text[:80]!r})") from None
 
 
-def parse_row(line: str) -> Row:
-    """One line that :func:`format_row` wrote."""
-    return _parse(line.rstrip("\n").split("\t"))
+def parse_row(text: str) -> Row:
+    """One line of :func:`certificate_cells`."""
+    return _parse(text.rstrip("\n").split("\t"))
 
 
 def _parse(fields: Sequence[str]) -> Row:

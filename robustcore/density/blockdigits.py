@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustcore.common.digits import all_digits
+
 
 class BlockDigits(NamedTuple):
     """Images ``[B, 1, 16, 8]`` float32 in [0, 1], labels ``[B]``, and the test null block."""
@@ -26,6 +28,10 @@ class BlockDigits(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
     null_region: Tensor  # bool [1, 16, 8]
+
+    def to(self, device: torch.device | str) -> BlockDigits:
+        """The same on another device."""
+        return BlockDigits(*(part.to(device) for part in self))
 
 
 def null_block() -> Tensor:
@@ -41,15 +47,7 @@ def load_block_digits(validation_images: int, test_images: int, seed: int = 0) -
 
     They lie by writer, so few writers are in two of the sets. ``seed`` places the blocks.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the demo needs scikit-learn: pip install 'robustcore[demo]' (or scikit-learn)"
-        ) from error
-    raw = load_digits()
-    digits = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
-    labels = torch.from_numpy(raw.target)
+    digits, labels = all_digits()
     null = null_block().expand_as(digits)
     top = torch.cat([digits, null], 2)
     bottom = torch.cat([null, digits], 2)

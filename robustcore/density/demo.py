@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from robustcore.common.errors import UsageError
-from robustcore.common.files import replacing
-from robustcore.common.plots import require_matplotlib
+from robustcore.common import demo
+from robustcore.common.plots import save
+from robustcore.common.table import write_table
 from robustcore.density.blockdigits import BlockDigits, load_block_digits
 from robustcore.density.evaluate import feature_leakage, integrated_gradients
 from robustcore.density.penalties import input_gradient_penalty, marginal_density_penalty
@@ -29,6 +28,9 @@ PENALTIES: dict[str, Any] = {
 WEIGHTS = (0.1, 0.2, 0.4, 0.8, 1.6)
 EPSILON = 0.1  # of PGD, l-infinity, pixels in [0, 1]
 BATCH = 128
+COLUMNS = (
+    "training", "weight", "seed", "leakage", "leakage_share", "pgd20_accuracy", "accuracy",
+)  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -68,40 +70,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains three ways from each of a few seeds; prints and writes a table, and a picture."""
     settings = FAST if args.fast else FULL
-    table, picture = args.out / "blockdigits.tsv", args.out / "blockdigits.png"
-    for path in (table, picture):
-        if path.exists() and not args.overwrite:
-            raise UsageError(f"--out: {path} exists; add --overwrite")
-    try:
-        require_matplotlib()
-        load_block_digits(1, 1)
-    except ImportError as error:
-        raise UsageError(str(error)) from error
-    args.out.mkdir(parents=True, exist_ok=True)
+    names = ["blockdigits.tsv", "blockdigits.png"]
     seeds = range(args.seed, args.seed + settings.seeds)
     sizes = settings.validation_images, settings.test_images
-    sets = [
-        BlockDigits(*(t.to(args.device) for t in load_block_digits(*sizes, seed))) for seed in seeds
-    ]
+    sets, (table, picture) = demo.start(
+        args, names, lambda: [load_block_digits(*sizes, seed) for seed in seeds]
+    )
+    sets = [data.to(args.device) for data in sets]
     trained = train_all(sets, seeds, settings)
-    scores: dict[str, list[Score]] = {}
-    lines = ["training\tweight\tseed\tleakage\tleakage_share\tpgd20_accuracy\taccuracy\n"]
-    for name, (weight, models) in trained.items():
-        scores[name] = []
-        for model, data, seed in zip(models, sets, seeds, strict=True):
-            scores[name].append(evaluate(model, data, seed))
-            values = "\t".join(f"{value:.6g}" for value in scores[name][-1])
-            lines.append(f"{name}\t{weight:g}\t{seed}\t{values}\n")
+    scores = {
+        name: [
+            evaluate(model, data, seed)
+            for model, data, seed in zip(models, sets, seeds, strict=True)
+        ]
+        for name, (_, models) in trained.items()
+    }
     print(report({name: each.weight for name, each in trained.items()}, scores, settings))
-    with replacing(table, args.overwrite) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    rows = [
+        (name, f"{trained[name].weight:g}", seed, *(f"{value:.6g}" for value in score))
+        for name, each in scores.items()
+        for seed, score in zip(seeds, each, strict=True)
+    ]
+    write_table(table, COLUMNS, rows, args.overwrite)
     images, labels = sets[0].test_images[:8], sets[0].test_labels[:8]
     shown = [
         integrated_gradients(each.models[0], images, labels).cpu() for each in trained.values()
     ]
-    figure = attribution_figure(images.cpu(), list(trained), shown)
-    with replacing(picture, args.overwrite) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save(attribution_figure(images.cpu(), list(trained), shown), picture, args.overwrite)
     print("wrote", table, picture)
 
 
@@ -142,8 +137,7 @@ def train(name: str, weight: float, data: BlockDigits, epochs: int, seed: int) -
     """An MLP 128-256-256-10, trained one of the three ways; torch's random state stays."""
     penalty = PENALTIES[name]
     images, labels = data.train_images, data.train_labels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with demo.seeded(seed):
         model = nn.Sequential(
             nn.Flatten(),
             nn.Linear(128, 256),
@@ -152,22 +146,20 @@ def train(name: str, weight: float, data: BlockDigits, epochs: int, seed: int) -
             nn.ReLU(),
             nn.Linear(256, 10),
         ).to(images.device)
+
+        def loss(batch: Tensor) -> Tensor:
+            x, y = images[batch].requires_grad_(penalty is not None), labels[batch]
+            logits = model(x)
+            value = cross_entropy(logits, y)
+            if penalty is None:
+                return value
+            return value + weight * penalty(model, x, logits=logits, target=y)  # type: ignore[no-any-return]
+
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         steps = epochs * -(-len(images) // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in tqdm(
-            range(epochs), desc=f"train {name} {weight:g}, seed {seed}", unit="epoch", disable=None
-        ):
-            for batch in torch.randperm(len(images)).split(BATCH):
-                x, y = images[batch].requires_grad_(penalty is not None), labels[batch]
-                logits = model(x)
-                loss = cross_entropy(logits, y)
-                if penalty is not None:
-                    loss = loss + weight * penalty(model, x, logits=logits, target=y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        what = f"train {name} {weight:g}, seed {seed}"
+        demo.fit(loss, len(images), epochs, optimizer, schedule, batch=BATCH, what=what)
     return model.eval().requires_grad_(False)
 
 

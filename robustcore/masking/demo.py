@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
+from robustcore.common import demo
 from robustcore.common.digits import Digits, load_digits
-from robustcore.common.errors import UsageError
-from robustcore.common.files import replacing
-from robustcore.common.plots import require_matplotlib
+from robustcore.common.plots import save
+from robustcore.common.progress import on_terminal
+from robustcore.common.table import write_table
 from robustcore.masking import plots
 from robustcore.masking.evaluate import Curves, masked_accuracy_curve, replaced
 from robustcore.masking.explain import explain_lime
@@ -21,6 +22,7 @@ from robustcore.masking.model import MaskedModel
 
 SCALE = 4  # digits of 8x8 are enlarged: a patch is one of their pixels
 SHOWN = 5
+COLUMNS = ("method", "hidden", "accuracy", "entropy_bits", "unchanged")
 
 
 class Settings(NamedTuple):
@@ -42,17 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains a small CNN; prints and writes the masked-accuracy curves, and a picture."""
     settings = FAST if args.fast else FULL
-    table, picture = args.out / "masked_digits.tsv", args.out / "masked_digits.png"
-    for path in (table, picture):
-        if path.exists() and not args.overwrite:
-            raise UsageError(f"--out: {path} exists; add --overwrite")
-    try:
-        require_matplotlib()
-        data = load_digits(settings.test_images)
-    except ImportError as error:
-        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
-    data = Digits(*(part.to(args.device) for part in data))
-    args.out.mkdir(parents=True, exist_ok=True)
+    names = ["masked_digits.tsv", "masked_digits.png"]
+    data, (table, picture) = demo.start(args, names, lambda: load_digits(settings.test_images))
+    data = data.to(args.device)
     mean = float(data.train_images.mean())
     model = train(data, settings.epochs, args.seed)
     masked = MaskedModel(model, fold=True)
@@ -65,14 +59,13 @@ def run(args: argparse.Namespace) -> None:
         fills={"grey": replaced(model, 0.5), "mean of the data": replaced(model, mean)},
         batch_size=100,
         seed=args.seed,
+        progress=on_terminal(),
     )
     print(report(curves, settings))
     rows = [explain(masked, image, settings.samples) for image in images[:SHOWN]]
     figure = plots.demo_figure(rows, labels[:SHOWN].tolist(), curves)
-    with replacing(table, args.overwrite) as temporary:
-        temporary.write_text(tsv(curves), encoding="utf-8")
-    with replacing(picture, args.overwrite) as temporary:
-        figure.savefig(temporary, dpi=150)
+    write_table(table, COLUMNS, table_rows(curves), args.overwrite)
+    save(figure, picture, args.overwrite)
     print("wrote", table, picture)
 
 
@@ -97,15 +90,13 @@ def masking_cnn() -> nn.Sequential:
 def train(data: Digits, epochs: int, seed: int) -> nn.Module:
     """A :func:`masking_cnn` in eval mode; torch's random state is left as it was."""
     images, labels = enlarge(data.train_images), data.train_labels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with demo.seeded(seed):
         model = masking_cnn().to(images.device)
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in tqdm(range(epochs), desc="train", unit="epoch", disable=None):
-            for batch in torch.randperm(len(images)).split(64):
-                optimizer.zero_grad()
-                cross_entropy(model(images[batch]), labels[batch]).backward()
-                optimizer.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            return cross_entropy(model(images[batch]), labels[batch])
+
+        demo.fit(loss, len(images), epochs, torch.optim.Adam(model.parameters(), 3e-3))
     return model.eval().requires_grad_(False)
 
 
@@ -117,14 +108,12 @@ def explain(masked: MaskedModel, image: Tensor, samples: int) -> tuple[Tensor, T
     return image.cpu(), strongest[result.segments], result.attribution
 
 
-def tsv(curves: Curves) -> str:
+def table_rows(curves: Curves) -> Iterator[list[str]]:
     """One row a method and fraction."""
-    lines = ["method\thidden\taccuracy\tentropy_bits\tunchanged"]
     for name in curves.accuracy:
         columns = (curves.accuracy[name], curves.entropy[name], curves.unchanged[name])
         for fraction, *values in zip(curves.x, *columns, strict=True):
-            lines.append("\t".join([name, f"{fraction:g}", *(f"{v:.6g}" for v in values)]))
-    return "\n".join(lines) + "\n"
+            yield [name, f"{fraction:g}", *(f"{value:.6g}" for value in values)]
 
 
 def report(curves: Curves, settings: Settings) -> str:

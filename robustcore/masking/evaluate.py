@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from robustcore.common.checks import check_images, check_single_image, require_int
+from robustcore.common.progress import steps
 from robustcore.masking.model import MaskedModel
 
 FRACTIONS = tuple(i / 10 for i in range(10))
@@ -104,10 +104,8 @@ def masked_accuracy_curve(
     order = _block_order(images, block, seed)
     whole = _predict(lambda x, _: masked(x), images, None, batch_size)
     results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
-    steps = [(f, name) for f in fractions for name in methods]
-    for fraction, name in tqdm(
-        steps, disable=not progress, desc="masked accuracy", unit="curve point"
-    ):
+    points = [(f, name) for f in fractions for name in methods]
+    for fraction, name in steps(points, "masked accuracy", "curve point", shown=progress):
         mask = _hide(order, fraction, block, images)
         predicted = _predict(methods[name], images, mask, batch_size)
         share = torch.bincount(predicted).double() / len(predicted)
@@ -190,7 +188,7 @@ def insertion_deletion(
 
     def scores(shown: Tensor, background: Tensor, name: str) -> list[float]:
         values: list[float] = []
-        for i in tqdm(range(0, len(shown), batch_size), disable=not progress, desc=name):
+        for i in steps(range(0, len(shown), batch_size), name, "batch", shown=progress):
             part = shown[i : i + batch_size]
             logits = masked(x, part) if fill == "mask" else masked(torch.where(part, x, background))
             values += logits.double().softmax(1)[:, target].tolist()

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from tqdm.auto import tqdm
 
+from robustcore.common.progress import steps
 from robustcore.masking.fold import fold_batch_norm
 from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
@@ -117,7 +117,7 @@ class MaskedModel(nn.Module):
             return self._masked(x, masks.batch(0, len(masks)))
         outputs = [
             self._masked(x if len(x) == 1 else x[i : i + step], masks.batch(i, i + step))
-            for i in tqdm(range(0, len(masks), step), disable=not progress, unit="batch")
+            for i in steps(range(0, len(masks), step), "masks", "batch", shown=progress)
         ]
         return torch.cat(outputs)
 

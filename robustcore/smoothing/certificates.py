@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.common.files import replacing
 from robustcore.common.plots import save
-from robustcore.common.table import HEADER, format_row
+from robustcore.common.table import COLUMNS, certificate_cells, write_table
 from robustcore.smoothing.theory import top_k, votes
 from robustcore.smoothing.theory.bounds import (
     accuracy_slack,
@@ -246,19 +245,17 @@ class Certificates(_Result):
         Raises FileExistsError if ``path`` exists, unless told to overwrite.
         """
         known = None if labels is None else self._labels(labels).tolist()
-        with replacing(path, overwrite) as temporary:
-            lines = [HEADER]
-            for b in range(len(self)):
-                lines.append(
-                    format_row(
-                        self.image_offset + b * self.image_stride,
-                        None if known is None else known[b],
-                        int(self.prediction[b]),
-                        float(self.radius[b]),
-                        float(self.seconds[b]),
-                    )
-                )
-            temporary.write_text("".join(lines), encoding="utf-8")
+        rows = [
+            certificate_cells(
+                self.image_offset + b * self.image_stride,
+                None if known is None else known[b],
+                int(self.prediction[b]),
+                float(self.radius[b]),
+                float(self.seconds[b]),
+            )
+            for b in range(len(self))
+        ]
+        write_table(path, COLUMNS, rows, overwrite)
 
     def plot(
         self, path: str | PathLike[str], labels: Any = None, *, overwrite: bool = False

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from robustcore.common.digits import Digits, load_digits, one_thread
+from robustcore.common import demo
+from robustcore.common.demo import line, percent
+from robustcore.common.digits import Digits, load_digits
 from robustcore.common.errors import UsageError
-from robustcore.common.plots import require_matplotlib, save
+from robustcore.common.plots import save
+from robustcore.common.progress import on_terminal
 from robustcore.smoothing import demo_noises, plots
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import ABSTAIN, Certificates
@@ -21,6 +22,7 @@ from robustcore.smoothing.smooth import Smooth
 
 RADII = (0.0, 0.25, 0.5, 0.75)
 NOISES = ("gaussian", *demo_noises.NOISES, "dpa")
+SIGMA = 0.25
 
 
 class Settings(NamedTuple):
@@ -36,60 +38,43 @@ FAST = Settings(epochs=30, test_images=100, n=1_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the demo's options."""
+    """Adds the options that only this family's demo has."""
     add = parser.add_argument
-    add("--fast", action="store_true", help="less of everything: a few seconds")
-    add(
-        "--out",
-        type=Path,
-        default=Path("robustcore-demo"),
-        help="folder of tables and picture (%(default)s)",
-    )
-    add(
-        "--sigma", type=float, nargs="+", default=[0.25], help="noise levels, one model each (0.25)"
-    )
+    add("--sigma", type=float, nargs="+", help=f"noise levels, one model each ({SIGMA})")
     add(
         "--noise",
         choices=NOISES,
         default="gaussian",
         help="what to smooth by, or dpa: a vote of 50 partitions (%(default)s)",
     )
-    add("--seed", type=int, default=0, help="of training and certification (%(default)s)")
-    add("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
-    add("--overwrite", action="store_true", help="replace the files of an earlier run")
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains, certifies, prints a table a noise level, writes tables and a picture."""
     settings = FAST if args.fast else FULL
     if args.noise != "gaussian":
-        if "sigma" in args.given:
+        if args.sigma is not None:
             raise UsageError(f"--sigma: --noise {args.noise} has none")
-        demo_noises.run(args, settings)
+        demo_noises.run(args, settings.epochs, settings.test_images, settings.n)
         return
-    picture = args.out / "digits.png"
-    tables = [args.out / f"digits_sigma{sigma:g}.tsv" for sigma in args.sigma]
-    for path in (picture, *tables):
-        if path.exists() and not args.overwrite:
-            raise UsageError(f"--out: {path} exists; add --overwrite")
-    for sigma in args.sigma:
+    sigmas = args.sigma or [SIGMA]
+    for sigma in sigmas:
         if not 0 < sigma < float("inf"):
             raise UsageError(f"--sigma: got {sigma}, want a number above 0")
-    try:
-        require_matplotlib()
-        data = load_digits(settings.test_images)
-    except ImportError as error:
-        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
-    data = Digits(*(part.to(args.device) for part in data))
-    args.out.mkdir(parents=True, exist_ok=True)
+    names = [f"digits_sigma{sigma:g}.tsv" for sigma in sigmas]
+    data, paths = demo.start(
+        args, [*names, "digits.png"], lambda: load_digits(settings.test_images)
+    )
+    data = data.to(args.device)
     runs = []
-    for sigma, table in zip(args.sigma, tables, strict=True):
+    for sigma, table in zip(sigmas, paths, strict=False):
         certificates, clean = certify_digits(data, sigma, settings, args.seed)
         print(report(certificates, data.test_labels, clean), flush=True)
         certificates.to_tsv(table, data.test_labels, overwrite=args.overwrite)
         runs.append(certificates)
-    save(plots.demo_figure(runs, data.test_images, data.test_labels), picture, args.overwrite)
-    print("wrote", *tables, picture)
+    picture = plots.demo_figure(runs, data.test_images, data.test_labels)
+    save(picture, paths[-1], args.overwrite)
+    print("wrote", *paths)
 
 
 def digits_cnn() -> nn.Sequential:
@@ -112,23 +97,15 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
     """
     images, labels = data.train_images, data.train_labels
     mean, std = float(images.mean()), float(images.std())
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
+    with demo.seeded(seed), demo.one_thread():
         model = digits_cnn().to(images.device)
-        optimizer = torch.optim.AdamW(model.parameters())
-        batches = -(-len(images) // 64)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=batches
-        )
-        for _ in tqdm(
-            range(epochs), desc=f"train with sigma {sigma:g}", unit="epoch", disable=None
-        ):
-            for batch in torch.randperm(len(images)).split(64):
-                noisy = noise_augment(images[batch], sigma, mean=mean, std=std)
-                optimizer.zero_grad()
-                cross_entropy(model(noisy), labels[batch]).backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            noisy = noise_augment(images[batch], sigma, mean=mean, std=std)
+            return cross_entropy(model(noisy), labels[batch])
+
+        rate = demo.one_cycle(model, len(images), epochs, max_lr=5e-3)
+        demo.fit(loss, len(images), epochs, *rate, what=f"train with sigma {sigma:g}")
     return model.eval(), mean, std
 
 
@@ -140,7 +117,7 @@ def certify_digits(
     with torch.inference_mode():
         clean = model((data.test_images - mean) / std).argmax(1) == data.test_labels
     smooth = Smooth(model, 10, sigma, seed=seed, mean=mean, std=std)
-    certificates = smooth.certify(data.test_images, n=settings.n, progress=True)
+    certificates = smooth.certify(data.test_images, n=settings.n, progress=on_terminal())
     assert isinstance(certificates, Certificates)  # of a batch
     return certificates, float(clean.double().mean())
 
@@ -152,12 +129,6 @@ def report(certificates: Certificates, labels: Tensor, clean: float) -> str:
     lower = certificates.certified_accuracy_lower(labels, RADII).clamp(min=0)
     abstained = int((certificates.prediction == ABSTAIN).sum())
     speed = images * (certificates.n0 + n) / float(certificates.seconds.sum())
-
-    def line(name: str, values: Any) -> str:
-        return f"  {name:<36}" + "".join(f"{value:>8}" for value in values)
-
-    def percent(values: Tensor) -> list[str]:
-        return [f"{value:.1%}" for value in values.tolist()]
 
     return "\n".join(
         (

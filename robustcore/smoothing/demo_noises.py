@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from robustcore.common.digits import Digits, load_digits, one_thread
-from robustcore.common.errors import UsageError
-from robustcore.common.files import replacing
+from robustcore.common import demo
+from robustcore.common.demo import line, percent
+from robustcore.common.digits import Digits, load_digits
+from robustcore.common.progress import on_terminal, steps
+from robustcore.common.table import write_table
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.smooth import Smooth
@@ -49,36 +50,23 @@ _UNITS = {
 }
 
 
-def run(args: argparse.Namespace, settings: Any) -> None:
+def run(args: argparse.Namespace, epochs: int, test_images: int, n: int) -> None:
     """Trains, certifies, prints a table and writes it."""
-    table = args.out / f"digits_{args.noise}.tsv"
-    if table.exists() and not args.overwrite:
-        raise UsageError(f"--out: {table} exists; add --overwrite")
-    try:
-        data = load_digits(settings.test_images)
-    except ImportError as error:
-        raise UsageError(f"{error} (pip install 'robustcore[demo]')") from error
+    name = f"digits_{args.noise}.tsv"
+    data, (table,) = demo.start(args, [name], lambda: load_digits(test_images))
     # The 17 grey levels as 8-bit ones, which exact certificates want.
     levels = [(part * 255).round() / 255 if part.is_floating_point() else part for part in data]
-    data = Digits(*(part.to(args.device) for part in levels))
-    args.out.mkdir(parents=True, exist_ok=True)
+    data = Digits(*levels).to(args.device)
     if args.noise == "dpa":
-        partition_votes(data, settings.epochs, table, args.overwrite)
+        partition_votes(data, epochs, table, args.overwrite)
     else:
         noise, radii = NOISES[args.noise]
-        certificates = certify_digits(data, noise, settings, args.seed)
+        smooth = Smooth(train(data, noise, epochs, args.seed), 10, noise=noise, seed=args.seed)
+        certificates = smooth.certify(data.test_images, n=n, progress=on_terminal())
+        assert isinstance(certificates, Certificates)  # of a batch
         print(report(certificates, data.test_labels, noise, radii), flush=True)
         certificates.to_tsv(table, data.test_labels, overwrite=args.overwrite)
     print("wrote", table)
-
-
-def certify_digits(data: Digits, noise: Distribution, settings: Any, seed: int) -> Certificates:
-    """Certificates of the test images by a network trained on samples of the noise."""
-    model = train(data, noise, settings.epochs, seed)
-    smooth = Smooth(model, 10, noise=noise, seed=seed)
-    certificates = smooth.certify(data.test_images, n=settings.n, progress=True)
-    assert isinstance(certificates, Certificates)  # of a batch
-    return certificates
 
 
 def train(data: Digits, noise: Distribution, epochs: int, seed: int) -> nn.Module:
@@ -88,8 +76,7 @@ def train(data: Digits, noise: Distribution, epochs: int, seed: int) -> nn.Modul
     """
     images, labels = data.train_images, data.train_labels
     channels, height, width = noise.output_shape(noise.views(images[:1])[0].shape[1:])
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
+    with demo.seeded(seed), demo.one_thread():
         model = nn.Sequential(
             nn.Conv2d(channels, 16, kernel_size=4, stride=2, padding=1),
             nn.ReLU(inplace=True),
@@ -98,20 +85,14 @@ def train(data: Digits, noise: Distribution, epochs: int, seed: int) -> nn.Modul
             nn.ReLU(inplace=True),
             nn.Linear(32, 10),
         ).to(images.device)
-        optimizer = torch.optim.AdamW(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=-(-len(images) // 64)
-        )
-        for _ in tqdm(
-            range(epochs), desc=f"train with {type(noise).__name__}", unit="epoch", disable=None
-        ):
-            for batch in torch.randperm(len(images)).split(64):
-                views = noise.views(images[batch])
-                noisy = torch.cat([noise_augment(view, noise) for view in views])
-                optimizer.zero_grad()
-                cross_entropy(model(noisy), labels[batch].repeat(len(views))).backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            views = noise.views(images[batch])
+            noisy = torch.cat([noise_augment(view, noise) for view in views])
+            return cross_entropy(model(noisy), labels[batch].repeat(len(views)))
+
+        rate = demo.one_cycle(model, len(images), epochs, max_lr=5e-3)
+        demo.fit(loss, len(images), epochs, *rate, what=f"train with {type(noise).__name__}")
     return model.eval()
 
 
@@ -125,17 +106,13 @@ def report(
         (
             f"\ndigits, {noise}: {len(certificates)} test images, "
             f"n = {certificates.n:,} samples each, {sure}",
-            _line(_UNITS[noise.norm], [f"{radius:g}" for radius in radii]),
-            _line("certified accuracy", [f"{value:.1%}" for value in accuracy.tolist()]) + "\n",
+            line(_UNITS[noise.norm], [f"{radius:g}" for radius in radii]),
+            line("certified accuracy", percent(accuracy)) + "\n",
         )
     )
 
 
-def _line(name: str, values: list[str]) -> str:
-    return f"  {name:<36}" + "".join(f"{value:>8}" for value in values)
-
-
-def partition_votes(data: Digits, epochs: int, table: Any, overwrite: bool) -> None:
+def partition_votes(data: Digits, epochs: int, table: Path, overwrite: bool) -> None:
     """Deep partition aggregation: a sample's hash picks the one learner that is trained on it."""
     models = train_partitions(data, epochs)
     features = data.test_images.flatten(1)
@@ -148,21 +125,17 @@ def partition_votes(data: Digits, epochs: int, table: Any, overwrite: bool) -> N
     print(
         f"\ndigits, {PARTITIONS} partitions of {len(data.train_labels)} training images: "
         f"{len(features)} test images, with certainty\n"
-        + _line("poisoned training images", [str(m) for m in sizes])
+        + line("poisoned training images", [str(m) for m in sizes])
         + "\n"
-        + _line("certified accuracy", [f"{value:.1%}" for value in certified])
+        + line("certified accuracy", [f"{value:.1%}" for value in certified])
         + "\n",
         flush=True,
     )
-    with replacing(table, overwrite) as temporary:
-        lines = ["idx\tlabel\tpredict\tpoisoned\tcorrect\n"]
-        rows = zip(
-            data.test_labels.tolist(), certificate.prediction.tolist(), certificate.size.tolist(),
-            strict=True,
-        )  # fmt: skip
-        for i, (label, prediction, size) in enumerate(rows):
-            lines.append(f"{i}\t{label}\t{prediction}\t{size}\t{int(prediction == label)}\n")
-        temporary.write_text("".join(lines), encoding="utf-8")
+    rows = zip(
+        range(len(features)), data.test_labels.tolist(), certificate.prediction.tolist(),
+        certificate.size.tolist(), correct.long().tolist(), strict=True,
+    )  # fmt: skip
+    write_table(table, ("idx", "label", "predict", "poisoned", "correct"), rows, overwrite)
 
 
 def train_partitions(data: Digits, epochs: int) -> tuple[Tensor, Tensor]:
@@ -179,10 +152,9 @@ def train_partitions(data: Digits, epochs: int) -> tuple[Tensor, Tensor]:
     weight = torch.zeros(PARTITIONS, x.shape[1], 10, device=x.device, requires_grad=True)
     bias = torch.zeros(PARTITIONS, 10, device=x.device, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], lr=1.0)
-    with one_thread():
-        for _ in tqdm(
-            range(epochs), desc=f"train {PARTITIONS} learners", unit="step", disable=None
-        ):
+    what = f"train {PARTITIONS} learners"
+    with demo.one_thread():
+        for _ in steps(range(epochs), what, "step", shown=on_terminal()):
             logits = torch.einsum("nd,pdk->pnk", x, weight) + bias[:, None]
             losses = cross_entropy(
                 logits.flatten(0, 1), y.repeat(PARTITIONS), reduction="none"

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from robustcore.common.checks import require_int, require_probability, require_real
@@ -185,6 +184,8 @@ def certify(
 
 def plan_test(radius: Any, sigma: float, alpha: Any, max_n: Any) -> RadiusTest:
     """The test of one radius; raises ValueError if no votes could pass it."""
+    from scipy import special
+
     wanted = "a number of at least 0 in pixel units"
     radius = require_real("radius", radius, wanted)
     if radius < 0:

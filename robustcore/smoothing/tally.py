@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from tqdm.auto import tqdm
-
+from robustcore.common.progress import on_terminal
 from robustcore.common.table import Row
 from robustcore.smoothing.certificates import ABSTAIN
 
@@ -18,7 +17,7 @@ class Tally:
     Args:
         total: images of the whole run.
         done: rows of the part that an earlier run has done.
-        hidden: show nothing, only count.
+        hidden: show nothing, only count, as where there is no terminal.
     """
 
     def __init__(self, total: int, done: Sequence[Row], *, hidden: bool) -> None:
@@ -27,8 +26,14 @@ class Tally:
         self._images = self._right = self._abstained = 0
         self._radii = 0.0
         self._sampled, self._refreshed = "", time.monotonic()
+        from tqdm.auto import tqdm
+
         self._bar = tqdm(
-            total=total, initial=len(done), desc="certify", unit="image", disable=hidden
+            total=total,
+            initial=len(done),
+            desc="certify",
+            unit="image",
+            disable=hidden or not on_terminal(),
         )
         for row in done:
             self._count(row)

@@ -105,7 +105,8 @@ def rows(path):
     return [line.split("\t")[:5] for line in Path(path).read_text().splitlines()]
 
 
-def test_rows_are_those_of_smooth(folder, capsys):
+def test_rows_are_those_of_smooth(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert certify("--seed", "5") == 0
     table = rows("out.tsv")
     assert table[0] == ["idx", "label", "predict", "radius", "correct"]
@@ -427,6 +428,7 @@ def test_other_noise_is_refused_where_there_is_no_procedure(folder, capsys):
 
 def test_progress_within_an_image(folder, capsys, monkeypatch):
     monkeypatch.setattr(tally.time, "monotonic", iter(range(10**6)).__next__)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert certify("--seed", "5", "--batch", "50") == 0
     shown = capsys.readouterr().err
     # The first image, and the second with the count of those before it.
@@ -434,6 +436,9 @@ def test_progress_within_an_image(folder, capsys, monkeypatch):
     assert "sample 120 of 220" in shown
     assert "sample 170 of 220, right" in shown
     assert "sample 220 of 220" not in shown
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert certify("--seed", "5", "--overwrite") == 0
+    assert capsys.readouterr().err == ""  # no bars in a pipe
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from robustcore import ops
-from robustcore.common.table import read_table
+from robustcore.common.table import read_certificates
 from robustcore.smoothing import (
     ABSTAIN,
     Certificates,
@@ -119,7 +119,7 @@ def test_every_other_image_of_the_stream(images, batch_size, tmp_path):
         assert_same(getattr(some, field), getattr(whole, field)[::2])
     assert (some.image_offset, some.image_stride) == (9, 2)
     some.to_tsv(tmp_path / "out.tsv")
-    assert [row.idx for row in read_table(tmp_path / "out.tsv")] == [9, 11, 13]
+    assert [row.idx for row in read_certificates(tmp_path / "out.tsv")] == [9, 11, 13]
     stopped, tested = (
         run(images[::2], image_stride=2)
         for run in (

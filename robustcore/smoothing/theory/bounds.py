@@ -12,7 +12,6 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special  # what scipy.stats calls, without its long import
 
 from robustcore.common.checks import require_probability
 
@@ -45,6 +44,8 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
 
     Not differentiable. Source: Clopper and Pearson, 1934; used by Cohen et al., 2019.
     """
+    from scipy import special
+
     successes, draws = _integers("k", k), _integers("n", n)
     level = _reals("alpha", alpha)
     if not np.all((level > 0) & (level < 1)):
@@ -86,6 +87,8 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
 
     Not differentiable. Source: Cohen et al., 2019, theorem 1.
     """
+    from scipy import special
+
     probability, scale = _reals("p_lower", p_lower), _reals("sigma", sigma, any_width=True)
     if not np.all((probability >= 0) & (probability <= 1)):
         raise ValueError(f"p_lower: got {p_lower}, want numbers in [0, 1]")
@@ -127,6 +130,8 @@ def two_sided_p_value(count1: FloatArray, count2: FloatArray) -> FloatArray:
     count must be the first. Equals ``scipy.stats.binomtest(count1, count1 + count2).pvalue``, whose
     two tails are equal at 1/2, for whole arrays. Source: Hung and Fithian, 2019.
     """
+    from scipy import special
+
     # P(X >= count1) as an incomplete beta function; it wants a positive count, and no votes give 1.
     tail: FloatArray = special.betainc(np.maximum(count1, 1), count2 + 1, 0.5)
     return np.minimum(1.0, 2.0 * tail)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,6 +92,8 @@ def crossing_counts(p0: float, looks: Looks) -> tuple[int, ...]:
 
 def _binomial(n: int, p: float, negligible: float) -> tuple[int, FloatArray]:
     """First value and probabilities of a window that holds all but ``negligible`` of Bin(n, p)."""
+    from scipy import special
+
     # Bernstein's inequality, both tails.
     tail = math.log(2 / negligible)
     width = tail / 3 + math.sqrt(tail * tail / 9 + 2 * n * p * (1 - p) * tail)
