@@ -1,6 +1,7 @@
 """The rules by which a build finds torch and nvcc and picks GPU architectures (csrc/packaging)."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import robustcore_toolchain as toolchain
 from robustcore_toolchain import BuildError
 
 CHECKOUT = Path(__file__).parents[1]
+OPTIONS = ("CUDA", "CUDA_ARCHS", "TORCH_DIR")
+GPU_QUERY = toolchain.visible_gpu_archs
 
 
 def write(path: Path, text: str = "", *, executable: bool = False) -> Path:
@@ -21,9 +24,12 @@ def write(path: Path, text: str = "", *, executable: bool = False) -> Path:
     return path
 
 
-def install_torch(site: Path, version: str) -> Path:
+def install_torch(site: Path, version: str, cuda: str | None = None) -> Path:
     # As torch writes it; the tail must not be mistaken for the version.
-    text = f"__all__ = ['__version__']\n__version__ = '{version}'\ncuda: Optional[str] = '13.0'\n"
+    text = (
+        f"__all__ = ['__version__', 'cuda']\n__version__ = '{version}'\n"
+        f"cuda: Optional[str] = {cuda!r}\nhip: Optional[str] = None\n"
+    )
     return write(site / "torch" / "version.py", text).parent
 
 
@@ -33,9 +39,10 @@ def install_nvcc(path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch, tmp_path):
-    """A machine with no nvcc and no wish about CUDA."""
+    """A machine with no nvcc, no GPU and no wish about CUDA."""
     monkeypatch.setattr(toolchain, "NVCC_DEFAULT", tmp_path / "absent" / "nvcc")
-    for name in ("CUDACXX", "CUDA_HOME", "ROBUSTCORE_CUDA", "ROBUSTCORE_CUDA_ARCHS"):
+    monkeypatch.setattr(toolchain, "visible_gpu_archs", list)
+    for name in ("CUDACXX", "CUDA_HOME", *(f"ROBUSTCORE_{n}" for n in OPTIONS)):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -64,6 +71,26 @@ class TestTorch:
         write(tmp_path / "torch" / "version.py", "version = 2\n")
         with pytest.raises(BuildError, match=r"version\.py"):
             toolchain.find_torch([tmp_path])
+
+    def test_chosen_folder_comes_first(self, tmp_path):
+        install_torch(tmp_path / "site", "2.13.0")
+        chosen = install_torch(tmp_path / "chosen", "2.11.0")
+        environ = {"ROBUSTCORE_TORCH_DIR": str(chosen)}
+        assert toolchain.find_torch([tmp_path / "site"], environ) == chosen
+        install_torch(tmp_path / "chosen", "2.9.0")
+        with pytest.raises(BuildError, match=r"needs torch>=2\.10"):
+            toolchain.find_torch([tmp_path / "site"], environ)
+
+    def test_chosen_folder_without_torch(self, tmp_path):
+        with pytest.raises(BuildError, match=r"ROBUSTCORE_TORCH_DIR is .* no torch package"):
+            toolchain.find_torch([], {"ROBUSTCORE_TORCH_DIR": str(tmp_path)})
+
+    @pytest.mark.parametrize(("cuda", "has"), [("13.0", True), (None, False)])
+    def test_cuda_build(self, tmp_path, cuda, has):
+        assert toolchain.has_cuda(install_torch(tmp_path, "2.13.0", cuda)) is has
+
+    def test_cuda_build_of_this_torch(self):
+        assert toolchain.has_cuda(Path(torch.__file__).parent) is torch.backends.cuda.is_built()
 
     def test_target_is_this_environment(self):
         assert toolchain.find_torch(toolchain.target_sites()) == Path(torch.__file__).parent
@@ -134,16 +161,22 @@ class TestNvcc:
 
 
 class TestSwitch:
-    @pytest.mark.parametrize(("value", "wanted"), [(None, 1), ("", 1), ("auto", 1), ("off", 0)])
-    def test_values(self, value, wanted):
-        assert toolchain.cuda_wanted(value) == wanted
+    @pytest.mark.parametrize("gpus", [[], [90]])
+    @pytest.mark.parametrize("cuda", ["13.0", None])
+    def test_values(self, tmp_path, monkeypatch, cuda, gpus):
+        torch = install_torch(tmp_path, "2.13.0", cuda)
+        monkeypatch.setattr(toolchain, "visible_gpu_archs", lambda: gpus)
+        assert toolchain.cuda_wanted("on", torch)
+        assert not toolchain.cuda_wanted("off", torch)
+        for value in (None, "", "auto"):
+            assert toolchain.cuda_wanted(value, torch) == bool(cuda or gpus)
+            assert toolchain.cuda_wanted(value, None)
 
-    @pytest.mark.parametrize("value", ["on", "OFF", "0"])
+    @pytest.mark.parametrize("value", ["ON", "OFF", "0"])
     def test_anything_else(self, value):
-        with pytest.raises(
-            BuildError, match=f"ROBUSTCORE_CUDA must be 'auto' or 'off', got '{value}'"
-        ):
-            toolchain.cuda_wanted(value)
+        message = f"ROBUSTCORE_CUDA must be 'auto', 'on' or 'off', got '{value}'"
+        with pytest.raises(BuildError, match=message):
+            toolchain.cuda_wanted(value, None)
 
 
 class TestArchs:
@@ -200,7 +233,7 @@ class TestArchs:
         if script is not None:
             write(tmp_path / "nvidia-smi", f"#!/bin/sh\n{script}\n", executable=True)
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert toolchain.visible_gpu_archs() == archs
+        assert GPU_QUERY() == archs
 
 
 class TestBuildRequirements:
@@ -219,13 +252,19 @@ class TestBuildRequirements:
         assert toolchain.build_requirements() == ["torch>=2.10", "an-nvcc"]
 
     def test_torch_there(self, machine):
-        install_torch(machine[0], "2.13.0+cpu")
+        install_torch(machine[0], "2.13.0", "13.0")
         assert toolchain.build_requirements() == ["an-nvcc"]
 
     def test_both_there(self, machine):
-        install_torch(machine[0], "2.13.0+cpu")
+        install_torch(machine[0], "2.13.0", "13.0")
         install_nvcc(machine[1] / "nvcc")
         assert toolchain.build_requirements() == []
+
+    def test_torch_without_cuda(self, machine, monkeypatch):
+        install_torch(machine[0], "2.13.0+cpu")
+        assert toolchain.build_requirements() == []
+        monkeypatch.setenv("ROBUSTCORE_CUDA", "on")
+        assert toolchain.build_requirements() == ["an-nvcc"]
 
     def test_cuda_off(self, machine, monkeypatch):
         monkeypatch.setenv("ROBUSTCORE_CUDA", "off")
@@ -244,6 +283,53 @@ class TestBuildRequirements:
         monkeypatch.setattr("sys.platform", system)
         monkeypatch.setattr("platform.machine", lambda: processor)
         assert bool(toolchain.nvcc_requirements()) == some
+
+
+class TestResolve:
+    """What CMake is told."""
+
+    @pytest.fixture
+    def nvcc(self, tmp_path, monkeypatch):
+        listing = " ".join(f"sm_{arch}" for arch in (*toolchain.DEFAULT_ARCHS, 103))
+        script = f'#!/bin/sh\necho "#\\$ TOP={tmp_path}"; echo {listing}\n'
+        nvcc = write(tmp_path / "nvcc", script, executable=True)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        return nvcc
+
+    @pytest.mark.parametrize(
+        ("cuda", "torch_cuda", "gpus", "archs"),
+        [
+            ("auto", None, [], ""),
+            ("auto", None, [90], "90"),
+            ("auto", "13.0", [], "75 80 86 89 90 100 120"),
+            ("auto", "13.0", [90], "90"),
+            ("on", None, [90], "75 80 86 89 90 100 120"),
+            ("off", "13.0", [90], ""),
+        ],
+    )
+    def test_kernels(self, nvcc, tmp_path, monkeypatch, cuda, torch_cuda, gpus, archs):
+        install_torch(tmp_path / "site", "2.13.0", torch_cuda)
+        monkeypatch.setattr(toolchain, "target_sites", lambda: [tmp_path / "site"])
+        monkeypatch.setattr(toolchain, "visible_gpu_archs", lambda: gpus)
+        answer = toolchain.resolve(cuda, "")
+        assert answer["archs"] == archs
+        assert answer["nvcc"] == (str(nvcc) if archs else "")
+
+    def test_no_nvcc(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr(toolchain.sys, "path", [])
+        install_torch(tmp_path / "site", "2.13.0", "13.0")
+        monkeypatch.setattr(toolchain, "target_sites", lambda: [tmp_path / "site"])
+        assert toolchain.resolve("auto", "")["nvcc"] == ""
+        assert "without the CUDA kernels, since no nvcc was found" in capsys.readouterr().err
+        with pytest.raises(BuildError, match="ROBUSTCORE_CUDA=on, but no nvcc found: install"):
+            toolchain.resolve("on", "")
+
+    def test_no_torch(self, monkeypatch):
+        monkeypatch.setattr(toolchain, "target_sites", list)
+        monkeypatch.setattr(toolchain.sys, "path", [])
+        with pytest.raises(BuildError, match="no torch found: pip install"):
+            toolchain.resolve("off", "")
 
 
 class TestCommand:
@@ -265,4 +351,6 @@ class TestCommand:
         done = self.run("--cuda", "maybe")
         assert done.returncode == 1
         assert done.stdout == ""
-        assert done.stderr == "robustcore: ROBUSTCORE_CUDA must be 'auto' or 'off', got 'maybe'\n"
+        assert done.stderr == (
+            "robustcore: ROBUSTCORE_CUDA must be 'auto', 'on' or 'off', got 'maybe'\n"
+        )

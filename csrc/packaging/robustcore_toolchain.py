@@ -33,6 +33,7 @@ NVCC_REQUIREMENTS = [
 ]
 NVCC_WHEEL_PATH = Path("nvidia", "cu13", "bin", "nvcc")
 NVCC_DEFAULT = Path("/usr/local/cuda/bin/nvcc")
+NVCC_ADVICE = "install a CUDA toolkit, or say where one is with CUDACXX or CUDA_HOME"
 
 DEFAULT_ARCHS = [75, 80, 86, 89, 90, 100, 120]
 
@@ -59,36 +60,52 @@ def target_sites() -> list[Path]:
     return [Path(p) for p in dict.fromkeys(paths)]
 
 
-def find_torch(sites: Iterable[Path]) -> Path | None:
-    """The first torch package in `sites`; an older one than the extension can use is an error."""
+def find_torch(sites: Iterable[Path], environ: Mapping[str, str] = os.environ) -> Path | None:
+    """$ROBUSTCORE_TORCH_DIR, else the first torch package in `sites`; one too old is an error."""
+    if chosen := environ.get("ROBUSTCORE_TORCH_DIR"):
+        if not Path(chosen, "version.py").is_file():
+            raise BuildError(f"ROBUSTCORE_TORCH_DIR is {chosen!r}, which is no torch package")
+        return check_torch(Path(chosen))
     for folder in sites:
-        version_file = folder / "torch" / "version.py"
-        if not version_file.is_file():
-            continue
-        match = re.search(
-            r"^__version__\b.*?['\"]((\d+)\.(\d+)[^'\"]*)['\"]", version_file.read_text(), re.M
-        )
-        if match is None:
-            raise BuildError(f"cannot read torch's version from {version_file}")
-        if (int(match[2]), int(match[3])) < TORCH_MINIMUM:
-            raise BuildError(
-                f"found torch {match[1]} in {folder}, but robustcore needs {TORCH_REQUIREMENT}: "
-                f"upgrade it with pip install '{TORCH_REQUIREMENT}'"
-            )
-        return version_file.parent
+        if (folder / "torch" / "version.py").is_file():
+            return check_torch(folder / "torch")
     return None
+
+
+def check_torch(torch: Path) -> Path:
+    version_file = torch / "version.py"
+    match = re.search(
+        r"^__version__\b.*?['\"]((\d+)\.(\d+)[^'\"]*)['\"]", version_file.read_text(), re.M
+    )
+    if match is None:
+        raise BuildError(f"cannot read torch's version from {version_file}")
+    if (int(match[2]), int(match[3])) < TORCH_MINIMUM:
+        raise BuildError(
+            f"found torch {match[1]} in {torch.parent}, but robustcore needs {TORCH_REQUIREMENT}: "
+            f"upgrade it with pip install '{TORCH_REQUIREMENT}'"
+        )
+    return torch
+
+
+def has_cuda(torch: Path) -> bool:
+    """Whether a torch package is a CUDA build."""
+    return bool(re.search(r"^cuda\b.*=\s*['\"]", (torch / "version.py").read_text(), re.M))
 
 
 # ---- nvcc ---------------------------------------------------------------------------------------
 
 
-def cuda_wanted(value: str | None) -> bool:
-    """What ROBUSTCORE_CUDA says: "auto", the default, or "off"."""
+def cuda_wanted(value: str | None, torch: Path | None) -> bool:
+    """Whether ROBUSTCORE_CUDA, "auto" by default, asks for the CUDA kernels.
+
+    "auto" wants them where they can be of use: with a CUDA build of torch, or with a GPU. Without a
+    torch, pip is about to install PyPI's, which is one.
+    """
     if value in (None, "", "auto"):
-        return True
-    if value == "off":
-        return False
-    raise BuildError(f"ROBUSTCORE_CUDA must be 'auto' or 'off', got {value!r}")
+        return torch is None or has_cuda(torch) or bool(visible_gpu_archs())
+    if value in ("on", "off"):
+        return value == "on"
+    raise BuildError(f"ROBUSTCORE_CUDA must be 'auto', 'on' or 'off', got {value!r}")
 
 
 def find_nvcc(
@@ -198,8 +215,9 @@ def known_archs(nvcc: Path) -> list[int]:
 
 def build_requirements() -> list[str]:
     """What this machine lacks for a build: torch, nvcc, both or neither."""
-    missing = [] if find_torch(target_sites()) else [TORCH_REQUIREMENT]
-    if cuda_wanted(os.environ.get("ROBUSTCORE_CUDA")) and find_nvcc() is None:
+    torch = find_torch(target_sites())
+    missing = [] if torch else [TORCH_REQUIREMENT]
+    if cuda_wanted(os.environ.get("ROBUSTCORE_CUDA"), torch) and find_nvcc() is None:
         missing += nvcc_requirements()
     return missing
 
@@ -213,20 +231,25 @@ def resolve(cuda: str | None, archs: str | None) -> dict[str, str]:
     if torch is None:
         raise BuildError(f"no torch found: pip install '{TORCH_REQUIREMENT}' first")
     answer = {"torch": str(torch), "nvcc": "", "toolkit": "", "archs": ""}
-    if cuda_wanted(cuda):
-        if nvcc := find_nvcc():
-            chosen = choose_archs(archs, visible_gpu_archs(), known_archs(nvcc))
-            answer["nvcc"] = str(nvcc)
-            answer["toolkit"] = str(toolkit_root(nvcc))
-            answer["archs"] = " ".join(map(str, chosen))
-        else:
-            say("no nvcc found: building without the CUDA kernels")
+    if not cuda_wanted(cuda, torch):
+        return answer
+    nvcc = find_nvcc()
+    if nvcc is None:
+        if cuda == "on":
+            raise BuildError(f"ROBUSTCORE_CUDA=on, but no nvcc found: {NVCC_ADVICE}")
+        say(f"building without the CUDA kernels, since no nvcc was found: {NVCC_ADVICE}")
+        return answer
+    # A build that was asked for is not for this machine alone.
+    chosen = choose_archs(archs, [] if cuda == "on" else visible_gpu_archs(), known_archs(nvcc))
+    answer["nvcc"] = str(nvcc)
+    answer["toolkit"] = str(toolkit_root(nvcc))
+    answer["archs"] = " ".join(map(str, chosen))
     return answer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cuda", help="auto or off")
+    parser.add_argument("--cuda", help="auto, on or off")
     parser.add_argument("--archs", help="compute capabilities, such as '80 90'")
     options = parser.parse_args()
     try:
