@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,29 @@ def test_unknown_simd_in_the_environment(tmp_path):
     run = import_under("sse9", tmp_path)
     message = "ImportError: ROBUSTCORE_SIMD: got 'sse9', want baseline, avx2 or avx512\n"
     assert run.stderr.endswith(message)
+
+
+def test_source_folder_without_the_compiled_part(tmp_path):
+    source = Path(__file__).parents[1] / "robustcore" / "__init__.py"
+    (tmp_path / "robustcore").mkdir()
+    shutil.copy(source, tmp_path / "robustcore")
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", "import robustcore"],  # as if nothing were installed
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    *_, message = run.stderr.splitlines()
+    assert message.startswith(f"ImportError: {tmp_path / 'robustcore'} is robustcore's source")
+    assert "`pip install -e .`" in message
+
+
+def test_every_family_is_in_the_package():
+    for name in ("density", "lipschitz", "masking", "smoothing", "ops"):
+        assert name in robustcore.__all__
+        assert hasattr(robustcore, name)
+        assert name in dir(robustcore)
 
 
 def test_import_does_not_touch_the_gpu(tmp_path):

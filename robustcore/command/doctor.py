@@ -54,20 +54,22 @@ def _device_lines() -> Iterator[str]:
     if not torch.cuda.is_available():
         yield f"GPU           none found by torch (CUDA {torch.version.cuda})"
         yield "              ! if there is one, its driver may be too old: see nvidia-smi"
+        if not info["cuda"]:
+            yield from _reinstall("robustcore was built without CUDA kernels", "ROBUSTCORE_CUDA=on")
         return
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         yield f"GPU {i}         {torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
-        if not info["cuda"]:
-            continue
         if not _runs_on(info["cuda_archs"], 10 * major + minor):
-            yield (
-                "              ! no kernel for it; in a clone: "
-                f"ROBUSTCORE_CUDA_ARCHS={major}{minor} pip install --force-reinstall --no-deps ."
+            lack = (
+                "no kernel for it" if info["cuda"] else "robustcore was built without CUDA kernels"
             )
-    if not info["cuda"]:
-        yield "              ! robustcore was built without CUDA kernels; in a clone: "
-        yield "                ROBUSTCORE_CUDA=auto pip install --force-reinstall --no-deps ."
+            yield from _reinstall(lack, f"ROBUSTCORE_CUDA=on ROBUSTCORE_CUDA_ARCHS={major}{minor}")
+
+
+def _reinstall(lack: str, settings: str) -> Iterator[str]:
+    yield f"              ! {lack}; in a clone of it:"
+    yield f"                {settings} pip install --force-reinstall --no-deps ."
 
 
 def _runs_on(archs: list[str], capability: int) -> bool:

@@ -54,6 +54,8 @@ def test_which_gpus_a_build_runs_on(archs, capability, runs):
         (False, None, {"cuda": True, "cuda_archs": ["80"]}, "driver may be too old"),
         (True, (9, 0), {"cuda": True, "cuda_archs": ["80"]}, "ROBUSTCORE_CUDA_ARCHS=90"),
         (True, (9, 0), {"cuda": False, "cuda_archs": []}, "built without CUDA kernels"),
+        (True, (9, 0), {"cuda": False, "cuda_archs": []}, "CUDA=on ROBUSTCORE_CUDA_ARCHS=90 pip"),
+        (False, None, {"cuda": False, "cuda_archs": []}, "ROBUSTCORE_CUDA=on pip install"),
         (True, (9, 0), {"cuda": True, "cuda_archs": ["90"]}, None),
     ],
 )
