@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, pixel_unshuffle
 
 from robustcore.ops import conv_norm_bound, exp_series
+from robustcore.ops.autograd import not_compiled
 from robustcore.ops.lipschitz.conv_exp import (
     Prepared,
     apply_series,
@@ -190,7 +191,7 @@ class SOC(nn.Module):
             return torch.conv2d(x, kernel)
         return apply_series(x, kernel, series, self.recompute)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _freeze(self) -> _Frozen:
         tensors = (self.weight, self.scale, self._u1, self._v1, self._u3, self._v3)
         if any(t.is_inference() for t in tensors):
@@ -235,7 +236,7 @@ class SOC(nn.Module):
         series = exp_series(self._radius, degree=self.train_degree)
         return skew_conv_exp(x, self.weight, self.scale, vectors, series, self.recompute)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     @torch.no_grad()
     def _train_vectors(self, height: int, width: int) -> SingularVectors:
         """This step's singular vectors; every so often, also the radius."""

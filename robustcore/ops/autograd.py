@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from robustcore import _C  # noqa: F401  (importing it registers the ops)
@@ -29,8 +30,12 @@ _will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
+# torch.compiler.disable, without its import of torch._dynamo (a second) before the first call.
+not_compiled = _disable_dynamo
+
+
 def constant_when_compiled(function: _F) -> _F:
-    """``torch.compiler.assume_constant_result``, which would import torch._dynamo: a second."""
+    """``torch.compiler.assume_constant_result``, without its import of torch._dynamo."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustcore import _C
-from robustcore.ops.autograd import is_channels_last, raw
+from robustcore.ops.autograd import constant_when_compiled, is_channels_last, raw
 from robustcore.ops.lipschitz.series import Series, exp_series
 
 _pack = raw.conv_exp_pack.default
@@ -201,7 +201,7 @@ def _numbers(series: Series) -> tuple[list[float], float, float, float]:
     return list(series.coefficients), series.first, series.step, series.carry
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _block() -> int:
     """Channels that our own kernel pads to a multiple of; 0 where there is none."""
     return {"avx512": 32, "avx2": 16}.get(_C.build_info()["simd"], 0)

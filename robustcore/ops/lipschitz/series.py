@@ -6,8 +6,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-from scipy import special
+import scipy  # scipy.special is loaded where it is first used
+
+from robustcore.ops.autograd import constant_when_compiled
 
 _MAX_DEGREE = 500
 
@@ -75,7 +76,7 @@ def exp_series(
     return series
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _series(
     radius: float, tol: float | None, degree: int | None, method: str, contractive: bool
 ) -> Series:
@@ -87,7 +88,7 @@ def _series(
     while count <= 2 * radius or count * math.log(base or 1e-300) - math.lgamma(count + 1) > -90:
         count += 8
     if chebyshev:
-        terms = [abs(float(special.jv(k, radius))) * (2 if k else 1) for k in range(count)]
+        terms = [abs(float(scipy.special.jv(k, radius))) * (2 if k else 1) for k in range(count)]
     else:
         terms = [math.exp(k * math.log(radius) - math.lgamma(k + 1)) if radius else float(k == 0)
                  for k in range(count)]  # fmt: skip
@@ -114,7 +115,9 @@ def _series(
     if radius == 0 and chebyshev:
         return Series((scale,) + (0.0,) * degree, 1.0, 1.0, 0.0, error, lipschitz)
     if chebyshev:
-        values = [scale * (2 if k else 1) * float(special.jv(k, radius)) for k in range(degree + 1)]
+        values = [
+            scale * (2 if k else 1) * float(scipy.special.jv(k, radius)) for k in range(degree + 1)
+        ]
         return Series(tuple(values), 1 / radius, 2 / radius, 1.0, error, lipschitz)
     values = [scale / math.factorial(k) for k in range(degree + 1)]
     return Series(tuple(values), 1.0, 1.0, 0.0, error, lipschitz)
