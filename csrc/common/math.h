@@ -10,6 +10,13 @@
 namespace robustcore {
 inline namespace RC_ISA {
 
+RC_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
+  return ::fmaf(a, b, c);
+}
+RC_HOST_DEVICE double fused_multiply_add(double a, double b, double c) {
+  return ::fma(a, b, c);
+}
+
 template <class L, int N>
 RC_HOST_DEVICE typename L::Float horner(typename L::Float x, const float (&c)[N]) {
   auto y = L::splat(c[N - 1]);

@@ -121,6 +121,13 @@ inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, boo
   return {c * h * w, h * w, w, 1};
 }
 
+// Elements of all dimensions from `first_dim` on.
+inline int64_t elements_of(const Tensor& t, int64_t first_dim) {
+  int64_t n = 1;
+  for (int64_t d = first_dim; d < t.dim(); ++d) n *= t.size(d);
+  return n;
+}
+
 // A view of `t` as [image, sample, elements]: dimension 0 is the image, dimension 1 the sample if
 // `has_samples`, the rest the element index. Where a dimension of `t` is 1 and `sizes` says more,
 // it is broadcast.

@@ -4,12 +4,16 @@
 // image i keeps k of d pixels by Floyd's algorithm (Bentley and Floyd, "A sample of brilliance",
 // 1987), in m = min(k, d - k) steps: step e draws t uniform in [0, d - m + e] and marks t, or the
 // pixel d - m + e if t is marked. Marked pixels are the kept ones if k <= d - k, else the others.
-// The draw takes output e % 4 of Philox at element e of the stream in smoothing.h, of domain 4, and
-// is exactly uniform (Lemire, "Fast random integer generation in an interval", 2019): the rare word
-// that would bias it is replaced by output 0 at counter word (e << 8 | attempt) of domain 5.
+// The draw takes the word of element e of the stream (common/stream.h), domain kAblation, and is
+// exactly uniform (Lemire, "Fast random integer generation in an interval", 2019): the rare word
+// that would bias it is replaced by word 0 at counter word 0 = (e << 8 | attempt) of
+// kAblationRetry.
 #pragma once
 
-#include "smoothing/smoothing.h"
+#include "common/stream.h"
+#include "common/strided.h"
+#include "common/variants.h"
+#include "smoothing/samples.h"
 
 namespace robustcore::smoothing {
 
@@ -41,7 +45,7 @@ struct SelectArgs {
   bool channels_last;
 };
 
-// sum[b, c, p] = sum over the samples s that keep p of grad[b, s, c, p], in the order of SumsArgs.
+// sum[b, c, p] = sum over the samples s that keep p of grad[b, s, c, p], in the order of kSumRun.
 struct KeptSumsArgs {
   int64_t images, samples, channels, pixels;
   StridedView grad;
@@ -53,6 +57,24 @@ struct KeptSumsArgs {
 constexpr int64_t mask_words(int64_t pixels) {
   return ceil_div(pixels, 32);
 }
+
+// Units of the CPU's kernels; of the masks' a mask.
+inline SampleTiling select_tiling(const SelectArgs& a) {
+  // Tiles start on a word of the masks.
+  return {a.images, a.samples, a.channels, a.pixels, a.channels_last, 32};
+}
+inline int64_t kept_sums_units(const KeptSumsArgs& a) {
+  return a.images * a.channels * ceil_div(a.pixels, kSumsTile);
+}
+
+RC_VARIANTS(pixel_masks, const PixelMaskArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(patch_masks, const PatchMaskArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(select, const SelectArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(kept_sums, const KeptSumsArgs& args, int64_t begin, int64_t end);
+void pixel_masks_cuda(const PixelMaskArgs& args, void* stream);
+void patch_masks_cuda(const PatchMaskArgs& args, void* stream);
+void select_cuda(const SelectArgs& args, void* stream);
+void kept_sums_cuda(const KeptSumsArgs& args, void* stream);
 
 inline namespace RC_ISA {
 
@@ -73,12 +95,8 @@ RC_HOST_DEVICE uint32_t draw_below(uint32_t word, uint32_t bound, uint64_t seed,
     const uint32_t biased = (0u - bound) % bound;
     for (uint32_t attempt = 0; static_cast<uint32_t>(product) < biased && attempt < 256;
          ++attempt) {
-      const uint32_t high = static_cast<uint32_t>(sample >> 32 & 0xFF) << 16 |
-                            static_cast<uint32_t>(image >> 32 & 0xFFFF);
-      const uint32_t counter[4] = {step << 8 | attempt, static_cast<uint32_t>(sample),
-                                   static_cast<uint32_t>(image), kAblationRetryDomain << 24 | high};
       uint32_t words[4];
-      philox4x32(counter, seed, words);
+      stream_words(seed, Domain::kAblationRetry, image, sample, step << 8 | attempt, words);
       product = static_cast<uint64_t>(words[0]) * bound;
     }
   }

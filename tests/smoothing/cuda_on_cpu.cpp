@@ -1,4 +1,4 @@
-// Executes the smoothing kernels of cuda.cu through the shim and compares them with the CPU
+// Executes the smoothing kernels through the shim and compares them with the CPU
 // kernels, bit for bit. Prints one line a case; the exit status is the number of cases that differ
 // (at most 99).
 #include <cstring>
@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "cases.h"
-#include "smoothing/launch.h"
-#include "smoothing/simd.h"
+#include "smoothing/ablation.h"
+#include "smoothing/noise.h"
+#include "smoothing/votes.h"
 
 using namespace robustcore;
 using namespace robustcore::smoothing;
@@ -48,7 +49,7 @@ void check_noise(NoiseArgs args, const std::string& name) {
   std::memset(cpu.data(), 0xCD, bytes);
   std::memset(gpu.data(), 0xAB, bytes);
   args.out = cpu.data();
-  simd_baseline.noise(args, 0, NoiseTiling(args).units(args));
+  noise_baseline(args, 0, noise_tiling(args).units());
   args.out = gpu.data();
   noise_cuda(args, nullptr);
   report(name, std::memcmp(cpu.data(), gpu.data(), bytes) == 0);
@@ -113,7 +114,7 @@ void sums_case(int64_t images, int64_t samples, int64_t elements, bool with_nois
   std::vector<T> out[4];
   for (auto& o : out) o.assign(images * elements, T(-1));
   args.sum = out[0].data(), args.noise_sum = with_noise ? out[1].data() : nullptr;
-  simd_baseline.sums(args, 0, sums_units(args));
+  sums_baseline(args, 0, sums_units(args));
   args.sum = out[2].data(), args.noise_sum = with_noise ? out[3].data() : nullptr;
   sums_cuda(args, nullptr);
   const size_t bytes = images * elements * sizeof(T);
@@ -136,7 +137,7 @@ void votes_case(int64_t images, int64_t samples, int64_t classes) {
   args.logits.sample_stride = classes;
   std::vector<int64_t> cpu(images * classes, 0), gpu(images * classes, -1);
   args.counts = cpu.data();
-  simd_baseline.votes(args, 0, votes_units(args));
+  votes_baseline(args, 0, votes_units(args));
   args.counts = gpu.data();
   votes_cuda(args, nullptr);
   report("votes " + std::to_string(images) + "x" + std::to_string(samples) + "x" +
@@ -151,7 +152,7 @@ void check_select(SelectArgs args, const std::string& name) {
   std::memset(cpu.data(), 0xCD, bytes);
   std::memset(gpu.data(), 0xAB, bytes);
   args.out = cpu.data();
-  simd_baseline.select(args, 0, SelectTiling(args).units(args));
+  select_baseline(args, 0, select_tiling(args).units());
   args.out = gpu.data();
   select_cuda(args, nullptr);
   report(name, std::memcmp(cpu.data(), gpu.data(), bytes) == 0);
@@ -166,7 +167,7 @@ void ablation_case(int64_t images, int64_t samples, int64_t channels, int64_t pi
   PixelMaskArgs masks{
       images,    samples, pixels, kept, {7, int64_t{1} << 33, 5, &image_offset, &sample_offset},
       cpu.data()};
-  simd_baseline.pixel_masks(masks, 0, images * samples);
+  pixel_masks_baseline(masks, 0, images * samples);
   masks.masks = gpu.data();
   pixel_masks_cuda(masks, nullptr);
   report(name + " masks", cpu == gpu);
@@ -195,7 +196,7 @@ void ablation_case(int64_t images, int64_t samples, int64_t channels, int64_t pi
   sums.masks = cpu.data(), sums.mask_images = images;
   std::vector<float> a(images * channels * pixels, -1), b(a.size(), -2);
   sums.sum = a.data();
-  simd_baseline.kept_sums(sums, 0, kept_sums_units(sums));
+  kept_sums_baseline(sums, 0, kept_sums_units(sums));
   sums.sum = b.data();
   kept_sums_cuda(sums, nullptr);
   report(name + " sums", std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
@@ -205,7 +206,7 @@ void patches_case(int64_t height, int64_t width, int64_t patch, int64_t stride) 
   const int64_t columns = ceil_div(width, stride), samples = columns * ceil_div(height, stride);
   std::vector<uint32_t> cpu(samples * mask_words(height * width), 1), gpu(cpu.size(), 2);
   PatchMaskArgs args{samples, 0, height, width, patch, patch, stride, stride, columns, cpu.data()};
-  simd_baseline.patch_masks(args, 0, samples);
+  patch_masks_baseline(args, 0, samples);
   args.masks = gpu.data();
   patch_masks_cuda(args, nullptr);
   report("patches " + std::to_string(height) + "x" + std::to_string(width), cpu == gpu);

@@ -1,35 +1,24 @@
-// Smoothing: the noise stream, the arguments of its kernels, and the arithmetic both devices run.
+// Noise: its distributions on the counter stream of common/stream.h, the arguments of its kernels,
+// and the arithmetic both devices run.
 //
-// The stream, version 1; it never changes within a major version. The noise of element e of sample
-// s of image i under `seed` comes from output e % 4 of Philox4x32-10 with
-//   key     = (low, high) words of seed
-//   counter = (e / 4, low word of s, low word of i, domain << 24 | bits 32..39 of s << 16 |
-//   bits 32..47 of i)
-// by the transform of the distribution, whose number is the domain. Gaussian: box_muller
-// (common/math.h), words (0, 1) -> outputs (0, 1), (2, 3) -> (2, 3). The others turn each word into
-// one output, see `transform`. It is a float32 for every dtype, layout, device and batch.
+// A distribution is a domain of the stream. Gaussian: box_muller (common/math.h) turns words (0, 1)
+// into outputs (0, 1) and words (2, 3) into (2, 3). The others turn each word into one output, see
+// `transform`. The noise is a float32 for every dtype, layout, device and batch.
 #pragma once
 
 #include "common/math.h"
-#include "common/philox.h"
+#include "common/stream.h"
 #include "common/strided.h"
+#include "common/variants.h"
+#include "smoothing/samples.h"
 
 namespace robustcore::smoothing {
 
-// A distribution is also the domain that keeps its stream apart (counter word 3, top byte).
-enum class Distribution : int32_t { kGaussian, kUniform, kLaplace, kSplitting };
-// The streams of ablations: see ablation.h.
-constexpr uint32_t kAblationDomain = 4, kAblationRetryDomain = 5;
-
-constexpr int64_t kMaxElements = int64_t{1} << 34;
-constexpr int64_t kMaxSamples = int64_t{1} << 40;
-constexpr int64_t kMaxImages = int64_t{1} << 48;
-
-struct Stream {
-  uint64_t seed;
-  int64_t image_offset, sample_offset;
-  // Added to the offsets when not null; on the op's device, so that a CUDA graph can advance them.
-  const int64_t *image_offset_ptr, *sample_offset_ptr;
+enum class Distribution : int32_t {
+  kGaussian = static_cast<int32_t>(Domain::kGaussian),
+  kUniform = static_cast<int32_t>(Domain::kUniform),
+  kLaplace = static_cast<int32_t>(Domain::kLaplace),
+  kSplitting = static_cast<int32_t>(Domain::kSplitting),
 };
 
 // out[b, s, e] = (x + sigma * z - mean) / std, or for splitting (split(x) - mean) / std
@@ -40,49 +29,41 @@ struct NoiseArgs {
   StridedView x, sigma, mean, std;  // sigma.data null: sigma_value; mean, std null: 0, 1
   double sigma_value;               // for splitting half of the interval of thresholds
   int64_t levels;  // splitting: 0 at random, else the number of thresholds, in turn
-  void*
-      out;  // [images, samples, elements], or with channels > 1 [images, samples, pixels, channels]
+  // [images, samples, elements], or with channels > 1 [images, samples, pixels, channels]
+  void* out;
   DType out_dtype;
   int64_t channels;  // 1: elements lie in logical order
 };
 
 // sum[b, e] = sum over s of grad[b, s, e]; noise_sum[b, e] = sum over s of grad[b, s, e] * z[b, s,
-// e]. The order of addition is fixed: samples in runs of kSumRun, then the runs in order.
-constexpr int64_t kSumRun = 32;
+// e]. The order of addition is fixed, see kSumRun.
 struct SumsArgs {
   Distribution distribution;
   int64_t images, samples, elements;
   Stream stream;
   StridedView grad;
-  void *sum,
-      *noise_sum;  // [images, elements], float64 if grad is, else float32; noise_sum may be null
+  // [images, elements], float64 if grad is, else float32; noise_sum may be null
+  void *sum, *noise_sum;
 };
 
-// counts[b, argmax_k logits[b, s, k]] += 1; the lowest k wins a tie, a NaN anywhere in the row
-// withholds its vote.
-struct VotesArgs {
-  int64_t images, samples, classes;
-  StridedView logits;
-  int64_t* counts;  // [images, classes]; the launcher zeroes it
-};
+RC_VARIANTS(noise, const NoiseArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(sums, const SumsArgs& args, int64_t begin, int64_t end);
+void noise_cuda(const NoiseArgs& args, void* stream);
+void sums_cuda(const SumsArgs& args, void* stream);
+
+// Units of the CPU's kernels.
+inline int64_t sums_units(const SumsArgs& a) {
+  return a.images * ceil_div(a.elements, kSumsTile);
+}
+inline SampleTiling noise_tiling(const NoiseArgs& a) {
+  // Tiles start on a Philox counter where rows do.
+  return {a.images, a.samples, a.channels, a.elements / a.channels, a.channels > 1, 4};
+}
 
 inline namespace RC_ISA {
 
-RC_HOST_DEVICE int64_t first_image(const Stream& stream) {
-  return stream.image_offset + (stream.image_offset_ptr ? *stream.image_offset_ptr : 0);
-}
-RC_HOST_DEVICE int64_t first_sample(const Stream& stream) {
-  return stream.sample_offset + (stream.sample_offset_ptr ? *stream.sample_offset_ptr : 0);
-}
-
-// Offsets on the device cannot be checked on the host; the masks keep an index that is out of range
-// inside its own field.
-RC_HOST_DEVICE PhiloxRow stream_row(const PhiloxKey& key, uint32_t domain, int64_t image,
-                                    int64_t sample) {
-  const uint32_t sample_high = static_cast<uint32_t>(sample >> 32) & 0xFFu;
-  const uint32_t image_high = static_cast<uint32_t>(image >> 32) & 0xFFFFu;
-  return philox_row(key, static_cast<uint32_t>(sample), static_cast<uint32_t>(image),
-                    domain << 24 | sample_high << 16 | image_high);
+RC_HOST_DEVICE constexpr Domain domain_of(Distribution distribution) {
+  return static_cast<Domain>(distribution);
 }
 
 // One word of the stream turned to noise: uniform on [-1, 1] with centred steps of 2^-31; Laplace
@@ -103,21 +84,10 @@ RC_HOST_DEVICE typename L::Float transform(typename L::Uint word) {
   }
 }
 
-// Philox words as lanes in element order, pair by pair or word by word.
-template <class L, class Pair>
-RC_HOST_DEVICE void words_in_order(const PhiloxRow& row, const PhiloxColumn<L>& column,
-                                   const typename L::Word (&keys)[kPhiloxRounds][2],
-                                   typename L::Float (&z)[L::kVectors], const Pair& pair) {
-  typename L::Word words[4];
-  philox_from_row<L>(row, column, keys, words);
-  L::normals(words, z, pair);
-}
-
 // One step of the stream: the noise of L::kElements elements, in element order.
 template <Distribution kDistribution, class L>
 RC_HOST_DEVICE void draw(const PhiloxRow& row, const PhiloxColumn<L>& column,
-                         const typename L::Word (&keys)[kPhiloxRounds][2],
-                         typename L::Float (&z)[L::kVectors]) {
+                         const PhiloxKeys<L>& keys, typename L::Float (&z)[L::kVectors]) {
   using Float = typename L::Float;
   using Uint = typename L::Uint;
   words_in_order<L>(row, column, keys, z, [](Uint r, Uint t, Float& a, Float& b) {
@@ -149,12 +119,6 @@ RC_HOST_DEVICE void for_distribution(Distribution distribution, const Body& body
 template <class T>
 RC_HOST_DEVICE T affine_base(T x, T mean, T std) {
   return (x - mean) / std;
-}
-RC_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
-  return ::fmaf(a, b, c);
-}
-RC_HOST_DEVICE double fused_multiply_add(double a, double b, double c) {
-  return ::fma(a, b, c);
 }
 
 // Splitting noise (Levine and Feizi, "Improved, deterministic smoothing for L1 certified

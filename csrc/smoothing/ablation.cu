@@ -1,6 +1,4 @@
-// The CUDA kernels of ablation; cuda.cu includes them.
-#pragma once
-
+#include "common/cuda.h"
 #include "smoothing/ablation.h"
 
 namespace robustcore::smoothing {
@@ -11,39 +9,35 @@ namespace {
 constexpr int kMaskThreads = 64, kMaskDraws = 4 * kMaskThreads;
 constexpr int64_t kSharedWords = 2048;
 
+// Draws for steps [first, first + kMaskDraws) of Floyd's algorithm, as many as there are.
+__device__ void draw_steps(const PixelMaskArgs& args, int64_t image, int64_t sample, int64_t first,
+                           uint32_t (&drawn)[kMaskDraws]) {
+  const int64_t marked = marked_pixels(args), step = first + 4 * threadIdx.x;
+  if (step >= marked) return;
+  uint32_t words[4];
+  stream_words(args.stream.seed, Domain::kAblation, image, sample, static_cast<uint32_t>(step / 4),
+               words);
+  RC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const auto at = static_cast<uint32_t>(step + i);
+    const auto bound = static_cast<uint32_t>(args.pixels - marked + at + 1);
+    drawn[4 * threadIdx.x + i] = draw_below(words[i], bound, args.stream.seed, image, sample, at);
+  }
+}
+
 __global__ void __launch_bounds__(kMaskThreads)
     pixel_masks_kernel(const __grid_constant__ PixelMaskArgs args) {
   __shared__ uint32_t local[kSharedWords], drawn[kMaskDraws];
-  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream),
-                words = mask_words(args.pixels);
-  const int64_t marked = marked_pixels(args);
-  const PhiloxKey key = philox_key(args.stream.seed);
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
+  const int64_t words = mask_words(args.pixels), marked = marked_pixels(args);
   const uint32_t inverted = marked != args.kept ? ~0u : 0u;
 
-  for (int64_t unit = blockIdx.x; unit < args.images * args.samples; unit += gridDim.x) {
-    const int64_t image = image0 + unit / args.samples;
-    const int64_t sample = sample0 + unit % args.samples;
+  for_units(args.images * args.samples, [&](int64_t unit) {
     uint32_t* mask = args.masks + unit * words;
     uint32_t* marks = words <= kSharedWords ? local : mask;
     for (int64_t w = threadIdx.x; w < words; w += kMaskThreads) marks[w] = 0;
     for (int64_t first = 0; first < marked; first += kMaskDraws) {
-      const int64_t step = first + 4 * threadIdx.x;
-      if (step < marked) {
-        const uint32_t counter[4] = {static_cast<uint32_t>(step / 4), static_cast<uint32_t>(sample),
-                                     static_cast<uint32_t>(image),
-                                     kAblationDomain << 24 |
-                                         static_cast<uint32_t>(sample >> 32 & 0xFF) << 16 |
-                                         static_cast<uint32_t>(image >> 32 & 0xFFFF)};
-        uint32_t out[4];
-        philox4x32(counter, args.stream.seed, out);
-        RC_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const auto at = static_cast<uint32_t>(step + i);
-          const auto bound = static_cast<uint32_t>(args.pixels - marked + at + 1);
-          drawn[4 * threadIdx.x + i] =
-              draw_below(out[i], bound, args.stream.seed, image, sample, at);
-        }
-      }
+      draw_steps(args, image0 + unit / args.samples, sample0 + unit % args.samples, first, drawn);
       __syncthreads();
       if (threadIdx.x == 0) {
         const int64_t count = marked - first < kMaskDraws ? marked - first : kMaskDraws;
@@ -59,18 +53,17 @@ __global__ void __launch_bounds__(kMaskThreads)
       mask[w] = bits;
     }
     __syncthreads();
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)
     patch_masks_kernel(const __grid_constant__ PatchMaskArgs args) {
-  const int64_t words = mask_words(args.height * args.width), all = args.samples * words;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < all; i += step) {
+  const int64_t words = mask_words(args.height * args.width);
+  for_items(args.samples * words, [&](int64_t i) {
     const int64_t position = args.first + i / words;
     args.masks[i] = window_word(args, position / args.columns * args.stride_h,
                                 position % args.columns * args.stride_w, i % words);
-  }
+  });
 }
 
 // Sizes that would take registers: in constant memory, they take none.
@@ -81,19 +74,18 @@ struct AblationGrid {
   bool quads;
 };
 
-// A thread holds four neighbouring outputs, in memory order, over a run of samples.
+// Four neighbouring outputs of a thread, in memory order: their values kept and not kept, and where
+// the masks say which.
 template <class Out>
-__global__ void __launch_bounds__(kThreads)
-    select_kernel(const __grid_constant__ SelectArgs args,
-                  const __grid_constant__ AblationGrid grid) {
-  using T = Arithmetic<Out>;
-  __shared__ Out kept_values[4][kThreads], other_values[4][kThreads];
-  for (int64_t unit = blockIdx.x; unit < grid.units; unit += gridDim.x) {
-    const int64_t image = unit / grid.runs / grid.tiles;
-    const int64_t first = 4 * (unit / grid.runs % grid.tiles * kThreads + threadIdx.x);
-    if (first >= grid.elements) continue;
-    // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
-    // reads them back into registers.
+struct Selection {
+  Quad<Out> kept, other;
+  int word[4], bit[4];
+
+  // `slots` are in shared memory: each thread fills its own in a loop that stays rolled (the
+  // general loads are long), and reads them back into registers.
+  __device__ Selection(const SelectArgs& args, const AblationGrid& grid, int64_t image,
+                       int64_t first, Out (&slots)[2][4][kThreads]) {
+    using T = Arithmetic<Out>;
     RC_ROLL
     for (int i = 0; i < 4; ++i) {
       const int64_t m = first + i, outer = m / grid.inner, inner = m % grid.inner;
@@ -104,31 +96,46 @@ __global__ void __launch_bounds__(kThreads)
         return load_as<T>(view.data, view.dtype,
                           image * view.image_stride + element_offset(view, e));
       };
-      kept_values[i][threadIdx.x] = convert<Out>(value(args.values));
-      other_values[i][threadIdx.x] = convert<Out>(value(args.fill));
+      slots[0][i][threadIdx.x] = convert<Out>(value(args.values));
+      slots[1][i][threadIdx.x] = convert<Out>(value(args.fill));
     }
-    Quad<Out> kept, other;
-    int word[4], bit[4];
     int64_t a = first / grid.inner, b = first % grid.inner;
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      kept.v[i] = kept_values[i][threadIdx.x], other.v[i] = other_values[i][threadIdx.x];
+      kept.v[i] = slots[0][i][threadIdx.x], other.v[i] = slots[1][i][threadIdx.x];
       // Past the last element: some pixel, whose output is not written.
       const auto p = static_cast<int>(first + i >= grid.elements ? 0 : args.channels_last ? a : b);
       word[i] = p / 32, bit[i] = p % 32;
       if (++b == grid.inner) b = 0, ++a;
     }
-    const int64_t s_begin = unit % grid.runs * grid.samples;
-    const int64_t left = args.samples - s_begin;
+  }
+
+  __device__ Quad<Out> of(const uint32_t* bits) const {
+    Quad<Out> quad;
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) quad.v[i] = bits[word[i]] >> bit[i] & 1 ? kept.v[i] : other.v[i];
+    return quad;
+  }
+};
+
+template <class Out>
+__global__ void __launch_bounds__(kThreads)
+    select_kernel(const __grid_constant__ SelectArgs args,
+                  const __grid_constant__ AblationGrid grid) {
+  __shared__ Out slots[2][4][kThreads];
+  for_units(grid.units, [&](int64_t unit) {
+    const int64_t image = unit / grid.runs / grid.tiles;
+    const int64_t first = 4 * (unit / grid.runs % grid.tiles * kThreads + threadIdx.x);
+    if (first >= grid.elements) return;
+    const Selection<Out> selection(args, grid, image, first, slots);
+    const int64_t s_begin = unit % grid.runs * grid.samples, left = args.samples - s_begin;
     const int count = static_cast<int>(left < grid.samples ? left : grid.samples);
     const uint32_t* bits =
         mask_row(args.masks, args.mask_images, args.samples, args.pixels, image, s_begin);
     Out* out =
         static_cast<Out*>(args.out) + (image * args.samples + s_begin) * grid.elements + first;
     for (int s = 0; s < count; ++s, bits += grid.words, out += grid.elements) {
-      Quad<Out> quad;
-      RC_UNROLL
-      for (int i = 0; i < 4; ++i) quad.v[i] = bits[word[i]] >> bit[i] & 1 ? kept.v[i] : other.v[i];
+      const Quad<Out> quad = selection.of(bits);
       if (grid.quads) {
         *reinterpret_cast<Quad<Out>*>(out) = quad;
       } else {
@@ -138,16 +145,14 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-  }
+  });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     kept_sums_kernel(const __grid_constant__ KeptSumsArgs args,
                      const __grid_constant__ AblationGrid grid) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < grid.units;
-       i += step) {
+  for_items(grid.units, [&](int64_t i) {
     const int64_t image = i / grid.elements, e = i % grid.elements;
     const auto p = static_cast<int>(e % args.pixels);
     int64_t from = image * args.grad.image_stride + element_offset(args.grad, e);
@@ -160,11 +165,11 @@ __global__ void __launch_bounds__(kThreads)
       if ((s + 1) % kSumRun == 0 || s + 1 == args.samples) sum += part, part = 0;
     }
     static_cast<T*>(args.sum)[i] = sum;
-  }
+  });
 }
 
 template <class Out>
-void launch_select(const SelectArgs& args, cudaStream_t stream) {
+void launch_select(const SelectArgs& args, void* stream) {
   AblationGrid grid{};
   grid.elements = args.channels * args.pixels, grid.words = mask_words(args.pixels);
   grid.inner = args.channels_last ? args.channels : args.pixels;
@@ -174,45 +179,33 @@ void launch_select(const SelectArgs& args, cudaStream_t stream) {
   grid.runs = ceil_div(args.samples, grid.samples);
   grid.units = args.images * grid.tiles * grid.runs;
   grid.quads = grid.elements % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
-  const auto kernel = select_kernel<Out>;
-  RC_LAUNCH(kernel, grid_for(grid.units), kThreads, stream, args, grid);
-  check_cuda(cudaGetLastError());
+  launch(select_kernel<Out>, grid.units, kThreads, stream, args, grid);
 }
 
 template <class T>
-void launch_kept_sums(const KeptSumsArgs& args, cudaStream_t stream) {
+void launch_kept_sums(const KeptSumsArgs& args, void* stream) {
   AblationGrid grid{};
   grid.elements = args.channels * args.pixels, grid.words = mask_words(args.pixels);
   grid.units = args.images * grid.elements;  // one output each
-  const auto kernel = kept_sums_kernel<T>;
-  RC_LAUNCH(kernel, grid_for(ceil_div(grid.units, kThreads)), kThreads, stream, args, grid);
-  check_cuda(cudaGetLastError());
+  launch_items(kept_sums_kernel<T>, grid.units, stream, args, grid);
 }
 
 }  // namespace
 
-void pixel_masks_cuda(const PixelMaskArgs& args, void* stream_handle) {
-  const auto kernel = pixel_masks_kernel;
-  RC_LAUNCH(kernel, grid_for(args.images * args.samples), kMaskThreads,
-            static_cast<cudaStream_t>(stream_handle), args);
-  check_cuda(cudaGetLastError());
+void pixel_masks_cuda(const PixelMaskArgs& args, void* stream) {
+  launch(pixel_masks_kernel, args.images * args.samples, kMaskThreads, stream, args);
 }
 
-void patch_masks_cuda(const PatchMaskArgs& args, void* stream_handle) {
+void patch_masks_cuda(const PatchMaskArgs& args, void* stream) {
   const int64_t words = mask_words(args.height * args.width);
-  const auto kernel = patch_masks_kernel;
-  RC_LAUNCH(kernel, grid_for(ceil_div(args.samples * words, kThreads)), kThreads,
-            static_cast<cudaStream_t>(stream_handle), args);
-  check_cuda(cudaGetLastError());
+  launch_items(patch_masks_kernel, args.samples * words, stream, args);
 }
 
-void select_cuda(const SelectArgs& args, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
+void select_cuda(const SelectArgs& args, void* stream) {
   dispatch(args.out_dtype, [&](auto tag) { launch_select<decltype(tag)>(args, stream); });
 }
 
-void kept_sums_cuda(const KeptSumsArgs& args, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
+void kept_sums_cuda(const KeptSumsArgs& args, void* stream) {
   if (args.grad.dtype == DType::kFloat64) {
     launch_kept_sums<double>(args, stream);
   } else {

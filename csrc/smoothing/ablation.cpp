@@ -1,11 +1,32 @@
-// Schemas and checks of the ablation ops. The masks are a workspace of one bit a pixel and sample:
-// made in one pass, read by the selection.
-#include "common/cuda_stream.h"
-#include "smoothing/checks.h"
-#include "smoothing/launch.h"
+// The masks are a workspace of one bit a pixel and sample: made in one pass, read by the selection.
+#include "smoothing/ablation.h"
+
+#include "common/cpu.h"
+#include "common/device.h"
+#include "common/stream_arguments.h"
+#include "smoothing/output.h"
 
 namespace robustcore::smoothing {
 namespace {
+
+void pixel_masks_cpu(const PixelMaskArgs& args) {
+  const int64_t masks = args.images * args.samples;
+  run_units(RC_PICK(pixel_masks), args, masks, masks * (args.pixels / 8 + args.kept * 4));
+}
+
+void patch_masks_cpu(const PatchMaskArgs& args) {
+  run_units(RC_PICK(patch_masks), args, args.samples, args.samples * args.height * args.width);
+}
+
+void select_cpu(const SelectArgs& args) {
+  run_units(RC_PICK(select), args, select_tiling(args).units(),
+            args.images * args.samples * args.channels * args.pixels);
+}
+
+void kept_sums_cpu(const KeptSumsArgs& args) {
+  run_units(RC_PICK(kept_sums), args, kept_sums_units(args),
+            args.images * args.samples * args.channels * args.pixels);
+}
 
 // The masks of one call, on the device of `on`.
 struct Masks {
@@ -41,11 +62,7 @@ Masks make_masks(const Tensor& on, PixelMaskArgs args) {
   Masks masks(on, args.images, args.samples, args.pixels);
   args.masks = masks.data();
   if (args.images * args.samples * args.pixels == 0) return masks;
-  if (on.is_cuda()) {
-    on_cuda(on, [&](void* stream) { pixel_masks_cuda(args, stream); });
-  } else {
-    pixel_masks_cpu(args);
-  }
+  run(on, args, pixel_masks_cpu, RC_CUDA(pixel_masks_cuda));
   return masks;
 }
 
@@ -83,11 +100,7 @@ Masks make_masks(const Tensor& on, PatchMaskArgs args) {
   Masks masks(on, 1, args.samples, args.height * args.width);
   args.masks = masks.data();
   if (args.samples * args.height * args.width == 0) return masks;
-  if (on.is_cuda()) {
-    on_cuda(on, [&](void* stream) { patch_masks_cuda(args, stream); });
-  } else {
-    patch_masks_cpu(args);
-  }
+  run(on, args, patch_masks_cpu, RC_CUDA(patch_masks_cuda));
   return masks;
 }
 
@@ -117,11 +130,7 @@ void select_into(SelectArgs args, const MaskArgs& mask_args, const Tensor& value
   args.out = out.mutable_data_ptr();
   args.out_dtype = floating_dtype("out", out.scalar_type());
   args.channels_last = channels_last && args.channels > 1 && args.pixels > 1;
-  if (values.is_cuda()) {
-    on_cuda(values, [&](void* stream) { select_cuda(args, stream); });
-  } else {
-    select_cpu(args);
-  }
+  run(values, args, select_cpu, RC_CUDA(select_cuda));
 }
 
 template <class MaskArgs>
@@ -157,47 +166,29 @@ Tensor kept_sums(const Tensor& grad, const MaskArgs& mask_args) {
   Masks masks = make_masks(grad, mask_args);
   args.masks = masks.data(), args.mask_images = masks.images;
   args.sum = sum.mutable_data_ptr();
-  if (grad.is_cuda()) {
-    on_cuda(grad, [&](void* stream) { kept_sums_cuda(args, stream); });
-  } else {
-    kept_sums_cpu(args);
-  }
+  run(grad, args, kept_sums_cpu, RC_CUDA(kept_sums_cuda));
   return sum;
 }
 
 Tensor ablate_pixels(const Tensor& values, const OptionalTensor& fill, int64_t num_samples,
-                     int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
-                     const OptionalTensor& image_offset_tensor,
-                     const OptionalTensor& sample_offset_tensor, ScalarType dtype,
-                     bool channels_last) {
+                     int64_t k, RC_STREAM_PARAMETERS, ScalarType dtype, bool channels_last) {
   const SelectArgs args = select_args(values, fill, num_samples);
-  return select_new(args,
-                    pixel_mask_args(values, num_samples, args.pixels, k,
-                                    {seed, image_offset, sample_offset, image_offset_tensor,
-                                     sample_offset_tensor}),
+  return select_new(args, pixel_mask_args(values, num_samples, args.pixels, k, RC_STREAM_ARGUMENTS),
                     values, dtype, channels_last);
 }
 
 void ablate_pixels_out(const Tensor& values, const OptionalTensor& fill, int64_t num_samples,
-                       int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
-                       const OptionalTensor& image_offset_tensor,
-                       const OptionalTensor& sample_offset_tensor, bool channels_last, Tensor out) {
+                       int64_t k, RC_STREAM_PARAMETERS, bool channels_last, Tensor out) {
   const SelectArgs args = select_args(values, fill, num_samples);
-  select_out(args,
-             pixel_mask_args(
-                 values, num_samples, args.pixels, k,
-                 {seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor}),
+  select_out(args, pixel_mask_args(values, num_samples, args.pixels, k, RC_STREAM_ARGUMENTS),
              values, channels_last, out);
 }
 
 Tensor ablate_pixels_sums(const Tensor& grad,  // [B, S, C, *D]
-                          int64_t k, int64_t seed, int64_t image_offset, int64_t sample_offset,
-                          const OptionalTensor& image_offset_tensor,
-                          const OptionalTensor& sample_offset_tensor) {
+                          int64_t k, RC_STREAM_PARAMETERS) {
   check(grad.dim() >= 4, "grad: got shape ", shape_of(grad), ", want [B, S, C, *D]");
   return kept_sums(grad, pixel_mask_args(grad, grad.size(1), pixels_of("grad", grad, 3), k,
-                                         {seed, image_offset, sample_offset, image_offset_tensor,
-                                          sample_offset_tensor}));
+                                         RC_STREAM_ARGUMENTS));
 }
 
 Tensor ablate_patches(const Tensor& values, const OptionalTensor& fill, int64_t num_positions,
@@ -229,40 +220,28 @@ Tensor ablate_patches_sums(const Tensor& grad,  // [B, S, C, H, W]
 
 }  // namespace
 
-#define RC_STREAM_ARGUMENTS                                                               \
-  "SymInt seed, SymInt image_offset, SymInt sample_offset, Tensor? image_offset_tensor, " \
-  "Tensor? sample_offset_tensor"
-#define RC_WINDOW_ARGUMENTS \
+#define RC_WINDOW_SCHEMA \
   "SymInt first, SymInt patch_h, SymInt patch_w, SymInt stride_h, SymInt stride_w"
-#define RC_PIXEL_ARGUMENTS \
-  "Tensor values, Tensor? fill, SymInt num_samples, SymInt k, " RC_STREAM_ARGUMENTS ", "
-#define RC_PATCH_ARGUMENTS \
-  "Tensor values, Tensor? fill, SymInt num_positions, " RC_WINDOW_ARGUMENTS ", "
+#define RC_PIXEL_SCHEMA \
+  "Tensor values, Tensor? fill, SymInt num_samples, SymInt k, " RC_STREAM_SCHEMA ", "
+#define RC_PATCH_SCHEMA "Tensor values, Tensor? fill, SymInt num_positions, " RC_WINDOW_SCHEMA ", "
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
-  m.def("ablate_pixels(" RC_PIXEL_ARGUMENTS "ScalarType dtype, bool channels_last) -> Tensor");
-  m.def("ablate_pixels_out(" RC_PIXEL_ARGUMENTS "bool channels_last, Tensor(a!) out) -> ()");
-  m.def("ablate_pixels_sums(Tensor grad, SymInt k, " RC_STREAM_ARGUMENTS ") -> Tensor");
-  m.def("ablate_patches(" RC_PATCH_ARGUMENTS "ScalarType dtype, bool channels_last) -> Tensor");
-  m.def("ablate_patches_out(" RC_PATCH_ARGUMENTS "bool channels_last, Tensor(a!) out) -> ()");
-  m.def("ablate_patches_sums(Tensor grad, " RC_WINDOW_ARGUMENTS ") -> Tensor");
+  m.def("ablate_pixels(" RC_PIXEL_SCHEMA "ScalarType dtype, bool channels_last) -> Tensor");
+  m.def("ablate_pixels_out(" RC_PIXEL_SCHEMA "bool channels_last, Tensor(a!) out) -> ()");
+  m.def("ablate_pixels_sums(Tensor grad, SymInt k, " RC_STREAM_SCHEMA ") -> Tensor");
+  m.def("ablate_patches(" RC_PATCH_SCHEMA "ScalarType dtype, bool channels_last) -> Tensor");
+  m.def("ablate_patches_out(" RC_PATCH_SCHEMA "bool channels_last, Tensor(a!) out) -> ()");
+  m.def("ablate_patches_sums(Tensor grad, " RC_WINDOW_SCHEMA ") -> Tensor");
 }
 
-template <class Library>
-void implement_ablation(Library& m) {
+RC_LIBRARY_IMPL(m) {
   m.impl("ablate_pixels", TORCH_BOX(&ablate_pixels));
   m.impl("ablate_pixels_out", TORCH_BOX(&ablate_pixels_out));
   m.impl("ablate_pixels_sums", TORCH_BOX(&ablate_pixels_sums));
   m.impl("ablate_patches", TORCH_BOX(&ablate_patches));
   m.impl("ablate_patches_out", TORCH_BOX(&ablate_patches_out));
   m.impl("ablate_patches_sums", TORCH_BOX(&ablate_patches_sums));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
-  implement_ablation(m);
-}
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
-  implement_ablation(m);
 }
 
 }  // namespace robustcore::smoothing

@@ -1,0 +1,90 @@
+// Launching CUDA kernels, torch-free. Every kernel starts through `launch` and every shuffle goes
+// through the wrappers that the tests stand in for (RC_CUDA_SHIM), so that the same kernels run on
+// CPU threads where there is no device.
+#pragma once
+
+#if defined(RC_CUDA_SHIM)
+#include "cuda_shim.h"
+#else
+#include <cuda_runtime.h>
+#define RC_LAUNCH(kernel, grid, block, stream, ...) \
+  (kernel)<<<static_cast<unsigned>(grid), static_cast<unsigned>(block), 0, (stream)>>>(__VA_ARGS__)
+#endif
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "common/strided.h"
+
+namespace robustcore {
+
+// A block of every kernel that has no reason for another size.
+constexpr int kThreads = 256;
+
+inline void check_cuda(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::string message = std::string("robustcore: CUDA: ") + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    message +=
+        "; no kernel of this build fits the GPU (see robustcore.build_info()['cuda_archs']); "
+        "reinstall with ROBUSTCORE_CUDA_ARCHS set to its compute capability";
+  } else if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    message +=
+        "; the driver is older than the CUDA toolkit of this build; update the driver (580 or "
+        "newer for CUDA 13) or reinstall with an older toolkit's nvcc in PATH";
+  }
+  throw std::runtime_error(message);
+}
+
+// How many blocks keep the current device busy with some to spare.
+inline int64_t blocks_wanted() {
+  int device = 0, processors = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  return static_cast<int64_t>(processors) * 16;
+}
+
+// One block a unit of work, where units do not exceed what a grid takes; kernels loop over units.
+template <class... Parameters, class... Args>
+void launch(void (*kernel)(Parameters...), int64_t units, int threads, void* stream,
+            const Args&... args) {
+  constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
+  RC_LAUNCH(kernel, units < kMaxGrid ? units : kMaxGrid, threads, static_cast<cudaStream_t>(stream),
+            args...);
+  check_cuda(cudaGetLastError());
+}
+
+// As many blocks as the items need, or as keep the device busy; kernels loop over items.
+template <class... Parameters, class... Args>
+void launch_items(void (*kernel)(Parameters...), int64_t items, void* stream, const Args&... args) {
+  const int64_t blocks = ceil_div(items, kThreads), enough = blocks_wanted();
+  launch(kernel, blocks < enough ? blocks : enough, kThreads, stream, args...);
+}
+
+// Calls body(unit) for the units of this block. 64 bits throughout: a batch may have more than
+// 2^31 elements.
+template <class Body>
+__device__ __forceinline__ void for_units(int64_t units, const Body& body) {
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) body(unit);
+}
+
+// Calls body(item) for the items of this thread; neighbouring threads have neighbouring items.
+template <class Body>
+__device__ __forceinline__ void for_items(int64_t items, const Body& body) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; item < items;
+       item += step) {
+    body(item);
+  }
+}
+
+// Consecutive values, read or written with as few instructions as their size allows.
+template <class T, int kWide>
+struct alignas(sizeof(T) * kWide > 16 ? 16 : sizeof(T) * kWide) Pack {
+  T v[kWide];
+};
+template <class T>
+using Quad = Pack<T, 4>;
+
+}  // namespace robustcore

@@ -1,0 +1,323 @@
+#include "common/cuda.h"
+#include "smoothing/noise.h"
+
+namespace robustcore::smoothing {
+namespace {
+
+// ---- noise ---------------------------------------------------------------------------------------
+
+enum class Write {
+  kQuads,    // a column is an aligned run of 4 * kChannels outputs
+  kScatter,  // each element finds its own place
+};
+
+// A block works on a tile of columns (four elements each, of kChannels channels) and a run of
+// samples: what depends on the column alone stays in registers over the run, what depends on the
+// sample alone in shared memory. Narrow images put several samples side by side in a block.
+struct NoiseGrid {
+  int32_t columns, rows;              // of a block's threads: columns * rows == kThreads
+  int64_t plane;                      // elements between a column's channels
+  int64_t column_tiles, sample_runs;  // in all, per image
+  int64_t samples;                    // of a run, at most kThreads
+  PhiloxKeys<Scalar> keys;            // in constant memory, an operand of every round
+
+  NoiseGrid(const NoiseArgs& args, int channels)
+      : columns(kThreads),
+        plane(channels == 1 ? args.elements : args.elements / args.channels),
+        keys(philox_key(args.stream.seed)) {
+    const int64_t wanted = ceil_div(args.elements / channels, 4);
+    while (columns / 2 >= wanted) columns /= 2;
+    rows = kThreads / columns;
+    column_tiles = ceil_div(wanted, columns);
+    const int64_t spread = ceil_div(args.images * column_tiles * args.samples, blocks_wanted());
+    samples = spread < rows ? rows : spread > kThreads ? kThreads : spread;
+    sample_runs = ceil_div(args.samples, samples);
+  }
+};
+
+// What of one thread's elements does not depend on the sample, as in Epilogue on the CPU: base and
+// scale of an affine distribution; x, gain and shift of splitting.
+template <class T, Distribution kDistribution, int kElements>
+struct Epilogues {
+  static constexpr bool kSplit = kDistribution == Distribution::kSplitting;
+  T base[kElements][kThreads], scale[kElements][kThreads];
+  T shift[kSplit ? kElements : 1][kThreads];
+
+  __device__ void load(const NoiseArgs& args, int64_t image, int64_t e, int j) {
+    const auto value = [&](const StridedView& view, T absent) {
+      if (!view.data) return absent;
+      return load_as<T>(view.data, view.dtype, image * view.image_stride + element_offset(view, e));
+    };
+    T x = 0, gain = 0, offset = 0;
+    if (e < args.elements) {
+      const T mean = value(args.mean, T(0)), std = value(args.std, T(1));
+      x = value(args.x, T(0));
+      if constexpr (kSplit) {
+        prepare_split(args, mean, std, x, gain, offset);
+      } else {
+        gain = value(args.sigma, static_cast<T>(args.sigma_value));
+        if (args.mean.data || args.std.data) {
+          x = affine_base(x, mean, std);
+          gain = gain / std;
+        }
+      }
+    }
+    base[j][threadIdx.x] = x, scale[j][threadIdx.x] = gain;
+    if constexpr (kSplit) shift[j][threadIdx.x] = offset;
+  }
+};
+
+// The places of a column's outputs where they are scattered.
+struct Places {
+  int64_t at[4];
+
+  __device__ Places(const NoiseArgs& args, int64_t first) {
+    const int64_t pixels = args.elements / args.channels;
+    int64_t c = first / pixels, p = first % pixels;
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      at[i] = p * args.channels + c;
+      if (++p == pixels) p = 0, ++c;
+    }
+  }
+};
+
+// Blocks that share a processor: as many as leave each thread the registers it needs.
+template <Distribution kDistribution, int kChannels>
+constexpr int kBlocks =
+    (kChannels == 1 ? 4 : 3) - (kDistribution == Distribution::kGaussian ? 0 : 1) -
+    (kDistribution == Distribution::kSplitting && kChannels == 1 ? 1 : 0);
+
+// One thread's column: holds what stays the same over a run of samples in registers.
+template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+class Column {
+  using T = Arithmetic<Out>;
+  using One = OneLane<T>;
+  static constexpr int kElements = 4 * kChannels;
+  static constexpr bool kSplit = kDistribution == Distribution::kSplitting;
+  using Shared = Epilogues<T, kDistribution, kElements>;
+
+ public:
+  __device__ Column(const NoiseArgs& args, const NoiseGrid& grid, const Shared& shared,
+                    int64_t column)
+      : args_(args), grid_(grid), shared_(shared), first_(4 * column), places_(args, first_) {
+    if constexpr (kSplit) split_ = make_split<T>(args);
+    RC_UNROLL
+    for (int j = 0; j < kElements; ++j) {
+      base_[j] = shared.base[j][threadIdx.x], scale_[j] = shared.scale[j][threadIdx.x];
+    }
+    RC_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      counter_[c] = philox_column<Scalar>(static_cast<uint32_t>((c * grid.plane + first_) / 4));
+    }
+  }
+
+  // The outputs of one sample, whose image begins at `out`; `index` is the sample's.
+  __device__ void write(const PhiloxRow& row, int64_t index, Out* out) {
+    Quad<Out> quads[kChannels];  // in memory order: element i of channel c at i * kChannels + c
+    if (kSplit && args_.levels > 0) split_.index = static_cast<T>(index % args_.levels);
+    RC_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      float z[4];
+      draw<kDistribution, Scalar>(row, counter_[c], grid_.keys, z);
+      RC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int to = i * kChannels + c;
+        quads[to / 4].v[to % 4] = convert<Out>(value(4 * c + i, static_cast<T>(z[i])));
+      }
+    }
+    if constexpr (kWrite == Write::kQuads) {
+      auto* to = reinterpret_cast<Quad<Out>*>(out + kChannels * first_);
+      RC_UNROLL
+      for (int c = 0; c < kChannels; ++c) to[c] = quads[c];
+    } else {
+      RC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (first_ + i < args_.elements) out[places_.at[i]] = quads[0].v[i];
+      }
+    }
+  }
+
+ private:
+  __device__ T value(int j, T z) const {
+    if constexpr (kSplit) {
+      const T cut = split_.template operator()<One>(base_[j], split_.template threshold<One>(z));
+      return fused_multiply_add(scale_[j], cut, shared_.shift[j][threadIdx.x]);
+    } else {
+      return fused_multiply_add(scale_[j], z, base_[j]);
+    }
+  }
+
+  const NoiseArgs& args_;
+  const NoiseGrid& grid_;
+  const Shared& shared_;
+  const int64_t first_;
+  const Places places_;
+  Split<T> split_{};
+  T base_[kElements], scale_[kElements];
+  PhiloxColumn<Scalar> counter_[kChannels];
+};
+
+template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+__global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
+    noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
+  constexpr int kElements = 4 * kChannels;
+  __shared__ PhiloxRow rows[kThreads];
+  __shared__ Epilogues<Arithmetic<Out>, kDistribution, kElements> epilogues;
+  // Thresholds in turn: one offset an element, the same for every image and sample.
+  const bool in_turn = kDistribution == Distribution::kSplitting && args.levels > 0;
+  const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
+  const int lane = threadIdx.x % grid.columns, first_row = threadIdx.x / grid.columns;
+
+  for_units(args.images * grid.column_tiles * grid.sample_runs, [&](int64_t unit) {
+    const int64_t run = unit % grid.sample_runs;
+    const int64_t tile = unit / grid.sample_runs % grid.column_tiles;
+    const int64_t image = unit / grid.sample_runs / grid.column_tiles;
+    const int64_t s_begin = run * grid.samples, left = args.samples - s_begin;
+    const int count = static_cast<int>(left < grid.samples ? left : grid.samples);
+    if (static_cast<int>(threadIdx.x) < count) {
+      const int64_t sample = in_turn ? 0 : sample0 + s_begin + threadIdx.x;
+      rows[threadIdx.x] = stream_row(philox_key(args.stream.seed), domain_of(kDistribution),
+                                     in_turn ? 0 : image0 + image, sample);
+    }
+    // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
+    // reads them back into registers.
+    const int64_t column = tile * grid.columns + lane;
+    RC_ROLL
+    for (int j = 0; j < kElements; ++j) {
+      epilogues.load(args, image, j / 4 * grid.plane + 4 * column + j % 4, j);
+    }
+    __syncthreads();
+    if (4 * column < grid.plane) {
+      Column<Out, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, column);
+      Out* out = static_cast<Out*>(args.out) + (image * args.samples + s_begin) * args.elements;
+      RC_ROLL
+      for (int s = first_row; s < count; s += grid.rows) {
+        outputs.write(rows[s], sample0 + s_begin + s, out + s * args.elements);
+      }
+    }
+    __syncthreads();
+  });
+}
+
+template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+void launch_noise(const NoiseArgs& args, void* stream) {
+  const NoiseGrid grid(args, kChannels);
+  launch(noise_kernel<Out, kDistribution, kChannels, kWrite>,
+         args.images * grid.column_tiles * grid.sample_runs, kThreads, stream, args, grid);
+}
+
+// ---- sums ----------------------------------------------------------------------------------------
+
+// A block owns kSumColumns columns of one image; its rows take one run of samples each, and the
+// runs are added in order, as on the CPU.
+constexpr int kSumColumns = 32, kSumRows = kThreads / kSumColumns;
+
+template <class T>
+using Sums = T[2][4];  // of the gradient and of its product with the noise, a column each
+
+// Adds samples [begin, end) of a column; at[i] is where element i of sample 0 lies, -1 past the
+// end.
+template <Distribution kDistribution, class T>
+__device__ void add_samples(const SumsArgs& args, const PhiloxKey& key,
+                            const PhiloxKeys<Scalar>& keys, int64_t image, int64_t column,
+                            const int64_t (&at)[4], int64_t begin, int64_t end, Sums<T>& part) {
+  const auto counter = philox_column<Scalar>(static_cast<uint32_t>(column));
+  const int64_t sample0 = first_sample(args.stream), index = first_image(args.stream) + image;
+  for (int64_t s = begin; s < end; ++s) {
+    float z[4] = {};
+    if (args.noise_sum) {
+      const PhiloxRow row = stream_row(key, domain_of(kDistribution), index, sample0 + s);
+      draw<kDistribution, Scalar>(row, counter, keys, z);
+    }
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (at[i] < 0) continue;
+      const T g = load_as<T>(args.grad.data, args.grad.dtype, at[i] + s * args.grad.sample_stride);
+      part[0][i] += g;
+      part[1][i] = fused_multiply_add(g, static_cast<T>(z[i]), part[1][i]);
+    }
+  }
+}
+
+template <class T, Distribution kDistribution>
+__global__ void __launch_bounds__(kThreads, 2)
+    sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
+  __shared__ Sums<T> parts[kSumRows][kSumColumns];
+  const int lane = threadIdx.x % kSumColumns, row = threadIdx.x / kSumColumns;
+  const int64_t columns = ceil_div(args.elements, 4), tiles = ceil_div(columns, kSumColumns);
+  const int64_t runs = ceil_div(args.samples, kSumRun);
+  const PhiloxKeys<Scalar> keys(key);
+
+  for_units(args.images * tiles, [&](int64_t unit) {
+    const int64_t image = unit / tiles, column = unit % tiles * kSumColumns + lane;
+    int64_t at[4];
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int64_t e = 4 * column + i;
+      at[i] =
+          e < args.elements ? image * args.grad.image_stride + element_offset(args.grad, e) : -1;
+    }
+    Sums<T> total = {};
+    for (int64_t wave = 0; wave < runs; wave += kSumRows) {
+      Sums<T> part = {};
+      const int64_t begin = (wave + row) * kSumRun;
+      const int64_t end = begin + kSumRun < args.samples ? begin + kSumRun : args.samples;
+      add_samples<kDistribution>(args, key, keys, image, column, at, begin, end, part);
+      RC_UNROLL
+      for (int i = 0; i < 8; ++i) parts[row][lane][i / 4][i % 4] = part[i / 4][i % 4];
+      __syncthreads();
+      for (int r = 0; row == 0 && r < kSumRows && wave + r < runs; ++r) {
+        RC_UNROLL
+        for (int i = 0; i < 8; ++i) total[i / 4][i % 4] += parts[r][lane][i / 4][i % 4];
+      }
+      __syncthreads();
+    }
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (row != 0 || at[i] < 0) continue;
+      const int64_t to = image * args.elements + 4 * column + i;
+      static_cast<T*>(args.sum)[to] = total[0][i];
+      if (args.noise_sum) static_cast<T*>(args.noise_sum)[to] = total[1][i];
+    }
+  });
+}
+
+template <class T, Distribution kDistribution>
+void launch_sums(const SumsArgs& args, void* stream) {
+  launch(sums_kernel<T, kDistribution>,
+         args.images * ceil_div(ceil_div(args.elements, 4), kSumColumns), kThreads, stream, args,
+         philox_key(args.stream.seed));
+}
+
+}  // namespace
+
+void noise_cuda(const NoiseArgs& args, void* stream) {
+  const bool whole_quads =
+      args.elements / args.channels % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  dispatch(args.out_dtype, [&](auto tag) {
+    for_distribution(args.distribution, [&](auto of) {
+      using Out = decltype(tag);
+      // The layouts of images in the dtypes of models get kernels of their own.
+      if constexpr (sizeof(Out) <= sizeof(float)) {
+        if (whole_quads && args.channels == 1)
+          return launch_noise<Out, of(), 1, Write::kQuads>(args, stream);
+        if (whole_quads && args.channels == 3)
+          return launch_noise<Out, of(), 3, Write::kQuads>(args, stream);
+      }
+      launch_noise<Out, of(), 1, Write::kScatter>(args, stream);
+    });
+  });
+}
+
+void sums_cuda(const SumsArgs& args, void* stream) {
+  for_affine(args.distribution, [&](auto of) {
+    if (args.grad.dtype == DType::kFloat64) {
+      launch_sums<double, of()>(args, stream);
+    } else {
+      launch_sums<float, of()>(args, stream);
+    }
+  });
+}
+
+}  // namespace robustcore::smoothing
