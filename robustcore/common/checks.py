@@ -19,7 +19,7 @@ def require_int(name: str, value: Any, low: int, high: int | None = None) -> int
         raise TypeError(f"{name}: got {value!r}, want {wanted}")
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter for a tensor without values
         raise TypeError(
             f"{name}: got {value!r} of type {type(value).__name__}, want {wanted}"
         ) from None
@@ -32,7 +32,10 @@ def require_real(name: str, value: Any, wanted: str) -> float:
     """``value`` as a finite float; TypeError unless a real number, ValueError unless finite."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, want {wanted}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name}: got {number}, want {wanted}")
     return number
@@ -43,6 +46,14 @@ def require_positive(name: str, value: Any) -> float:
     wanted = "a finite number above 0"
     number = require_real(name, value, wanted)
     if number <= 0:
+        raise ValueError(f"{name}: got {number}, want {wanted}")
+    return number
+
+
+def require_not_negative(name: str, value: Any, wanted: str = "a number of at least 0") -> float:
+    """``value`` as a finite float of at least 0."""
+    number = require_real(name, value, wanted)
+    if number < 0:
         raise ValueError(f"{name}: got {number}, want {wanted}")
     return number
 

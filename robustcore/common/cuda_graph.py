@@ -1,8 +1,7 @@
-"""The sampling loop as a CUDA graph: its step is captured once and launched as one thing after.
+"""CUDA graphs: a step of a loop is captured once and launched as one thing after.
 
-A step is a full batch of one image: noise, model, votes. It works on buffers that stay where they
-are, and reads from device memory which image and which samples are next; its last kernel advances
-that counter. A replay therefore needs nothing from the host, and any number of them can be queued.
+The step works on buffers that stay where they are, and reads what changes from device memory. A
+replay therefore needs nothing from the host, and any number of them can be queued.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+
+from robustcore.common.fingerprint import fingerprint, surprising
 
 # What of torch.<device> captures and replays; a test may put something in its place.
 BACKENDS: dict[str, Any] = {"cuda": torch.cuda}
@@ -23,130 +22,45 @@ BACKENDS: dict[str, Any] = {"cuda": torch.cuda}
 # the first ones. They are part of the run, so they cost nothing.
 WARM_UP = 3
 
-
-class Step:
-    """Noise, model and votes of the next ``len(buffer)`` samples of one image.
-
-    Calling it queues the kernels; it is the same whether they run, or are captured.
-
-    Args:
-        sample: ``Distribution.sample`` with what stays the same, the seed apart.
-        logits: maps a batch to logits ``[N, num_classes]``.
-        count: ``Distribution.count``.
-        image: one like those that will be loaded, ``[C, H, W]``.
-        buffer: what the model receives, ``[N, ...]``.
-        seed: of the noise; a captured step keeps the one it was captured with.
-    """
-
-    def __init__(
-        self,
-        sample: Callable[..., Tensor],
-        logits: Callable[[Tensor], Tensor],
-        count: Callable[[Tensor], Tensor],
-        image: Tensor,
-        buffer: Tensor,
-        num_classes: int,
-        seed: int,
-    ) -> None:
-        self._sample, self._logits, self._count = sample, logits, count
-        self.buffer, self.seed = buffer, seed
-        self._image = image.new_empty((1, *image.shape))
-        self._image_index = torch.zeros((), dtype=torch.int64, device=image.device)
-        self._sample_index = torch.zeros_like(self._image_index)
-        self._votes = self._image_index.new_zeros((1, num_classes))
-        self._loaded: int | None = None  # index of the image in its buffer
-        self._next: int | None = None  # value of the counter on the device
-
-    def __call__(self) -> None:
-        rows = len(self.buffer)
-        self._sample(
-            self._image,
-            rows,
-            seed=self.seed,
-            image_offset=self._image_index,
-            sample_offset=self._sample_index,
-            out=self.buffer.view(1, *self.buffer.shape),
-        )
-        self._votes.add_(self._count(self._logits(self.buffer).view(1, rows, -1)))
-        self._sample_index.add_(rows)
-
-    def load(self, image: Tensor, index: int, first_sample: int) -> None:
-        """Makes samples ``first_sample`` on of the image of that index the next. Queues only."""
-        if self._loaded != index:
-            self._image.copy_(image.unsqueeze(0))
-            self._image_index.fill_(index)
-        if self._next != first_sample:
-            self._sample_index.fill_(first_sample)
-        self._loaded, self._next = index, first_sample
-
-    def advanced(self) -> None:
-        """Says that the step has run."""
-        assert self._next is not None
-        self._next += len(self.buffer)
-
-    def take_votes(self, into: Tensor) -> None:
-        """Adds the votes since the last time to ``into``, ``[K]``, and starts again from none."""
-        into.add_(self._votes.squeeze(0))
-        self._votes.zero_()
-
-    def reset(self) -> None:
-        """No votes, and nothing that is loaded: another image may have the same index."""
-        self._votes.zero_()
-        self._loaded = self._next = None
+L = TypeVar("L")
 
 
 class NotCapturable(Exception):
     """The step cannot be captured, for the reason that is its cause; the batch was not sampled."""
 
 
-class GraphLoop:
-    """Runs steps: the first ones eagerly, to warm up, all later ones as replays of a capture."""
+class CapturedStep:
+    """Runs a step again and again: the first times eagerly, to warm up, later as replays.
 
-    def __init__(self, step: Step, device: torch.device) -> None:
-        self.step = step
+    Args:
+        step: queues kernels, the same whether they run or are captured.
+        device: of the kernels.
+    """
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        self._step = step
         self._device, self._cuda = device, BACKENDS[device.type]
         with self._cuda.device(device):
             self._stream = self._cuda.Stream()
-            # Graphs that are captured one after the other, for another seed, share their memory.
+            # Graphs that are captured one after the other share their memory.
             self._pool = self._cuda.graph_pool_handle()
         self._warm = 0
         self._graph: Any = None
         self._captured = False
-        self._votes: Tensor | None = None  # where those of the present image go
-        self._index: int | None = None
 
-    def use_seed(self, seed: int) -> None:
-        if seed != self.step.seed:
-            self.step.seed, self._captured = seed, False
+    def forget(self) -> None:
+        """Has the step captured anew: what it is to do has changed."""
+        self._captured = False
 
-    def run(self, image: Tensor, index: int, first_sample: int, votes: Tensor) -> None:
-        """One full batch of ``image``, whose votes are in ``votes`` after :meth:`finish`.
-
-        Raises NotCapturable where a model waits for the device, say.
-        """
-        if index != self._index:
-            self.finish()
-        self._index, self._votes = index, votes
+    def run(self) -> None:
+        """One step. Raises NotCapturable where it waits for the device, say."""
         with self._cuda.device(self._device), _no_autocast_cache():
-            self.step.load(image, index, first_sample)
             if not self._captured and self._warm < WARM_UP:
                 self._warm_up()
             else:
                 if not self._captured:
                     self._capture()
                 self._graph.replay()
-        self.step.advanced()
-
-    def begin(self) -> None:
-        """Before the first step of a count; one that was left by an error is forgotten."""
-        self._votes = self._index = None
-        self.step.reset()
-
-    def finish(self) -> None:
-        """After the last step: hands over the votes."""
-        if self._votes is not None:
-            self.step.take_votes(self._votes)
-        self._votes = self._index = None
 
     def _warm_up(self) -> None:
         last = self._warm == WARM_UP - 1
@@ -156,7 +70,7 @@ class GraphLoop:
             # In the last one a model that waits for the device is found before it can break a
             # capture, which torch does not recover from in every respect.
             with self._cuda.stream(self._stream), self._waiting("error" if last else None):
-                self.step()
+                self._step()
         except RuntimeError as error:
             if not last:
                 raise
@@ -181,7 +95,7 @@ class GraphLoop:
                 ),
                 self._waiting("error"),
             ):
-                self.step()
+                self._step()
         except Exception as error:  # the step itself has run before: whatever this is, go without
             raise NotCapturable from error
         # Only now may the graph before it go: the pool lives as long as one of them.
@@ -204,16 +118,16 @@ class GraphLoop:
             _set_waiting(self._cuda, before)
 
 
-class _OfThread(threading.local):
+class _OfThread(threading.local, Generic[L]):
     def __init__(self) -> None:
-        self.loops: dict[int, tuple[Any, GraphLoop]] = {}
+        self.loops: dict[int, tuple[Any, L]] = {}
         self.refused: dict[int, Any] = {}  # what could not be captured
 
 
-class Graphs:
-    """The loops of one ``Smooth``: kept from call to call, while what they were captured of stays.
+class Graphs(Generic[L]):
+    """The loops of one owner: kept from call to call, while what they were captured of stays.
 
-    Every thread has its own, for they hold the batch that is sampled.
+    Every thread has its own, for they hold the batch that is at work.
 
     Args:
         wanted: True: an error where it cannot be; None: where it can and no surprise is to be
@@ -222,9 +136,9 @@ class Graphs:
 
     def __init__(self, wanted: bool | None) -> None:
         self.wanted = wanted
-        self._own = _OfThread()
+        self._own: _OfThread[L] = _OfThread()
 
-    def __reduce__(self) -> tuple[type[Graphs], tuple[bool | None]]:
+    def __reduce__(self) -> tuple[type[Graphs[L]], tuple[bool | None]]:
         return Graphs, (self.wanted,)  # a copy captures for itself
 
     def require(self, device: torch.device, offsets_on_device: bool) -> None:
@@ -240,32 +154,29 @@ class Graphs:
         self,
         slot: int,
         model: Any,
-        image: Tensor,
+        device: torch.device,
         depends: tuple[Any, ...],
-        seed: int,
-        make_step: Callable[[], Step],
-    ) -> GraphLoop | None:
-        """The loop of one of the views of the images, None to go without.
+        make: Callable[[], L],
+    ) -> L | None:
+        """The loop in one of the slots, None to go without.
 
-        ``depends`` is what a step depends on beside the model, the image's form and the seed.
+        ``depends`` is what a capture depends on beside the model and the device.
         """
-        kind = image.device.type
+        kind = device.type
         if self.wanted is False or kind not in BACKENDS:
             return None
         if self.wanted is None and surprising(model):
             return None
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        key = (*depends, image.shape, image.dtype, image.device, autocast, fingerprint(model))
+        key = (*depends, device, autocast, fingerprint(model))
         own = self._own
         if own.refused.get(slot) == key:
             return None
         if slot not in own.loops or own.loops[slot][0] != key:
             # The old one goes first: its memory is as large.
             own.loops.pop(slot, None)
-            own.loops[slot] = key, GraphLoop(make_step(), image.device)
-        loop = own.loops[slot][1]
-        loop.use_seed(seed)
-        return loop
+            own.loops[slot] = key, make()
+        return own.loops[slot][1]
 
     def refuse(self, slot: int, error: BaseException | None) -> None:
         """Complains that a step cannot be captured: an error if it is wanted, else one warning."""
@@ -281,74 +192,8 @@ class Graphs:
             f"cuda_graph: the step cannot be captured ({error}); sampling goes on without a "
             "graph, with the same results. cuda_graph=False avoids the attempt",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-
-
-def surprising(model: Any) -> bool:
-    """Whether Python code of the model may be meant to run at every batch.
-
-    That of a replay does not run: what a function closes over, what hooks do, what training mode
-    counts would be as at the capture.
-    """
-    if not isinstance(model, nn.Module):
-        return True
-    kinds = (torch.jit.ScriptModule, nn.DataParallel)
-    return any(
-        module.training
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or isinstance(module, kinds)
-        # torch.compile may have graphs of its own.
-        or hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-
-
-def fingerprint(model: Any) -> Any:
-    """What a captured step depends on of a model: its modules, all they hold, where tensors lie.
-
-    The values of tensors are not in it; a replay reads them. Two models of one fingerprint run the
-    same kernels on the same memory.
-    """
-    if not isinstance(model, nn.Module):
-        return object()  # equal to nothing: there is no telling
-    return _state(model, set())
-
-
-class _Same:
-    """Equal to the very same object alone, which it keeps, so that no other one takes its place."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _state(value: Any, seen: set[int]) -> Any:
-    if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
-        return type(value), repr(value)
-    if isinstance(value, Tensor):
-        form = type(value), value.shape, value.dtype, value.device
-        if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.layout != torch.strided:
-            return _Same(value), form
-        return value.data_ptr(), value.stride(), form
-    if id(value) in seen:
-        return _Same(value)
-    seen.add(id(value))
-    if isinstance(value, (list, tuple)):
-        return type(value), [_state(v, seen) for v in value]
-    if isinstance(value, dict):
-        return type(value), [(_state(k, seen), _state(v, seen)) for k, v in value.items()]
-    if isinstance(value, nn.Module):
-        return type(value), _state(vars(value), seen)
-    if isinstance(value, (type, ModuleType)) or not hasattr(value, "__dict__"):
-        return _Same(value)
-    return _Same(value), _state(vars(value), seen)
 
 
 def _set_waiting(cuda: Any, mode: str | int) -> None:

@@ -43,9 +43,11 @@ class Told:
 
 
 Bar: TypeAlias = "tqdm[Any] | Told"
+Show: TypeAlias = bool | Callable[[int, int], Any]
+"""Whether to show a bar; or a function that is told the number done and that of all."""
 
 
-def sample_bar(total: int, what: str, progress: bool | Callable[[int, int], Any]) -> Bar:
+def sample_bar(total: int, what: str, progress: Show) -> Bar:
     """A bar that counts samples, shown or not, or one that tells a function."""
     from tqdm.auto import tqdm
 

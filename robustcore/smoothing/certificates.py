@@ -25,7 +25,7 @@ ABSTAIN = -1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Result:
+class Result:
     """One row an image, on the CPU; the scalars say how it was made."""
 
     prediction: Tensor
@@ -58,7 +58,7 @@ class _Result:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Certificates(_Result):
+class Certificates(Result):
     """Certified classes and radii of B images, in the norm of the noise and in pixel units.
 
     The norm is l2 by default; see ``noise.norm``. Under deterministic noise ``alpha`` and ``n0``
@@ -128,7 +128,7 @@ class Certificates(_Result):
             seed=seed,
             image_offset=image_offset,
             image_stride=image_stride,
-            seconds=_shares(seconds, len(counts)),
+            seconds=equal_shares(seconds, len(counts)),
             radius=torch.where(certified, radius, 0.0),
             p_lower=p_lower,
             counts0=counts0,
@@ -165,7 +165,7 @@ class Certificates(_Result):
             seed=seed,
             image_offset=image_offset,
             image_stride=image_stride,
-            seconds=_shares(seconds, len(counts)),
+            seconds=equal_shares(seconds, len(counts)),
             radius=noise.radius_of_votes(majority.votes, shape),
             p_lower=shares,
             counts0=counts,
@@ -297,7 +297,7 @@ class Certificates(_Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Predictions(_Result):
+class Predictions(Result):
     """Predicted classes of B images, each right with probability at least ``1 - alpha``.
 
     Source: Cohen, Rosenfeld and Kolter, 2019, PREDICT; Hung and Fithian, 2019.
@@ -333,10 +333,11 @@ class Predictions(_Result):
             seed=seed,
             image_offset=image_offset,
             image_stride=image_stride,
-            seconds=_shares(seconds, len(counts)),
+            seconds=equal_shares(seconds, len(counts)),
             p_value=p_value,
         )
 
 
-def _shares(seconds: float, images: int) -> Tensor:
+def equal_shares(seconds: float, images: int) -> Tensor:
+    """The wall time of each of the images ``[B]``, which share their batches."""
     return torch.full((images,), seconds / max(1, images), dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustcore.common.progress import Bar
 from robustcore.common.ranks import Ranks
-from robustcore.smoothing.sequential import Sampler
+from robustcore.smoothing.sampler import Sampler
 from robustcore.smoothing.smooth import Smooth
 
 

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
-from robustcore.common.cuda_graph import GraphLoop, Graphs, NotCapturable, Step
+from robustcore.common.cuda_graph import Graphs, NotCapturable
 from robustcore.common.progress import Bar
+from robustcore.smoothing.graph_loop import GraphLoop, Step
 from robustcore.smoothing.plan import Block, cut_runs, plan_batches
 from robustcore.smoothing.theory.distributions import Distribution
 
 # Of noise with two views, the second has images of its own in the noise stream.
 SECOND_VIEW = 2**47
+
+
+class Sampler(Protocol):
+    """What draws samples and counts their votes: on one device, or across ranks."""
+
+    seed: int
+    image_offset: int
+    image_stride: int
+
+    def count(
+        self,
+        images: Tensor,
+        first_sample: int,
+        num_samples: int,
+        bar: Bar,
+        indices: Sequence[int] | None = None,
+    ) -> Tensor: ...
+
+
+class Origin(TypedDict):
+    """Which samples a result is from, and how long they took."""
+
+    seed: int
+    image_offset: int
+    image_stride: int
+    seconds: float
+
+
+def origin(sampler: Sampler, started: float) -> Origin:
+    """Of a result whose run started at that ``time.perf_counter()``."""
+    return Origin(
+        seed=sampler.seed,
+        image_offset=sampler.image_offset,
+        image_stride=sampler.image_stride,
+        seconds=time.perf_counter() - started,
+    )
 
 
 class LocalSampler:
@@ -50,7 +88,7 @@ class LocalSampler:
         image_stride: int,
         seed: int,
         normalization: tuple[Tensor | None, Tensor | None],
-        graphs: Graphs,
+        graphs: Graphs[GraphLoop],
     ) -> None:
         self.image_offset, self.image_stride, self.seed = image_offset, image_stride, seed
         self._models, self._num_classes, self._noise = models, num_classes, noise
@@ -165,22 +203,26 @@ class LocalSampler:
         if not self._noise.offsets_on_device or not len(images):
             return None
         if number not in self._loops:
+            image = images[0]
 
-            def make_step() -> Step:
+            def make() -> GraphLoop:
                 if self._buffer is None:
                     self._buffer = self._new_buffer()
-                return Step(
+                step = Step(
                     self._sample,
                     logits,
                     self._noise.count,
-                    images[0],
+                    image,
                     self._buffer,
                     self._num_classes,
                     self.seed,
                 )
+                return GraphLoop(step, image.device)
 
-            loop = self._graphs.loop(number, model, images[0], self._depends, self.seed, make_step)
+            depends = (*self._depends, image.shape, image.dtype)
+            loop = self._graphs.loop(number, model, image.device, depends, make)
             if loop is not None:
+                loop.use_seed(self.seed)
                 self._buffer = loop.step.buffer  # one is enough
             self._loops[number] = loop
         return self._loops[number]

@@ -1,7 +1,7 @@
 """Sequential sampling: the same guarantee from as many samples as an image needs.
 
-:func:`certify` estimates a radius and stops where more samples would not change much;
-:func:`certify_at` tests one radius. Both look at the votes at sizes that grow by half
+:class:`EarlyStop` estimates a radius and stops where more samples would not change much;
+:class:`RadiusTest` tests one radius. Both look at the votes at sizes that grow by half
 (:mod:`robustcore.smoothing.theory.spending`) and spend alpha over these looks, so an image may stop
 at any of them. Samples are those of a run of fixed size, from the same stream, in the same order.
 """
@@ -10,39 +10,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_int, require_probability, require_real
-from robustcore.common.progress import Bar, sample_bar
-from robustcore.smoothing.certificates import ABSTAIN, Certificates, _Result, _shares
-from robustcore.smoothing.theory.bounds import clopper_pearson_lower, gaussian_radius
+from robustcore.common.checks import require_int, require_not_negative, require_probability
+from robustcore.common.progress import Bar, Show, sample_bar
+from robustcore.smoothing.certificates import ABSTAIN, Certificates, Result, equal_shares
+from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
+from robustcore.smoothing.sampler import Origin, Sampler, origin
+from robustcore.smoothing.theory.bounds import (
+    clopper_pearson_lower,
+    gaussian_radius,
+    smallest_certifiable_n,
+)
 from robustcore.smoothing.theory.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
 
 # Below, a look costs more than the samples it may save; a test of one radius is often done earlier.
 FIRST_LOOK, FIRST_LOOK_OF_TEST = 64, 16
-
-
-class Sampler(Protocol):
-    """What draws samples and counts their votes; the one of ``Smooth``, or one across ranks."""
-
-    seed: int
-    image_offset: int
-    image_stride: int
-
-    def count(
-        self,
-        images: Tensor,
-        first_sample: int,
-        num_samples: int,
-        bar: Bar,
-        indices: Sequence[int] | None = None,
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -57,7 +45,7 @@ class StoppedCertificates(Certificates):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class RadiusTests(_Result):
+class RadiusTests(Result):
     """Answers for B images to: is the smoothed classifier constant within ``radius``?
 
     ``prediction`` is the class where the answer is yes, else ABSTAIN; each yes is wrong with
@@ -83,34 +71,6 @@ class RadiusTests(_Result):
         return self.prediction != ABSTAIN
 
 
-class RadiusTest(NamedTuple):
-    """The plan of :func:`certify_at`."""
-
-    radius: float
-    sigma: float
-    alpha: float
-    p_radius: float
-    looks: Looks
-    accept: tuple[int, ...]
-    """Votes for the class that certify, look by look."""
-    refute: tuple[int, ...]
-    """Other votes that refute, look by look."""
-
-    @property
-    def max_n(self) -> int:
-        return self.looks.sizes[-1]
-
-
-def require_tolerance(value: Any) -> float | None:
-    if value is None:
-        return None
-    wanted = "a number of at least 0 in pixel units"
-    tolerance = require_real("radius_tolerance", value, wanted)
-    if tolerance < 0:
-        raise ValueError(f"radius_tolerance: got {tolerance}, want {wanted}")
-    return tolerance
-
-
 def plan_certify(n: int, alpha: float) -> Looks:
     """Looks of an estimation of up to ``n`` samples, all of which must be able to certify."""
     looks = plan_looks(n, alpha, FIRST_LOOK)
@@ -119,16 +79,8 @@ def plan_certify(n: int, alpha: float) -> Looks:
     return looks
 
 
-def certify(
-    sampler: Sampler,
-    images: Tensor,
-    n0: int,
-    looks: Looks,
-    sigma: float,
-    tolerance: float | None,
-    *,
-    progress: bool | Callable[[int, int], Any] = False,
-) -> StoppedCertificates:
+@dataclass(frozen=True)
+class EarlyStop:
     """Certificates from looks on the way; see ``Smooth.certify(early_stop=True)``.
 
     At look j a Clopper-Pearson bound at that look's own share of alpha: all of them hold together
@@ -139,113 +91,158 @@ def certify(
     share of the radius, because one of nearly unanimous votes grows with the logarithm of n, and
     not with the accuracy of an estimate: half as many samples cost it about 5 %, whatever n is.
     """
-    started = time.perf_counter()
-    n, alpha = looks.sizes[-1], looks.spent[-1]
-    levels = looks.levels()
-    with sample_bar(len(images) * (n0 + n), "certify", progress) as bar:
-        run = _Run(sampler, images, n0, n, bar)
-        p_lower = np.zeros(len(images))
-        p_upper = np.ones(len(images))
-        for size, level in zip(looks.sizes, levels, strict=True):
-            run.draw_up_to(size)
-            active, votes = run.active, run.votes
-            p_lower[active] = np.maximum(p_lower[active], clopper_pearson_lower(votes, size, level))
-            p_upper[active] = np.minimum(
-                p_upper[active], 1 - clopper_pearson_lower(size - votes, size, level)
-            )
-            # The bound that is reached if all further votes agree, above all at earlier looks.
-            reach = clopper_pearson_lower(votes + n - size, n, levels[-1])
-            most = np.minimum(reach, p_upper[active])
-            reached = _radius(p_lower[active], sigma)
-            worth = np.maximum(sigma, reached) / 10 if tolerance is None else tolerance
-            run.keep(_radius(most, sigma) - reached > worth)
-            if size < n and len(run.active) == 0:
-                break
-    bound = torch.from_numpy(p_lower)
-    certified = bound >= 0.5
-    return StoppedCertificates(
-        prediction=torch.where(certified, run.choice, ABSTAIN),
-        counts=run.counts,
-        n=n,
-        alpha=alpha,
-        sigma=sigma,
-        seed=sampler.seed,
-        image_offset=sampler.image_offset,
-        image_stride=sampler.image_stride,
-        seconds=_shares(time.perf_counter() - started, len(images)),
-        radius=torch.from_numpy(_radius(p_lower, sigma)),
-        p_lower=bound,
-        counts0=run.counts0,
-        n0=n0,
-        samples=run.samples,
-        radius_tolerance=tolerance,
-    )
 
+    sigma: float
+    n0: int
+    looks: Looks
+    tolerance: float | None
 
-def plan_test(radius: Any, sigma: float, alpha: Any, max_n: Any) -> RadiusTest:
-    """The test of one radius; raises ValueError if no votes could pass it."""
-    from scipy import special
+    @classmethod
+    def plan(cls, sigma: float, n0: Any, n: Any, alpha: Any, tolerance: Any) -> EarlyStop:
+        """ValueError or TypeError unless these can certify."""
+        n0, n, alpha = require_sizes(n0, n, alpha)
+        require_enough("certify", n, smallest_certifiable_n(alpha), alpha)
+        looks = plan_certify(n, alpha)
+        if tolerance is not None:
+            tolerance = require_not_negative("radius_tolerance", tolerance)
+        return cls(sigma, n0, looks, tolerance)
 
-    wanted = "a number of at least 0 in pixel units"
-    radius = require_real("radius", radius, wanted)
-    if radius < 0:
-        raise ValueError(f"radius: got {radius}, want {wanted}")
-    alpha = require_probability("alpha", alpha)
-    max_n = require_int("max_n", max_n, 1, MAX_SIZE + 1)
-    # Rounded up by more than the error of the normal distribution function and of the division.
-    p_radius = math.nextafter(float(special.ndtr(radius / sigma)) * (1 + 1e-14), math.inf)
-    looks = plan_looks(max_n, alpha, FIRST_LOOK_OF_TEST)
-    accept = crossing_counts(p_radius, looks) if p_radius < 1 else (max_n + 1,)
-    if accept[-1] > max_n:
-        most = gaussian_radius(max(0.5, clopper_pearson_lower(max_n, max_n, alpha)), sigma)
-        raise ValueError(
-            f"radius: got {radius}, which max_n={max_n} samples cannot certify at alpha={alpha} "
-            f"even if all agree; want at most about {most:.4g}, or more samples"
+    @property
+    def most_samples(self) -> int:
+        """Of one image, in one count."""
+        return max(self.n0, self.looks.sizes[-1])
+
+    def certify(self, sampler: Sampler, images: Tensor, progress: Show) -> StoppedCertificates:
+        """Certificates of images ``[B, C, H, W]``."""
+        started = time.perf_counter()
+        n = self.looks.sizes[-1]
+        lower, upper = np.zeros(len(images)), np.ones(len(images))
+        with sample_bar(len(images) * (self.n0 + n), "certify", progress) as bar:
+            run = _Run(sampler, images, self.n0, n, bar)
+            for size, level in zip(self.looks.sizes, self.looks.levels(), strict=True):
+                run.draw_up_to(size)
+                self._look(run, size, level, lower, upper)
+                if size < n and len(run.active) == 0:
+                    break
+        return self._certificates(run, lower, origin(sampler, started))
+
+    def _look(self, run: _Run, size: int, level: float, lower: Any, upper: Any) -> None:
+        """Tightens both bounds of the active images, and stops those that gain too little."""
+        n, active, votes = self.looks.sizes[-1], run.active, run.votes
+        lower[active] = np.maximum(lower[active], clopper_pearson_lower(votes, size, level))
+        upper[active] = np.minimum(
+            upper[active], 1 - clopper_pearson_lower(size - votes, size, level)
         )
-    refute = crossing_counts(math.nextafter(1 - p_radius, math.inf) + 1e-14, looks)
-    return RadiusTest(radius, sigma, alpha, p_radius, looks, accept, refute)
+        # The bound that is reached if all further votes agree, above all at earlier looks.
+        reach = clopper_pearson_lower(votes + n - size, n, self.looks.levels()[-1])
+        reached = _radius(lower[active], self.sigma)
+        gain = _radius(np.minimum(reach, upper[active]), self.sigma) - reached
+        tenth = np.maximum(self.sigma, reached) / 10
+        run.keep(gain > (tenth if self.tolerance is None else self.tolerance))
+
+    def _certificates(self, run: _Run, lower: Any, made: Origin) -> StoppedCertificates:
+        bound = torch.from_numpy(lower)
+        return StoppedCertificates(
+            prediction=torch.where(bound >= 0.5, run.choice, ABSTAIN),
+            counts=run.counts,
+            n=self.looks.sizes[-1],
+            alpha=self.looks.spent[-1],
+            sigma=self.sigma,
+            seed=made["seed"],
+            image_offset=made["image_offset"],
+            image_stride=made["image_stride"],
+            seconds=equal_shares(made["seconds"], len(lower)),
+            radius=torch.from_numpy(_radius(lower, self.sigma)),
+            p_lower=bound,
+            counts0=run.counts0,
+            n0=self.n0,
+            samples=run.samples,
+            radius_tolerance=self.tolerance,
+        )
 
 
-def certify_at(
-    sampler: Sampler,
-    images: Tensor,
-    n0: int,
-    test: RadiusTest,
-    *,
-    progress: bool | Callable[[int, int], Any] = False,
-) -> RadiusTests:
-    """Runs the test on each image until it is decided; see ``Smooth.certify_at``."""
-    started = time.perf_counter()
-    most = len(images) * (n0 + test.max_n)
-    with sample_bar(most, "certify", progress) as bar:
-        run = _Run(sampler, images, n0, test.max_n, bar)
+@dataclass(frozen=True)
+class RadiusTest:
+    """Answers to one question, until each image is decided; see ``Smooth.certify_at``."""
+
+    radius: float
+    sigma: float
+    alpha: float
+    p_radius: float
+    n0: int
+    looks: Looks
+    accept: tuple[int, ...]
+    """Votes for the class that certify, look by look."""
+    refute: tuple[int, ...]
+    """Other votes that refute, look by look."""
+
+    @classmethod
+    def plan(cls, sigma: float, radius: Any, alpha: Any, max_n: Any, n0: Any) -> RadiusTest:
+        """ValueError or TypeError if no votes could pass it."""
+        from scipy import special
+
+        n0 = require_int("n0", n0, 1, MAX_SAMPLES)
+        radius = require_not_negative("radius", radius)
+        alpha = require_probability("alpha", alpha)
+        max_n = require_int("max_n", max_n, 1, MAX_SIZE + 1)
+        # Rounded up by more than the error of the normal distribution function and the division.
+        p_radius = math.nextafter(float(special.ndtr(radius / sigma)) * (1 + 1e-14), math.inf)
+        looks = plan_looks(max_n, alpha, FIRST_LOOK_OF_TEST)
+        accept = crossing_counts(p_radius, looks) if p_radius < 1 else (max_n + 1,)
+        if accept[-1] > max_n:
+            most = gaussian_radius(max(0.5, clopper_pearson_lower(max_n, max_n, alpha)), sigma)
+            raise ValueError(
+                f"radius: got {radius}, which max_n={max_n} samples cannot certify at "
+                f"alpha={alpha} even if all agree; want at most about {most:.4g}, or more samples"
+            )
+        refute = crossing_counts(math.nextafter(1 - p_radius, math.inf) + 1e-14, looks)
+        return cls(radius, sigma, alpha, p_radius, n0, looks, accept, refute)
+
+    @property
+    def max_n(self) -> int:
+        """Samples of the test at most."""
+        return self.looks.sizes[-1]
+
+    @property
+    def most_samples(self) -> int:
+        """Of one image, in one count."""
+        return max(self.n0, self.max_n)
+
+    def answer(self, sampler: Sampler, images: Tensor, progress: Show) -> RadiusTests:
+        """The answers for images ``[B, C, H, W]``."""
+        started = time.perf_counter()
         certified = np.zeros(len(images), dtype=bool)
         refuted = np.zeros(len(images), dtype=bool)
-        for size, accept, refute in zip(test.looks.sizes, test.accept, test.refute, strict=True):
-            run.draw_up_to(size)
-            certified[run.active] = run.votes >= accept
-            # A sample that voted for nobody is one that did not vote for the class.
-            refuted[run.active] = size - run.votes >= refute
-            run.keep(~(certified | refuted)[run.active])
-            if len(run.active) == 0:
-                break
-    return RadiusTests(
-        prediction=torch.where(torch.from_numpy(certified), run.choice, ABSTAIN),
-        counts=run.counts,
-        n=test.max_n,
-        alpha=test.alpha,
-        sigma=test.sigma,
-        seed=sampler.seed,
-        image_offset=sampler.image_offset,
-        image_stride=sampler.image_stride,
-        seconds=_shares(time.perf_counter() - started, len(images)),
-        radius=test.radius,
-        p_radius=test.p_radius,
-        refuted=torch.from_numpy(refuted),
-        samples=run.samples,
-        counts0=run.counts0,
-        n0=n0,
-    )
+        with sample_bar(len(images) * (self.n0 + self.max_n), "certify", progress) as bar:
+            run = _Run(sampler, images, self.n0, self.max_n, bar)
+            for size, accept, refute in zip(
+                self.looks.sizes, self.accept, self.refute, strict=True
+            ):
+                run.draw_up_to(size)
+                certified[run.active] = run.votes >= accept
+                # A sample that voted for nobody is one that did not vote for the class.
+                refuted[run.active] = size - run.votes >= refute
+                run.keep(~(certified | refuted)[run.active])
+                if len(run.active) == 0:
+                    break
+        made = origin(sampler, started)
+        return RadiusTests(
+            prediction=torch.where(torch.from_numpy(certified), run.choice, ABSTAIN),
+            counts=run.counts,
+            n=self.max_n,
+            alpha=self.alpha,
+            sigma=self.sigma,
+            seed=made["seed"],
+            image_offset=made["image_offset"],
+            image_stride=made["image_stride"],
+            seconds=equal_shares(made["seconds"], len(images)),
+            radius=self.radius,
+            p_radius=self.p_radius,
+            refuted=torch.from_numpy(refuted),
+            samples=run.samples,
+            counts0=run.counts0,
+            n0=self.n0,
+        )
 
 
 class _Run:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import secrets
-import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustcore.common.checks import require_int, require_positive, require_probability
+from robustcore.common.checks import require_int, require_positive
 from robustcore.common.cuda_graph import Graphs
-from robustcore.common.progress import sample_bar
-from robustcore.smoothing import sequential
+from robustcore.common.progress import Show
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
+from robustcore.smoothing.fixed import AllSamples, Estimation, Prediction
+from robustcore.smoothing.graph_loop import GraphLoop
+from robustcore.smoothing.inputs import DTYPES, MAX_IMAGES, require_batch, warn_if_training
 from robustcore.smoothing.normalize import Normalization
-from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler
-from robustcore.smoothing.theory.bounds import smallest_certifiable_n, smallest_predictable_n
+from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler, Sampler
+from robustcore.smoothing.sequential import EarlyStop, RadiusTest, RadiusTests
 from robustcore.smoothing.theory.distributions import Distribution, Dual, Gaussian
-
-# The counter space of the noise ops.
-MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Smooth:
@@ -89,8 +85,8 @@ class Smooth:
             raise TypeError(
                 f"base_classifier: got {base_classifier!r}, want a module or a function"
             )
-        if dtype is not None and dtype not in _DTYPES:
-            raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, _DTYPES))}")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, DTYPES))}")
         if memory_format not in (torch.contiguous_format, torch.channels_last):
             raise ValueError(
                 f"memory_format: got {memory_format}, want contiguous_format or channels_last"
@@ -102,7 +98,7 @@ class Smooth:
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
         self._models = models
-        self._graphs = Graphs(cuda_graph)
+        self._graphs: Graphs[GraphLoop] = Graphs(cuda_graph)
         self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
         self.dtype = dtype
         self.memory_format = memory_format
@@ -119,7 +115,7 @@ class Smooth:
         *,
         image_offset: int = 0,
         image_stride: int = 1,
-        progress: bool | Callable[[int, int], Any] = False,
+        progress: Show = False,
         early_stop: bool = False,
         radius_tolerance: float | None = None,
     ) -> tuple[int, float] | Certificates:
@@ -159,52 +155,19 @@ class Smooth:
         the first logits that are not ``[N, num_classes]``. Warns of images outside [0, 1] and of a
         base classifier in training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
         """
+        plan: Any
         if early_stop:
             self._require_gaussian("early_stop")
-        if self.noise.deterministic:
-            result = self._certify_all(x, batch_size, image_offset, image_stride, progress)
-            if x.dim() == 4:
-                return result
-            return int(result.prediction[0]), float(result.radius[0])
-        started = time.perf_counter()
-        n0 = require_int("n0", n0, 1, MAX_SAMPLES)
-        n = require_int("n", n, 1, MAX_SAMPLES - n0)
-        alpha = require_probability("alpha", alpha)
-        views = 2 if isinstance(self.noise, Dual) else 1
-        _require_enough("certify", n, smallest_certifiable_n(alpha / views), alpha)
-        if early_stop:
-            looks = sequential.plan_certify(n, alpha)
-            tolerance = sequential.require_tolerance(radius_tolerance)
+            plan = EarlyStop.plan(self.sigma, n0, n, alpha, radius_tolerance)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, max(n0, n))
-        if early_stop:
-            stopped = sequential.certify(
-                sampler, images, n0, looks, self.sigma, tolerance, progress=progress
-            )
-            return stopped if x.dim() == 4 else (int(stopped.prediction), float(stopped.radius))
-        total = len(images) * (n0 + n) * views
-        with sample_bar(total, "certify", progress) as bar:
-            stages = [sampler.count(images, 0, n0, bar), sampler.count(images, n0, n, bar)]
-        # The only wait for the device.
-        counts0, counts = torch.stack(stages).cpu()
-        result = Certificates.from_counts(
-            counts0,
-            counts,
-            alpha=alpha,
-            sigma=self.sigma,
-            n0=n0,
-            n=n,
-            seed=sampler.seed,
-            image_offset=sampler.image_offset,
-            image_stride=sampler.image_stride,
-            seconds=time.perf_counter() - started,
-            noise=self.noise,
-            shape=tuple(images.shape[1:]),
-        )
-        if x.dim() == 4:
-            return result
-        return int(result.prediction[0]), float(result.radius[0])
+        elif self.noise.deterministic:
+            plan = AllSamples(self.noise)
+        else:
+            plan = Estimation.plan(self.noise, n0, n, alpha)
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, plan.most_samples)
+        result: Certificates = plan.certify(sampler, images, progress)
+        return result if x.dim() == 4 else (int(result.prediction), float(result.radius))
 
     def certify_at(
         self,
@@ -217,8 +180,8 @@ class Smooth:
         *,
         image_offset: int = 0,
         image_stride: int = 1,
-        progress: bool | Callable[[int, int], Any] = False,
-    ) -> tuple[int, int] | sequential.RadiusTests:
+        progress: Show = False,
+    ) -> tuple[int, int] | RadiusTests:
         """Whether the smoothed classifier is constant within ``radius``, by a sequential test.
 
         One question instead of an estimate: far from the boundary tens of samples answer it. A
@@ -238,7 +201,7 @@ class Smooth:
 
         Returns:
             ``(class or ABSTAIN, samples of the test)`` for one image,
-            :class:`~robustcore.smoothing.sequential.RadiusTests` for a batch.
+            :class:`~robustcore.smoothing.RadiusTests` for a batch.
 
         Raises and warns as :meth:`certify`, and ValueError if ``max_n`` unanimous votes would not
         do for ``radius``. Not differentiable.
@@ -246,39 +209,10 @@ class Smooth:
         adversarial robustness", NeurIPS 2024, for the question; Lan and DeMets, 1983.
         """
         self._require_gaussian("certify_at")
-        n0 = require_int("n0", n0, 1, MAX_SAMPLES)
-        test = sequential.plan_test(radius, self.sigma, alpha, max_n)
-        images, sampler = self._start(
-            x, batch_size, image_offset, image_stride, max(n0, test.max_n)
-        )
-        result = sequential.certify_at(sampler, images, n0, test, progress=progress)
+        test = RadiusTest.plan(self.sigma, radius, alpha, max_n, n0)
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, test.most_samples)
+        result = test.answer(sampler, images, progress)
         return result if x.dim() == 4 else (int(result.prediction), int(result.samples))
-
-    def _certify_all(
-        self,
-        x: Any,
-        batch_size: Any,
-        image_offset: Any,
-        image_stride: Any,
-        progress: bool | Callable[[int, int], Any],
-    ) -> Certificates:
-        """Certificates under deterministic noise: every sample of every image is counted."""
-        started = time.perf_counter()
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, None)
-        shape = tuple(images.shape[1:])
-        n = self.noise.num_samples(shape)
-        with sample_bar(len(images) * n, "certify", progress) as bar:
-            counts = sampler.count(images, 0, n, bar).cpu()
-        return Certificates.from_votes(
-            counts,
-            n=n,
-            noise=self.noise,
-            shape=shape,
-            seed=sampler.seed,
-            image_offset=sampler.image_offset,
-            image_stride=sampler.image_stride,
-            seconds=time.perf_counter() - started,
-        )
 
     def predict(
         self,
@@ -289,7 +223,7 @@ class Smooth:
         *,
         image_offset: int = 0,
         image_stride: int = 1,
-        progress: bool | Callable[[int, int], Any] = False,
+        progress: Show = False,
     ) -> int | Predictions:
         """The smoothed classifier's classes, each right with probability at least ``1 - alpha``.
 
@@ -303,26 +237,10 @@ class Smooth:
         views, whose :meth:`certify` gives the prediction. Not differentiable.
         Source: Cohen et al., 2019, PREDICT.
         """
-        if self.noise.deterministic or isinstance(self.noise, Dual):
-            raise ValueError(f"noise: {self.noise} has no test for predict; certify predicts too")
-        started = time.perf_counter()
-        n = require_int("n", n, 1, MAX_SAMPLES)
-        alpha = require_probability("alpha", alpha)
-        _require_enough("predict", n, smallest_predictable_n(alpha), alpha)
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, n)
-        with sample_bar(len(images) * n, "predict", progress) as bar:
-            counts = sampler.count(images, 0, n, bar).cpu()
-        result = Predictions.from_counts(
-            counts,
-            alpha=alpha,
-            sigma=self.sigma,
-            n=n,
-            seed=sampler.seed,
-            image_offset=sampler.image_offset,
-            image_stride=sampler.image_stride,
-            seconds=time.perf_counter() - started,
-        )
-        return result if x.dim() == 4 else int(result.prediction[0])
+        plan = Prediction.plan(self.noise, n, alpha)
+        images, sampler = self._start(x, batch_size, image_offset, image_stride, plan.most_samples)
+        result = plan.predict(sampler, images, progress)
+        return result if x.dim() == 4 else int(result.prediction)
 
     def _require_gaussian(self, what: str) -> None:
         if not isinstance(self.noise, Gaussian) or self.noise.norm != "l2":
@@ -335,13 +253,13 @@ class Smooth:
         image_offset: Any,
         image_stride: Any,
         most_samples: int | None,
-    ) -> tuple[Tensor, sequential.Sampler]:
+    ) -> tuple[Tensor, Sampler]:
         """The images as a batch and what samples them, after the last of the checks.
 
         ``most_samples`` of an image in one count; None: all that deterministic noise has.
         """
         batch_size = require_int("batch_size", batch_size, 1)
-        images = _require_images(x)
+        images = require_batch(x)
         limit = SECOND_VIEW if isinstance(self.noise, Dual) else MAX_IMAGES
         stride = require_int("image_stride", image_stride, 1, limit)
         most = limit - max(len(images) - 1, 0) * stride
@@ -354,7 +272,7 @@ class Smooth:
         self.noise.check(images, mean is not None or std is not None)
         self._graphs.require(images.device, self.noise.offsets_on_device)
         for model in self._models:
-            _warn_if_training(model)
+            warn_if_training(model)
         self.last_seed = self._draw_seed() if self.seed is None else self.seed
         if most_samples is None:
             most_samples = self.noise.num_samples(images.shape[1:])
@@ -376,46 +294,3 @@ class Smooth:
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)
-
-
-def _require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
-    if n < smallest:
-        raise ValueError(
-            f"n: got {n}, too few to {what} at alpha={alpha} even if all samples agree; "
-            f"want at least {smallest}"
-        )
-
-
-def _require_images(x: Any) -> Tensor:
-    """x as a batch ``[B, C, H, W]``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x: got {x.dtype}, want a floating dtype, pixels in [0, 1]")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"x: got shape {list(x.shape)}, want [C, H, W] or [B, C, H, W]")
-    images = (x if x.dim() == 4 else x.unsqueeze(0)).detach()
-    if images[0:1].numel() == 0 and len(images):
-        raise ValueError(f"x: got shape {list(x.shape)}, want at least one pixel")
-    if len(images):
-        low, high = torch.stack(images.aminmax()).tolist()
-        if not (-torch.inf < low and high < torch.inf):
-            raise ValueError("x: got NaN or infinite pixels, want finite ones in [0, 1]")
-        if low < 0 or high > 1:
-            warnings.warn(
-                f"x: pixels range from {low:.4g} to {high:.4g}, outside [0, 1]. sigma and the "
-                "radii are in the units of x; to normalise, give Smooth mean and std",
-                UserWarning,
-                stacklevel=4,
-            )
-    return images
-
-
-def _warn_if_training(model: Any) -> None:
-    if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
-        warnings.warn(
-            "base_classifier is in training mode: BatchNorm then makes a vote depend on the other "
-            "votes of its batch and dropout is random, so no certificate holds; call .eval()",
-            UserWarning,
-            stacklevel=4,
-        )

@@ -10,7 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from robustcore.common import cuda_graph
-from robustcore.common.cuda_graph import WARM_UP, Step
+from robustcore.common.cuda_graph import WARM_UP
+from robustcore.common.fingerprint import fingerprint, surprising
 from robustcore.smoothing import (
     BandAblation,
     Dual,
@@ -21,6 +22,7 @@ from robustcore.smoothing import (
     Splitting,
     Uniform,
 )
+from robustcore.smoothing.graph_loop import Step
 from smoothing.fake_cuda import FakeCuda
 from smoothing.models import Pixels
 from testing import assert_same
@@ -222,14 +224,14 @@ def test_captured_again_after_a_change_of_the_model(images, cuda, change):
 def test_a_function_in_a_model_is_compared_by_itself():
     model = Head()
     model.scale = lambda x: 2 * x
-    before = cuda_graph.fingerprint(model)
-    assert cuda_graph.fingerprint(model) == before
+    before = fingerprint(model)
+    assert fingerprint(model) == before
     for _ in range(10):  # one of them may lie where another was
         model.scale = eval("lambda x: 3 * x")
-        assert cuda_graph.fingerprint(model) != before
+        assert fingerprint(model) != before
     model.scale = model.me = None
     model.me = model  # and a cycle has an end
-    assert cuda_graph.fingerprint(model) == cuda_graph.fingerprint(model)
+    assert fingerprint(model) == fingerprint(model)
     del model.me
 
 
@@ -351,18 +353,18 @@ SURPRISES = {"a hook": hooked, "a function": function}
 
 
 def test_models_that_may_surprise_are_not_captured_unasked():
-    assert not cuda_graph.surprising(Head())
-    assert cuda_graph.surprising(Head().train())
-    assert all(cuda_graph.surprising(make()) for make in SURPRISES.values())
+    assert not surprising(Head())
+    assert surprising(Head().train())
+    assert all(surprising(make()) for make in SURPRISES.values())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_nor_compiled_ones():
-    assert cuda_graph.surprising(torch.compile(Head()))
+    assert surprising(torch.compile(Head()))
     model = nn.Sequential(Head())
     model[0].compile()
-    assert cuda_graph.surprising(model)
+    assert surprising(model)
 
 
 @pytest.mark.parametrize("surprise", ["a hook", "a function"])
