@@ -1,36 +1,146 @@
-"""The Python that README.md shows, run in its order, as one program."""
+"""The READMEs: Python runs, commands parse, links lead somewhere, figures are measured ones."""
 
+import importlib.util
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
+from torch import nn
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-# What it leaves to the reader, and what takes minutes.
-READERS = {
-    "model = ...  #": "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))  #",
-    "n=100_000": "n=1000",
-}
+from robustcore.command.main import build_parser
+from robustcore.masking import rule_table
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = [*ROOT.glob("robustcore/*/README.md")]
+READMES = sorted([ROOT / "README.md", ROOT / "bench" / "README.md", *FAMILIES])
+BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+RESULTS = re.compile(r"bench/results/\w+\.md|(?<=\()results/\w+\.md")
+FIGURE = re.compile(r"((?:[\d.]+ / )*[\d.]+) ?(ms|s|MiB|x)\b")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_python_blocks(tmp_path, monkeypatch):
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, *languages):
+    """(line, needed module, text) of the fenced blocks."""
+    text = path.read_text()
+    for match in BLOCK.finditer(text):
+        if match[2] in languages:
+            yield text.count("\n", 0, match.start(3)), match[1], match[3]
+
+
+@pytest.mark.parametrize("readme", [p for p in READMES if any(blocks(p, "python"))], ids=name)
+def test_python_runs(readme, tmp_path):
+    """All blocks of a file are one program, at the lines where they stand in it."""
     pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    images = torch.rand(3, 1, 8, 8)
-    names = {"image": images[0], "images": images, "labels": torch.tensor([0, 1, 2])}
-    first = BLOCKS[0]
-    for old, new in READERS.items():
-        assert first.count(old) == 1
-        first = first.replace(old, new)
-    blocks = [first, *(block for block in BLOCKS[1:] if "pip install captum" not in block)]
-    assert len(blocks) >= 9
-    for block in blocks:
-        exec(compile(block, f"{README}: {block.splitlines()[0]}", "exec"), names)
-    assert (tmp_path / "results.tsv").exists()
-    assert (tmp_path / "results.png").exists()
-    assert names["noisy"].shape == (8, 100, 3, 32, 32)
+    program = ""
+    for line, needed, text in blocks(readme, "python"):
+        if needed is None or importlib.util.find_spec(needed):
+            program += "\n" * (line - program.count("\n")) + text
+    script = tmp_path / "readme.py"
+    script.write_text(program)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def commands(readme):
+    """The arguments of `robustcore` commands: in shell blocks, and in the text with options."""
+    lines = re.findall(r"`(robustcore [^`]* --[^`]*)`", readme.read_text())
+    for _, _, text in blocks(readme, "sh"):
+        lines += text.replace("\\\n", " ").splitlines()
+    for line in lines:
+        for command in re.split(r"&&|\||;", line):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["robustcore"] or "-m robustcore" in command:
+                yield words[words.index("robustcore") + 1 :]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name)
+def test_commands_parse(readme):
+    parser = build_parser()
+    for arguments in commands(readme):
+        assert callable(parser.parse_args(arguments).run)
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name)
+def test_links(readme):
+    for target, anchor in LINK.findall(readme.read_text()):
+        if "://" not in target:
+            path = (readme.parent / target).resolve() if target else readme
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_paths():
+    """Files that the READMEs and the docstrings name exist."""
+    for path in [*READMES, *ROOT.glob("robustcore/**/*.py")]:
+        for named in re.findall(r"`((?:csrc|robustcore|tests|bench)/[\w./]*\w)`", path.read_text()):
+            assert (ROOT / named).exists(), f"{name(path)}: {named}"
+
+
+def test_lengths():
+    """A README is read in one go."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    for readme in FAMILIES:
+        assert 70 <= len(readme.read_text().splitlines()) <= 170, name(readme)
+
+
+def measured(files):
+    """The numbers of result files, by unit; "x" are those without one."""
+    numbers = {"ms": [], "s": [], "MiB": [], "x": []}
+    for file in files:
+        for number, unit in re.findall(r"(\d+\.\d+|\d+)(?: (ms|MiB)\b)?", file.read_text()):
+            numbers[unit or "x"].append(float(number))
+    numbers["s"] = [ms / 1000 for ms in numbers["ms"]]
+    return numbers
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name)
+def test_figures(readme):
+    """Every figure of a table is one of the results file that its row or section links to."""
+    for section in re.split(r"^## ", readme.read_text(), flags=re.MULTILINE):
+        for row in re.findall(r"^\|.*\|$", section, re.MULTILINE):
+            figures = FIGURE.findall(row.split("|", 2)[2])
+            if not figures:
+                continue
+            files = {Path(f).name for f in RESULTS.findall(row) or RESULTS.findall(section)}
+            assert files, f"which file has this? {row}"
+            numbers = measured([ROOT / "bench" / "results" / f for f in files])
+            for values, unit in figures:
+                for value in values.split(" / "):
+                    digits = len(value.partition(".")[2])
+                    error = min(abs(n - float(value)) for n in numbers[unit])
+                    assert error <= 0.501 * 10**-digits, f"{value} {unit}, not in {files}: {row}"
+
+
+def test_rules_of_masking():
+    """The table of rules has each rule of the code, and names no module under another's rule."""
+    text = (ROOT / "robustcore" / "masking" / "README.md").read_text()
+    section = text.split("## The rules")[1].split("\n## ")[0]
+    tables = rule_table.MODULES, rule_table.LEAVES, rule_table.FUNCTIONS, rule_table.METHODS
+    rules = {rule.__name__: rule for table in tables for rule in table.values()}
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", section, re.MULTILINE)
+    others = re.search(r"^(`reshape`.*?) carry shapes", section, re.MULTILINE)[1]
+    assert {rule for rule, _ in rows} | set(re.findall(r"`(\w+)`", others)) == set(rules)
+    for rule, operations in rows:
+        for operation in re.findall(r"`([A-Z]\w+)`", operations):
+            if operation != "Linear" or rule == "inner":
+                assert rule_table.MODULES[getattr(nn, operation)] is rules[rule], operation

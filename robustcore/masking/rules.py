@@ -1,44 +1,12 @@
-"""How a mask passes through each operation: one rule an operation, the table of this family.
+"""How a mask passes through each operation: one rule an operation.
 
-=====================  ==============================  ========================================
-operation              mask of the output              what it does with what is hidden
-=====================  ==============================  ========================================
-conv k x k             largest in the window           input filled from its neighbours, as far
-                                                       as visible outputs read
-conv 1 x 1             largest in the window           nothing
-transposed conv        1 where any input is visible    as conv; k = stride needs nothing
-activation, dropout,   unchanged                       nothing: pixel by pixel
-BatchNorm (eval)
-LayerNorm over C,      unchanged                       nothing: pixel by pixel
-Linear over C (NHWC)
-GroupNorm, instance    unchanged                       statistics over visible pixels
-norm, LayerNorm(CHW)
-max pool               largest in the window           zeros before the pool
-average pool           1 where the window sees any     zeros before the pool
-adaptive pool to k>1   1 where the window sees any     zeros before the pool
-global mean            none: one vector a sample       mean over visible pixels
-global max             none: one vector a sample       zeros before the maximum
-add, mul, ... of maps  intersection                    nothing
-map with a vector      unchanged                       nothing (squeeze-excite)
-concatenation of       union                           zeros where only the other is visible
-parallel branches
-concatenation with an  more than half of the parts     zeros where a part is hidden
-own ancestor
-split, chunk           unchanged                       nothing
-upsampling, nearest    nearest                         nothing
-upsampling, bilinear   1 where the window sees any     input filled 1 pixel far (bicubic: 3)
-pixel shuffle          nearest                         nothing
-flatten + Linear       none: one vector a sample       zeros before the flatten
-last dense layer       none                            a sample that shows nothing enters as 0:
-                                                       its logits are the layer's bias
-output that is a map   unchanged                       zeros in the result
-=====================  ==============================  ========================================
+The table of the rules, and of what is refused, stands in README.md beside this file (a test compares
+it with the rules here).
 
 Parallel branches are inputs of which none is computed from another (SqueezeNet's Fire, Inception);
 a concatenation with an own ancestor is DenseNet's and U-Net's. ceil_mode applies to the mask as to
 the image. BatchNorm in training mode is refused when the model is called: its statistics would mix
-what is hidden with what is not. Zero padding by an operation of its own, padding modes other than
-zeros, and whatever the table lacks are refused by node and name when a model is wrapped.
+what is hidden with what is not.
 
 Source of the rules for conv, BatchNorm, activations, pools, means, residual add and concatenation:
 Balasubramanian and Feizi, "Towards improved input masking for convolutional neural networks", 2023.
