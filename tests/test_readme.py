@@ -70,9 +70,8 @@ def commands(readme):
 
 @pytest.mark.parametrize("readme", READMES, ids=name)
 def test_commands_parse(readme):
-    parser = build_parser()
     for arguments in commands(readme):
-        assert callable(parser.parse_args(arguments).run)
+        assert callable(build_parser(arguments).parse_args(arguments).run)
 
 
 def anchors(path):
