@@ -1,7 +1,7 @@
 """How a mask passes through each operation: one rule an operation.
 
-The table of the rules, and of what is refused, stands in README.md beside this file (a test compares
-it with the rules here).
+The table of the rules, and of what is refused, stands in README.md beside this file; a test
+compares it with the rules here.
 
 Parallel branches are inputs of which none is computed from another (SqueezeNet's Fire, Inception);
 a concatenation with an own ancestor is DenseNet's and U-Net's. ceil_mode applies to the mask as to
