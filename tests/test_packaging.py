@@ -154,6 +154,15 @@ class TestNvcc:
         nvcc = write(tmp_path / "nvcc", text, executable=True)
         assert toolchain.known_archs(nvcc) == [75, 90, 120]
 
+    @pytest.mark.parametrize(
+        ("release", "flag"),
+        [("13.0", "--compress-mode=size"), ("12.9", "-Xfatbin=-compress-all")],
+    )
+    def test_compression(self, tmp_path, release, flag):
+        text = f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.88'\n"
+        nvcc = write(tmp_path / "nvcc", text, executable=True)
+        assert toolchain.compression(nvcc) == flag
+
     def test_broken_nvcc(self, tmp_path):
         nvcc = write(tmp_path / "nvcc", "#!/bin/sh\necho no toolkit; exit 1\n", executable=True)
         with pytest.raises(BuildError, match=r"nvcc --list-gpu-code` failed:\nno toolkit"):
@@ -344,8 +353,9 @@ class TestCommand:
 
     def test_without_cuda(self):
         done = self.run("--cuda", "off", "--archs", "")
-        answer = {"torch": str(Path(torch.__file__).parent), "nvcc": "", "toolkit": "", "archs": ""}
-        assert json.loads(done.stdout) == answer
+        answer = json.loads(done.stdout)
+        assert answer.pop("torch") == str(Path(torch.__file__).parent)
+        assert set(answer.values()) == {""}
 
     def test_error_is_one_line(self):
         done = self.run("--cuda", "maybe")

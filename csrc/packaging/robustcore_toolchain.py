@@ -153,6 +153,16 @@ def toolkit_root(nvcc: Path) -> Path:
     return Path(match[1].strip()).resolve()
 
 
+def compression(nvcc: Path) -> str:
+    """How to compress the GPU code: to a ninth, where every driver that can run it can read that.
+
+    nvcc 12.8 has this mode too, but not all drivers for CUDA 12 know the format.
+    """
+    release = re.search(r"release (\d+)\.", run(nvcc, "--version"))
+    newest = release is not None and int(release[1]) >= 13
+    return "--compress-mode=size" if newest else "-Xfatbin=-compress-all"
+
+
 # ---- architectures ------------------------------------------------------------------------------
 
 
@@ -230,7 +240,7 @@ def resolve(cuda: str | None, archs: str | None) -> dict[str, str]:
     torch = find_torch([*target_sites(), *map(Path, sys.path)])
     if torch is None:
         raise BuildError(f"no torch found: pip install '{TORCH_REQUIREMENT}' first")
-    answer = {"torch": str(torch), "nvcc": "", "toolkit": "", "archs": ""}
+    answer = {"torch": str(torch), "nvcc": "", "toolkit": "", "archs": "", "compression": ""}
     if not cuda_wanted(cuda, torch):
         return answer
     nvcc = find_nvcc()
@@ -244,6 +254,7 @@ def resolve(cuda: str | None, archs: str | None) -> dict[str, str]:
     answer["nvcc"] = str(nvcc)
     answer["toolkit"] = str(toolkit_root(nvcc))
     answer["archs"] = " ".join(map(str, chosen))
+    answer["compression"] = compression(nvcc)
     return answer
 
 
