@@ -1,7 +1,8 @@
 """What a model relies on: attributions, and measures of how well they and the model hold up.
 
 The model is used as it is (put it in eval mode); no gradients of its parameters are kept. ``x`` is
-``[N, *D]``, ``target`` int64 ``[N]`` (default: the model's own answer).
+``[N, *D]`` in any units, ``target`` int64 ``[N]`` (default: the model's own answer). None of the
+results is differentiable. Errors are TypeError or ValueError that name the argument.
 """
 
 from __future__ import annotations
@@ -39,9 +40,21 @@ def integrated_gradients(
 ) -> Tensor:
     """Integrated gradients of the target's logit from ``baseline`` (default 0) to x.
 
-    ``(x - baseline) * mean of grad f`` over ``steps`` midpoints; shaped as x, float32 at least. It
-    sums to ``f(x) - f(baseline)`` up to the midpoint rule's error. Source: Sundararajan, Taly, Yan,
-    "Axiomatic attribution for deep networks", 2017.
+    ``(x - baseline) * mean of grad f`` over ``steps`` midpoints. It sums to ``f(x) - f(baseline)``
+    up to the midpoint rule's error.
+
+    Args:
+        model: any callable of ``[N, *D]`` to logits ``[N, K]``.
+        x: ``[N, *D]``, floating.
+        target: int64 ``[N]``; default: the model's own answer.
+        baseline: broadcasts to x.
+        steps: gradients taken, at least 1.
+
+    Returns:
+        Shaped as x, float32 at least. Not differentiable.
+
+    Raises TypeError or ValueError naming the argument.
+    Source: Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017.
     """
     check_x(x)
     if steps < 1:
@@ -73,7 +86,10 @@ def feature_leakage(
     Args:
         region: bool, broadcasts to x: where there is nothing to see, such as the null block of
             BlockMNIST. 0 means that the model's answer owes nothing to it.
+        p: of the norm, in [1, inf].
 
+    The other arguments and what is raised are as in :func:`integrated_gradients`. Not
+    differentiable.
     Source: Shah, Jain, Netrapalli, "Do input gradients highlight discriminative features?", 2021.
     """
     if not isinstance(region, Tensor) or region.dtype != torch.bool:
@@ -98,6 +114,11 @@ def pixel_perturbation(
         attributions: shaped as x; saliency is their absolute value.
         fractions: of the elements, in [0, 1]; 25 from 1 % to all by default.
         remove: "least" salient first (a faithful attribution keeps the probability up) or "most".
+        fill: a number, or a tensor that broadcasts to x, in the units of x.
+
+    An element is one value of one channel. The other arguments and what is raised are as in
+    :func:`integrated_gradients`. Not differentiable. Source: Srinivas and Fleuret, "Full-gradient
+    representation for neural network visualization", 2019.
     """
     check_choice("remove", remove, ("least", "most"))
     order = _order(x, attributions, most_salient_first=remove == "most")
@@ -115,7 +136,8 @@ def insertion_game(
 ) -> Tensor:
     """The target's probability as the most salient elements appear on ``fill``, ``[N, F]``.
 
-    Args: as in :func:`pixel_perturbation`. Source: Petsiuk, Das, Saenko, "RISE", 2018.
+    The arguments and what is raised are as in :func:`pixel_perturbation`. Not differentiable.
+    Source: Petsiuk, Das, Saenko, "RISE", 2018.
     """
     order = _order(x, attributions, most_salient_first=True)
     return _replace(model, x, order, target, fractions, fill, insert=True)
@@ -159,7 +181,9 @@ def _replace(
 def density_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int = 0) -> Tensor:
     """``|lse(x + n) - lse(x)|`` under Gaussian noise n of each sigma, ``[N, len(sigmas)]``.
 
-    The noise is that of :func:`robustcore.ops.gaussian_noise` with ``seed``.
+    ``sigmas`` are in the units of x; the noise is that of :func:`robustcore.ops.gaussian_noise`
+    with ``seed``. Not differentiable. Raises TypeError or ValueError naming the argument.
+    Source: arXiv 2407.04370, 2024.
     """
     check_x(x)
     clean = lse_score(check_logits(model(x), x))
@@ -173,7 +197,7 @@ def density_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int
 def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int = 0) -> Tensor:
     """``norm(g(x + n) - g(x)) / norm(g(x))`` of the input gradient of lse, ``[N, len(sigmas)]``.
 
-    Noise as in :func:`density_curve`; NaN where g(x) is 0.
+    Arguments, errors and source as in :func:`density_curve`; NaN where g(x) is 0.
     """
     check_x(x)
 
@@ -200,7 +224,9 @@ def ood_auroc(model: Model, inside: Tensor, outside: Tensor, *, score: str = "ls
         inside, outside: ``[N, *D]`` and ``[M, *D]``.
         score: "lse", or "max_logit", the largest of the logits; higher means inside.
 
-    Needs scikit-learn (``pip install 'robustcore[demo]'``).
+    Returns a number in [0, 1]. Needs scikit-learn (``pip install 'robustcore[demo]'``). Raises
+    TypeError or ValueError naming the argument, ImportError without scikit-learn.
+    Source of the score: Liu et al., "Energy-based out-of-distribution detection", 2020.
     """
     check_choice("score", score, ("lse", "max_logit"))
     try:

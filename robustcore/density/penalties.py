@@ -75,9 +75,25 @@ def marginal_density_penalty(
     """``norm_p(grad_x log sum_k exp f_k(x))``: how steep the model's input density is.
 
     The three published forms (plain, and two differences with log_softmax that avoid its overflow)
-    are the same function; this is it, by one max-shifted log-sum-exp and one gradient. Conventions,
-    modes and errors: see the module. Takes ``target`` like its relatives and needs none.
+    are the same function; this is it, by one max-shifted log-sum-exp and one gradient.
 
+    Args:
+        model: any callable of ``[N, *D]`` to logits ``[N, K]``.
+        x: ``[N, *D]``, floating, in any units; where ``logits`` are given it has to require grad.
+        p: of the norm of each sample, in [1, inf].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        logits: ``model(x)``, if the loss has them already; default: they are computed here.
+        mode: ``"double_backward"`` (exact), ``"finite_difference"`` (compiles; the derivative errs)
+            or ``"auto"``, see the module.
+        target: int64 ``[N]``, the class that the relatives look at (default: the model's answer);
+            not used here.
+        step: of the finite difference, in the units of x.
+
+    Returns:
+        A scalar, ``[N]`` for ``"none"``, float32 at least, whatever autocast does to the model.
+
+    Differentiable once in the model's parameters. Raises TypeError or ValueError naming the
+    argument; ValueError for logits that are NaN, naming the rows.
     Source: "Regulating model reliance on non-robust features by smoothing input marginal density",
     2024 (arXiv 2407.04370).
     """
@@ -99,8 +115,11 @@ def input_gradient_penalty(
 ) -> Tensor:
     """``norm_p`` of the input gradient of the cross entropy, or of the target's logit.
 
-    Conventions, modes and errors: see the module. Source: Drucker and LeCun, "Improving
-    generalization performance using double backpropagation", 1992; Ross and Doshi-Velez, 2018.
+    ``of`` is ``"loss"`` or ``"logit"``. The other arguments, the result, its derivative and what is
+    raised are as in :func:`marginal_density_penalty`.
+
+    Source: Drucker and LeCun, "Improving generalization performance using double backpropagation",
+    1992; Ross and Doshi-Velez, 2018.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     check_choice("of", of, ("loss", "logit"))
@@ -124,9 +143,13 @@ def score_matching_penalty(
     """Score matching on the target's logit f: ``t + norm_p(grad f)^2 / 2 + tau t^2``.
 
     t estimates the trace of the Hessian of f: ``2 / sigma^2 (f(x + v) - f(x))`` with one v from
-    N(0, sigma^2 I) by torch's generator. Usual weight 1e-5. Conventions, modes and errors: see the
-    module. Source: Srinivas and Fleuret, "Rethinking the role of gradient-based attribution methods
-    for model interpretability", 2021.
+    N(0, sigma^2 I) by torch's generator. Usual weight 1e-5.
+
+    ``sigma`` is in the units of x. The other arguments, the result, its derivative and what is
+    raised are as in :func:`marginal_density_penalty`.
+
+    Source: Srinivas and Fleuret, "Rethinking the role of gradient-based attribution methods for
+    model interpretability", 2021.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     score = logit_score(call.classes(target))
@@ -150,9 +173,12 @@ def curvature_penalty(
 ) -> Tensor:
     """CURE: ``norm_p(grad l(x + z) - grad l(x))``, z of l2 norm h along the sign of the gradient.
 
-    l is the cross entropy at ``target``; usual weight 4. Conventions, modes and errors: see the
-    module. Source: Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice
-    versa", 2019.
+    l is the cross entropy at ``target``, and ``h`` is in the units of x. The released code's weight
+    of 4 belongs to the gradient of a batch's mean loss; here, of each sample's, it is 4 / N.
+
+    The other arguments, the result, its derivative and what is raised are as in
+    :func:`marginal_density_penalty`. Source: Moosavi-Dezfooli et al., "Robustness via curvature
+    regularization, and vice versa", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     score = loss_score(call.classes(target))
@@ -179,9 +205,12 @@ def attribution_penalty(
     """``norm_p`` of the integrated gradients of the loss on the way from ``baseline`` to x.
 
     The published IG-SUM takes p = 1, the clean images as baseline and adversarial ones as x, weight
-    0.1; the default baseline is 0. ``steps`` is the number of points of the Riemann sum, the last
-    of which is x. Conventions, modes and errors: see the module. Source: Chen et al., "Robust
-    attribution regularization", 2019.
+    0.1. ``baseline`` broadcasts to x, default 0; ``steps``, at least 1, is the number of points of
+    the Riemann sum, the last of which is x.
+
+    The other arguments, the result, its derivative and what is raised are as in
+    :func:`marginal_density_penalty`.
+    Source: Chen et al., "Robust attribution regularization", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     if steps < 1:
