@@ -181,8 +181,9 @@ def _replace(
 def density_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int = 0) -> Tensor:
     """``|lse(x + n) - lse(x)|`` under Gaussian noise n of each sigma, ``[N, len(sigmas)]``.
 
-    ``sigmas`` are in the units of x; the noise is that of :func:`robustcore.ops.gaussian_noise`
-    with ``seed``. Not differentiable. Raises TypeError or ValueError naming the argument.
+    ``model`` maps x ``[N, *D]`` to logits ``[N, K]``, whose log-sum-exp is lse. ``sigmas`` are in
+    the units of x; the noise is that of :func:`robustcore.ops.gaussian_noise` with ``seed``. Not
+    differentiable. Raises TypeError or ValueError naming the argument.
     Source: arXiv 2407.04370, 2024.
     """
     check_x(x)
@@ -197,7 +198,7 @@ def density_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int
 def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int = 0) -> Tensor:
     """``norm(g(x + n) - g(x)) / norm(g(x))`` of the input gradient of lse, ``[N, len(sigmas)]``.
 
-    Arguments, errors and source as in :func:`density_curve`; NaN where g(x) is 0.
+    Arguments, errors and source are as in :func:`density_curve`; NaN where g(x) is 0.
     """
     check_x(x)
 
@@ -221,6 +222,7 @@ def ood_auroc(model: Model, inside: Tensor, outside: Tensor, *, score: str = "ls
     """How well a score tells inputs of the training distribution from others: the AUROC.
 
     Args:
+        model: any callable of ``[N, *D]`` to logits ``[N, K]``.
         inside, outside: ``[N, *D]`` and ``[M, *D]``.
         score: "lse", or "max_logit", the largest of the logits; higher means inside.
 

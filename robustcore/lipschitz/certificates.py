@@ -211,7 +211,7 @@ def certificate_loss(logits: Tensor, labels: Tensor, certificates: Tensor, gamma
         certificates: ``[N]`` of those labels, see :func:`margin_certificate`.
         gamma: per unit of radius, at least 0.
 
-    Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
+    Differentiable. Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
     return cross_entropy(logits, labels) - gamma * certificates.relu().mean().to(logits.dtype)
 
@@ -240,7 +240,10 @@ class Certificate:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 convolutions and matrix products at full precision: no TF32, no autocast."""
+    """Float32 convolutions and matrix products at full precision: no TF32, no autocast.
+
+    A context; :func:`certify` is inside it already.
+    """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
@@ -263,7 +266,10 @@ def certify(model: nn.Module, x: Tensor) -> Certificate:
 
     Returns:
         A :class:`Certificate`. Logits are computed without TF32 or autocast; radii are those of
-        exact arithmetic on the logits computed. Raises ValueError or TypeError naming the argument.
+        exact arithmetic on the logits computed. Not differentiable. Raises ValueError or TypeError
+        naming the argument.
+
+    Source: Tsuzuku, Sato, Sugiyama, 2018; Singla and Feizi, "Second-order provable defenses", 2020.
     """
     if model.training:
         raise ValueError("model: is in training mode, want model.eval()")

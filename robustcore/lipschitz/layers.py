@@ -17,6 +17,9 @@ class MaxMin(nn.Module):
 
     Args:
         channels: of the input; only checked to be even.
+
+    Raises TypeError or ValueError naming the argument.
+    Source: Anil, Lucas, Grosse, "Sorting out Lipschitz function approximation", 2019.
     """
 
     def __init__(self, channels: int | None = None) -> None:
@@ -136,7 +139,8 @@ class ProjectionPool2d(nn.Module):
 class NormalizedLinear(nn.Linear):
     """A linear layer whose rows have unit norm: last-layer normalisation.
 
-    ``[N, *]`` is flattened to ``[N, in_features]``. The bias is as given.
+    ``[N, *]`` is flattened to ``[N, in_features]``. The arguments (in_features, out_features, bias,
+    device, dtype) are those of ``nn.Linear``; the bias is as given. Differentiable.
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
 

@@ -31,7 +31,11 @@ _POOLINGS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Normalize(nn.Module):
-    """``(x - shift) / scale`` with buffers that broadcast to the image."""
+    """``(x - shift) / scale`` of images ``[N, C, H, W]``.
+
+    ``shift`` and ``scale`` are buffers that broadcast to the image, in the units of x; scale is
+    above 0.
+    """
 
     shift: Tensor
     scale: Tensor

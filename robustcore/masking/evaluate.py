@@ -21,13 +21,14 @@ Predictor = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Curves:
-    """Per method, a value at each of ``x``. ``entropy``: of the predicted classes' histogram, in
-    bits; ``unchanged``: share of predictions as on the whole image."""
+    """Per method, a value at each hidden fraction ``x``, see :func:`masked_accuracy_curve`."""
 
     x: tuple[float, ...]
     accuracy: dict[str, list[float]]
     entropy: dict[str, list[float]]
+    """Of the histogram of predicted classes, in bits."""
     unchanged: dict[str, list[float]]
+    """Share of predictions that are those on the whole image."""
 
     def plot(self, path: Any) -> None:
         """Writes the accuracy curves as a picture. Needs matplotlib."""
@@ -38,12 +39,14 @@ class Curves:
 
 @dataclass(frozen=True)
 class Game:
-    """Scores of the target's probability as pixels come and go: lists, and areas under them."""
+    """The target's probability as pixels come and go, see :func:`insertion_deletion`."""
 
     fractions: list[float]
+    """Of the pixels, from 0 to 1."""
     insertion: list[float]
     deletion: list[float]
     insertion_auc: float
+    """Area under the curve: the higher the better; of deletion, the lower."""
     deletion_auc: float
 
     def plot(self, path: Any) -> None:
@@ -54,8 +57,15 @@ class Game:
 
 
 def replaced(model: nn.Module, value: float | Sequence[float] | Tensor) -> Predictor:
-    """The usual masking, to compare with: what is hidden is set to ``value`` (one a channel, or one
-    for all: grey, or the data's mean)."""
+    """The usual masking, to compare with: what is hidden is set to ``value``.
+
+    Args:
+        model: takes images ``[N, C, H, W]``, floating.
+        value: one a channel, or one for all, in the units of the images: grey, or the data's mean.
+
+    Returns:
+        A function of (x, mask) to the model's output, for :func:`masked_accuracy_curve`.
+    """
     values = torch.as_tensor(value)
 
     def predict(x: Tensor, mask: Tensor) -> Tensor:

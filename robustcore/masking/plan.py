@@ -41,7 +41,11 @@ class Step:
 
 
 class Plan:
-    """The steps of a graph in order, and the masks that they use. ``str(plan)`` is a table."""
+    """The steps of a graph in order, and the masks that they use. ``str(plan)`` is a table.
+
+    :func:`make_plan` makes it. ``steps`` and ``values`` are what is done at each node and what is
+    known of its result, ``fill`` how hidden pixels are filled.
+    """
 
     def __init__(self, steps: Mapping[fx.Node, Step], values: Mapping[fx.Node, Value], fill: str):
         self.steps, self.values, self.fill = dict(steps), dict(values), fill
@@ -50,6 +54,7 @@ class Plan:
             mask.name = f"m{index}"
 
     def mask_of(self, node: fx.Node) -> Mask:
+        """Where the node's result is visible."""
         mask = self.values[node].mask
         assert mask is not None
         return mask
@@ -88,8 +93,15 @@ class Plan:
 
 
 def make_plan(graph: fx.Graph, modules: Mapping[str, nn.Module], fill: str = "neighbor") -> Plan:
-    """The plan of a traced graph; raises :class:`UnsupportedOperation` at the first node without a
-    rule."""
+    """The plan of a traced graph.
+
+    Args:
+        graph: of torch.fx, with one placeholder, the images.
+        modules: the modules that it calls, by name.
+        fill: as in :class:`~robustcore.masking.MaskedModel`.
+
+    Raises :class:`UnsupportedOperation` at the first node without a rule.
+    """
     masks = Masks()
     values: dict[fx.Node, Value] = {}
     rows: dict[fx.Node, Row] = {}

@@ -43,7 +43,7 @@ def noise_augment(
         A tensor shaped (but for ablations with the NULL encoding) and laid out (contiguous or
         channels_last) as x.
 
-    Raises TypeError or ValueError (RuntimeError from the compiled checks), naming the argument.
+    Raises TypeError or ValueError, naming the argument.
     Differentiable in x and in sigma, mean and std where they are tensors.
     Source: Lecuyer et al., 2019; Cohen et al., 2019.
     """

@@ -64,7 +64,7 @@ class Certificates(Result):
     The norm is l2 by default; see ``noise.norm``. Under deterministic noise ``alpha`` and ``n0``
     are 0, n is the number of samples an image has, nothing abstains and each row is certain. Else
     each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
-    rounding of image plus noise is not accounted for (Voracek and Hein, 2022, on what that costs).
+    rounding of image plus noise is not accounted for (Voracek and Hein, 2023, on what that costs).
     Source: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized
     smoothing", 2019.
     """

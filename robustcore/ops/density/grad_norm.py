@@ -26,9 +26,12 @@ def grad_norm(grad: Tensor, p: float = 2.0) -> Tensor:
         ``[N]`` in the dtype of grad, computed in float32 (float64 for float64). Scaled inside, so
         that nothing overflows or vanishes on the way.
 
-    Raises TypeError, ValueError or RuntimeError naming the argument. Differentiable to any order.
-    Where the norm is 0, every derivative is 0; so is the second at an element that is 0 when p < 2.
-    At p = inf the gradient is shared evenly by the elements that reach the maximum.
+    Raises TypeError or ValueError naming the argument. Differentiable to any order. Where the norm
+    is 0, every derivative is 0; so is the second at an element that is 0 when p < 2. At p = inf the
+    gradient is shared evenly by the elements that reach the maximum.
+
+    >>> grad_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([5., 0.])
     """
     check_floating("grad", grad)
     if grad.dim() < 1:

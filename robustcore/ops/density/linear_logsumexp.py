@@ -43,8 +43,7 @@ def linear_logsumexp(
     Products and sums are in float32 whatever the input, in float64 for float64; the extra memory is
     a buffer of at most 1024 x 1024 of them (on a GPU 4096 x 1024; two in the double backward) and a
     few times the features. Where features require a gradient, it is taken along with the value, up
-    to the upstream factor, and kept. Raises TypeError, ValueError or RuntimeError naming the
-    argument.
+    to the upstream factor, and kept. Raises TypeError or ValueError naming the argument.
 
     Differentiable twice, in features, weight and bias: the gradient of the weight and the double
     backward recompute the chunks. Autocast leaves it alone.

@@ -22,10 +22,13 @@ def logsumexp(logits: Tensor) -> Tensor:
         float64). A row of -inf gives -inf and the gradient 0; a row with +inf gives +inf, the
         gradient NaN at +inf and 0 elsewhere; a NaN gives NaN.
 
-    Raises TypeError or RuntimeError naming the argument. Differentiable to any order: forward,
+    Raises TypeError or ValueError naming the argument. Differentiable to any order: forward,
     backward and double backward are one kernel each, and only logits and the result are kept, whose
     rounding the gradients carry (a relative 6e-8 |lse|). The same bits on any number of threads
     and, but for float64, on any device. Autocast leaves it alone: it is as exact as its input.
+
+    >>> logsumexp(torch.tensor([[1000.0, 1000.0], [0.0, -torch.inf]])).round(decimals=2)
+    tensor([1000.6900,    0.0000])
     """
     check_floating("logits", logits)
     if logits.dim() != 2:

@@ -40,6 +40,9 @@ def maxmin(x: Tensor) -> Tensor:
     Keeps one bit a pair for backward. Differentiable to any order; where a pair ties, the gradients
     keep their places. Raises TypeError or ValueError naming x.
     Source: Anil, Lucas, Grosse, "Sorting out Lipschitz function approximation", 2019.
+
+    >>> maxmin(torch.tensor([[1.0, 5.0, 4.0, 2.0]]))
+    tensor([[4., 5., 1., 2.]])
     """
     _check_pairs(x)
     last = is_channels_last(x)

@@ -29,7 +29,11 @@ _epilogue_ = raw.mask_epilogue_.default
 def mask_multiply(x: Tensor, mask: Tensor) -> Tensor:
     """``x * mask``, and 0 where the mask is 0 whatever x is there; one image with N masks gives N.
 
-    Args, gradients and errors as in :func:`neighbor_fill`.
+    Arguments and errors are as in :func:`neighbor_fill`; the result is ``[N, C, H, W]`` of x's
+    dtype. Differentiable to any order in x; the gradient is exactly 0 where the mask is.
+
+    >>> mask_multiply(torch.tensor([[[[1.0, torch.nan]]]]), torch.tensor([[[[1.0, 0.0]]]]))
+    tensor([[[[1., 0.]]]])
     """
     return apply_epilogue(x, check_mask(x, mask), None, None, False)
 

@@ -54,11 +54,15 @@ def neighbor_fill(
         ``[N, C, H, W]`` of x's dtype. Arithmetic is in float32, in float64 if x is. The bits do
         not depend on the layout, the device or the number of threads.
 
-    Raises TypeError, ValueError or RuntimeError naming the argument. Differentiable to any order in
-    x; the gradient is exactly 0 where the mask is.
+    Raises TypeError or ValueError naming the argument. Differentiable to any order in x; the
+    gradient is exactly 0 where the mask is.
 
     Source: Balasubramanian and Feizi, "Towards improved input masking for convolutional neural
     networks", 2023.
+
+    >>> x, mask = torch.tensor([[[[7.0, 3.0, 5.0]]]]), torch.tensor([[[[1.0, 0.0, 0.0]]]])
+    >>> neighbor_fill(x, mask, 1).round(decimals=2)  # as far as one pixel
+    tensor([[[[7., 7., 0.]]]])
     """
     mask = check_mask(x, mask)
     if not isinstance(iters, int) or isinstance(iters, bool) or iters < 0:

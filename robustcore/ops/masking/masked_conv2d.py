@@ -49,8 +49,8 @@ def masked_conv2d(
         window, float32 (float64 if x is).
 
     The convolution is torch's (oneDNN, cuDNN); scale, shift, ReLU and mask are one pass after it.
-    Differentiable to any order in x, weight, bias, scale and shift. Raises TypeError, ValueError
-    or RuntimeError naming the argument.
+    Differentiable to any order in x, weight, bias, scale and shift. Raises TypeError or
+    ValueError naming the argument (RuntimeError, torch's, if weight does not fit x).
     Source: as :func:`neighbor_fill`; Liu et al., "Image inpainting for irregular holes using
     partial convolutions", 2018.
     """

@@ -23,8 +23,16 @@ def mask_pool(
 ) -> Tensor:
     """The mask of a window's output: the largest value in it. A 1x1 window is a view.
 
-    ``mask``: ``[N, 1, H, W]`` floating; ``pads``: (before, after) of rows and of columns. Not
-    differentiable.
+    Args:
+        mask: ``[N, 1, H, W]``, floating, in [0, 1], 1 = visible.
+        kernel, stride, dilation: (rows, columns), in pixels.
+        pads: (before, after) of rows, and of columns.
+        ceil_mode: as in ``torch.nn.functional.max_pool2d``, which raises for what does not fit.
+
+    Returns:
+        ``[N, 1, H', W']`` of mask's dtype. Not differentiable.
+
+    Source: Balasubramanian and Feizi, 2023.
     """
     if kernel == (1, 1) and pads == ((0, 0), (0, 0)) and not ceil_mode:
         return mask[:, :, :: stride[0], :: stride[1]]
@@ -47,9 +55,17 @@ def masked_pool(
 ) -> tuple[Tensor, Tensor]:
     """``(pool(x * mask) * mask', mask')`` with ``mask'`` visible where the window sees anything.
 
-    ``kind``: ``"max"`` (``mask'`` is the maximum of the mask) or ``"avg"`` (``mask'`` is 1 where
-    the mask's average is above 0), otherwise as ``torch.nn.functional.max_pool2d``. Differentiable
-    to any order in x. Source: as :func:`neighbor_fill`.
+    Args:
+        x, mask: as in :func:`neighbor_fill`.
+        kernel_size, stride, padding, ceil_mode: as in ``torch.nn.functional.max_pool2d``.
+        kind: ``"max"`` (``mask'`` is the maximum of the mask) or ``"avg"`` (``mask'`` is 1 where
+            the mask's average is above 0).
+
+    Returns:
+        ``[N, C, H', W']`` of x's dtype and ``[N, 1, H', W']``.
+
+    Raises TypeError or ValueError naming the argument. Differentiable to any order in x.
+    Source: Balasubramanian and Feizi, 2023.
     """
     mask = check_mask(x, mask)
     if kind not in ("max", "avg"):
@@ -66,7 +82,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean over visible pixels, ``[N, C]``; 0 where a sample shows nothing.
 
     ``mean(x * m) / (mean(m) + 1e-8)``; a sample that is visible everywhere is divided by exactly 1.
-    Args, gradients and errors as in :func:`neighbor_fill`.
+    Arguments, errors and source are as in :func:`neighbor_fill`. Differentiable to any order in x.
+
+    >>> x, mask = torch.tensor([[[[1.0, 2.0, 99.0]]]]), torch.tensor([[[[1.0, 1.0, 0.0]]]])
+    >>> masked_mean(x, mask)
+    tensor([[1.5000]])
     """
     mask = check_mask(x, mask)
     return mean_correction(mask_multiply(x, mask).mean((2, 3)), mask)

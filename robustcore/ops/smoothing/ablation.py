@@ -60,7 +60,7 @@ def ablate_pixels(
     Returns:
         ``[B, S, 2C or C, *D]`` of ``dtype``.
 
-    Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
+    Raises TypeError or ValueError naming the argument.
     Differentiable, to any order, in x, fill, mean and std. Forward-mode AD is refused.
     Under ``torch.func.vmap`` every mapped call keeps the same pixels. Autocast leaves it alone.
 

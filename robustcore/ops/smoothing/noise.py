@@ -41,7 +41,7 @@ def gaussian_noise(
     ``z`` is standard normal and depends on (seed, image index, sample index, element index) alone:
     the same bits on CPU and GPU, whatever the batch, the layout, the dtype and the number of
     threads or devices. It is a float32, |z| < 6.77. The stream is documented in
-    ``csrc/smoothing/smoothing.h`` and stays as it is within a major version. Arithmetic is in
+    ``csrc/common/stream.h`` and stays as it is within a major version. Arithmetic is in
     float32, in float64 if the output is.
 
     Args:
@@ -65,11 +65,19 @@ def gaussian_noise(
     Returns:
         ``[B, S, *D]`` of ``dtype``.
 
-    Raises TypeError or ValueError (RuntimeError from the compiled checks) naming the argument.
+    Raises TypeError or ValueError naming the argument.
     Differentiable, to any order, in x and in sigma, mean and std where they are tensors; the noise
     is regenerated in backward, nothing of the output's size is kept. Forward-mode AD is refused
     (torch.compile cannot trace a Function that has it). Under ``torch.func.vmap`` every mapped call
     sees the same noise. Autocast leaves it alone.
+
+    >>> x = torch.zeros(2, 3, 32, 32)
+    >>> noisy = gaussian_noise(x, 100, 0.25, seed=1)
+    >>> noisy.shape
+    torch.Size([2, 100, 3, 32, 32])
+    >>> later = gaussian_noise(x[1:], 10, 0.25, seed=1, image_offset=1, sample_offset=90)
+    >>> torch.equal(later, noisy[1:, 90:])
+    True
 
     Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing",
     2019; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
@@ -97,7 +105,7 @@ def uniform_noise(
     """Noisy, normalised copies of images in one pass: ``(x + scale * u - mean) / std``.
 
     ``u`` is uniform on [-1, 1], so the standard deviation of the noise is ``scale / sqrt(3)``.
-    Everything else, the stream, the arguments and the derivatives, is as in
+    Everything else, the stream, the arguments, the errors and the derivatives, is as in
     :func:`gaussian_noise`, with ``scale`` in the place of ``sigma``.
 
     Source: Lee, Yuan, Chang, Jaakkola, "Tight certificates of adversarial robustness for randomly
@@ -126,8 +134,8 @@ def laplace_noise(
     """Noisy, normalised copies of images in one pass: ``(x + scale * v - mean) / std``.
 
     ``v`` is Laplace of density ``exp(-|v|) / 2``, cut off at |v| < 22.2, so the standard deviation
-    of the noise is ``scale * sqrt(2)``. Everything else, the stream, the arguments and the
-    derivatives, is as in :func:`gaussian_noise`, with ``scale`` in the place of ``sigma``.
+    of the noise is ``scale * sqrt(2)``. Everything else, the stream, the arguments, the errors and
+    the derivatives, is as in :func:`gaussian_noise`, with ``scale`` in the place of ``sigma``.
 
     Source: Teng, Lee, Yuan, "l1 adversarial robustness certificates: a randomized smoothing
     approach", 2019; Yang et al., "Randomized smoothing of all shapes and sizes", 2020.

@@ -23,7 +23,11 @@ def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
     Returns:
         int64 ``[B, K]``; rows sum to S less the rows with a NaN.
 
-    Raises TypeError or RuntimeError naming the argument. Not differentiable.
+    Raises TypeError or ValueError naming the argument. Not differentiable.
+    Source: Cohen, Rosenfeld, Kolter, 2019, whose code counts on the host.
+
+    >>> count_votes(torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]]))
+    tensor([[1, 2]])
     """
     check_floating("logits", logits)
     if out is None:

@@ -43,6 +43,9 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
         ValueError: a count that is no integer or out of range, or alpha outside (0, 1).
 
     Not differentiable. Source: Clopper and Pearson, 1934; used by Cohen et al., 2019.
+
+    >>> round(float(clopper_pearson_lower(99_000, 100_000, 0.001)), 6)
+    0.988989
     """
     from scipy import special
 
@@ -86,6 +89,9 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
         ValueError: p_lower outside [0, 1] or NaN, or sigma not above 0.
 
     Not differentiable. Source: Cohen et al., 2019, theorem 1.
+
+    >>> round(float(gaussian_radius(0.99, sigma=0.25)), 4)
+    0.5816
     """
     from scipy import special
 

@@ -49,6 +49,9 @@ def majority_certificate(
 
     Raises TypeError or ValueError, naming the argument. Not differentiable.
     Source: Levine and Feizi, "Deep partition aggregation", 2021.
+
+    >>> majority_certificate(torch.tensor([[2, 40, 8]])).votes  # (40 - 8) / 2
+    tensor([16])
     """
     n = _counts(counts)
     prediction = n.argmax(1)
@@ -83,6 +86,7 @@ def top_k_certificate(
         are exact: one more can push the label out, if any can.
 
     Raises TypeError or ValueError, naming the argument. Not differentiable.
+    Source: Jia et al., 2020, and Levine and Feizi, 2021, for the two parts that it joins.
     """
     n = _counts(counts)
     classes = n.shape[1]
