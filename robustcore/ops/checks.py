@@ -1,43 +1,143 @@
-"""Checks of arguments: errors that begin with the argument's name."""
+"""Checks of arguments: a TypeError or ValueError that begins with the argument's name.
 
+What a tensor's shape or layout decides is checked by the compiled ops, in the same words. Here is
+what they cannot see: types, and devices that no kernel runs on. torch.compile traces all of it, so
+numbers may be symbolic, and stay so.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_images(x: Any, seed: Any, memory_format: Any) -> None:
-    """What every op that samples wants of its first arguments."""
-    check_floating("x", x)
-    if x.dim() < 1:
-        raise ValueError("x: got a 0-d tensor, want [B, *D]")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed!r}, want an int in [0, 2**64)")
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            f"memory_format: got {memory_format}, want contiguous_format or channels_last"
-        )
-
-
-def check_out_dtype(out: Tensor, dtype: torch.dtype | None) -> None:
-    if dtype is not None and out.dtype != dtype:
-        raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
+def check_tensor(name: str, t: Any) -> None:
+    """A strided tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: got {type(t).__name__}, want a tensor (see robustcore.as_tensor)")
+    if t.layout is not torch.strided or t.is_nested:
+        raise TypeError(f"{name}: got a tensor of {t.layout}, want one of torch.strided")
 
 
 def check_floating(name: str, t: Any) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: got {type(t).__name__}, want a tensor (see robustcore.as_tensor)")
+    """A strided tensor of a floating dtype."""
+    check_tensor(name, t)
     if not t.is_floating_point():
         raise TypeError(f"{name}: got {t.dtype}, want a floating dtype")
 
 
+def check_device(name: str, t: Tensor, x: Tensor, x_name: str = "x") -> None:
+    """t is where x is. An op would take a meta tensor beside real ones, and return a meta one."""
+    if t.device != x.device:
+        raise ValueError(f"{name}: is on {t.device}, {x_name} on {x.device}")
+
+
+def check_like(name: str, t: Any, x: Tensor, x_name: str = "x") -> None:
+    """A strided tensor of x's dtype and device."""
+    check_tensor(name, t)
+    if t.dtype != x.dtype:
+        raise TypeError(f"{name}: got {t.dtype}, want {x.dtype} as {x_name}")
+    check_device(name, t, x, x_name)
+
+
+def check_filter(name: str, t: Any) -> None:
+    """The weights of convolutions, ``[..., O, I, kh, kw]``."""
+    check_floating(name, t)
+    if t.dim() < 4:
+        raise ValueError(f"{name}: got shape {list(t.shape)}, want [..., O, I, kh, kw]")
+
+
+def check_integer(name: str, value: Any, low: int = 0, below: int = 1 << 62) -> int:
+    """An int in [low, below)."""
+    if type(value) is int and low <= value < below:  # the short way
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+        raise TypeError(f"{name}: got {_shown(value)}, want an int")
+    number: int = value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore
+    if not low <= number < below:
+        limit = f"in [{low}, 2**{below.bit_length() - 1})" if below < 1 << 62 else f"at least {low}"
+        raise ValueError(f"{name}: got {number}, want an int {limit}")
+    return number
+
+
+def check_number(name: str, value: Any) -> float:
+    """A number as a float."""
+    if type(value) is float:
+        return value
+    # numbers.Real: NumPy's scalars register themselves there.
+    if isinstance(value, bool) or not isinstance(value, (float, int, torch.SymFloat, numbers.Real)):
+        raise TypeError(f"{name}: got {_shown(value)}, want a number")
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{name}: got {_shown(value)}, want True or False")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of some words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {_shown(value)}, want one of {_listed(choices)}")
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, want one of {_listed(choices)}")
+
+
+def check_p(p: Any) -> float:
+    """The p of a norm, in [1, inf], as a float."""
+    p = check_number("p", p)
+    if not p >= 1:
+        raise ValueError(f"p: got {p}, want at least 1 (inf included)")
+    return p
+
+
+def check_images(x: Any, dtype: Any, memory_format: Any, out: Any) -> tuple[torch.dtype, bool]:
+    """x ``[B, *D]``, and what its samples are wanted in; their dtype, and if channels last."""
+    check_floating("x", x)
+    if x.dim() < 1:
+        raise ValueError("x: got a 0-d tensor, want [B, *D]")
+    if memory_format is not torch.contiguous_format and memory_format is not torch.channels_last:
+        raise ValueError(
+            f"memory_format: got {_shown(memory_format)}, want torch.contiguous_format or "
+            "torch.channels_last"
+        )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: got {_shown(dtype)}, want a floating torch.dtype")
+    if out is not None:
+        check_floating("out", out)
+        check_device("out", out, x)
+        if dtype is not None and out.dtype != dtype:
+            raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
+        if out.requires_grad:
+            raise ValueError("out: requires a gradient; what is written there has none")
+        dtype = out.dtype
+    return dtype or x.dtype, memory_format is torch.channels_last
+
+
+def pair(name: str, value: Any, low: int = 1) -> tuple[int, int]:
+    """An int or two, of rows and of columns, at least ``low``."""
+    two = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(two) not in (1, 2):
+        raise ValueError(f"{name}: got {_shown(value)}, want an int or two")
+    first, *_, last = (check_integer(name, one, low) for one in (two[0], two[-1]))
+    return first, last
+
+
 def per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
-    """value as a tensor ``[1, C or 1, 1, ...]`` on x's device."""
+    """A number, one a channel or a tensor of them, as a tensor ``[1, C or 1, 1, ...]`` beside x."""
     if value is None:
         return None
-    if not isinstance(value, Tensor):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        value = _on_device(value, dtype, x.device)
+    if isinstance(value, Tensor):
+        check_floating(name, value)
+        check_device(name, value, x)
+    else:
+        value = _numbers(name, value, x)
     channels = x.shape[1] if x.dim() > 1 else 1
     if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
         raise ValueError(
@@ -46,27 +146,25 @@ def per_channel(name: str, value: Any, x: Tensor) -> Tensor | None:
     return value.reshape(1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else value.reshape(1)
 
 
-def _on_device(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _numbers(name: str, value: Any, x: Tensor) -> Tensor:
     """Numbers as a tensor. On a GPU by kernels that write them: a copy from the host would wait."""
-    if device.type == "cuda":
-        if isinstance(value, (int, float)):
-            return torch.full((), value, dtype=dtype, device=device)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
-            return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in value])
-    return torch.tensor(value, dtype=dtype, device=device)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy's
+    many = isinstance(value, (list, tuple))
+    values = [check_number(name, v) for v in (value if many else [value])]
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{name}: got {_shown(value)}, want finite numbers")
+    if x.device.type != "cuda" or not values:
+        return torch.tensor(values if many else values[0], dtype=dtype, device=x.device)
+    filled = [torch.full((), v, dtype=dtype, device=x.device) for v in values]
+    return torch.stack(filled) if many else filled[0]
 
 
-def check_p(p: Any) -> float:
-    """p as a float in [1, inf]."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)):
-        raise TypeError(f"p: got {p!r}, want a number in [1, inf]")
-    if not p >= 1:
-        raise ValueError(f"p: got {p}, want at least 1 (inf included)")
-    return float(p)
+def _listed(choices: Sequence[str]) -> str:
+    return ", ".join(map(repr, choices))
 
 
-def check_filter(name: str, t: Any) -> None:
-    """The weights of convolutions."""
-    check_floating(name, t)
-    if t.dim() < 4:
-        raise ValueError(f"{name}: got shape {list(t.shape)}, want [..., O, I, kh, kw]")
+def _shown(value: Any) -> str:
+    """A value of the wrong kind, in a few words."""
+    text = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

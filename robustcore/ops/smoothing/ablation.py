@@ -1,15 +1,24 @@
-"""Ops of the smoothing family that ablate: pixels at random, or all but a window."""
+"""Images ablated: all but some pixels drawn at random, or all but a window."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import fake_nothing, needs_grad, raw, register_loop, sum_to
-from robustcore.ops.checks import check_images, check_out_dtype, per_channel
+from robustcore.ops.autograd import (
+    arithmetic,
+    fake_nothing,
+    needs_grad,
+    raw,
+    register_loop,
+    sum_to,
+)
+from robustcore.ops.checks import check_images, check_integer, pair, per_channel
 from robustcore.ops.smoothing.samples import fake_samples
-from robustcore.ops.stream import stream_arguments
+from robustcore.ops.stream import Offsets, stream_arguments
 
 _ABLATE = {kind: getattr(raw, f"ablate_{kind}").default for kind in ("pixels", "patches")}
 _ABLATE_OUT = {kind: getattr(raw, f"ablate_{kind}_out").default for kind in _ABLATE}
@@ -67,9 +76,12 @@ def ablate_pixels(
     Source: Levine and Feizi, "Robustness certificates for sparse adversarial attacks by randomized
     ablation", 2020.
     """
-    check_images(x, seed, memory_format)
-    rest = (num_samples, k, *stream_arguments(seed, image_offset, sample_offset))
-    return _ablate("pixels", x, rest, fill, mean, std, dtype, memory_format, out)
+    dtype, channels_last = check_images(x, dtype, memory_format, out)
+    num_samples = check_integer("num_samples", num_samples, below=1 << 40)
+    k = check_integer("k", k)
+    stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
+    call = _Call("pixels", num_samples, (k, *stream), dtype, channels_last)
+    return _ablate(x, (fill, mean, std), offsets, call, out)
 
 
 def ablate_patches(
@@ -106,48 +118,60 @@ def ablate_patches(
     Source: Levine and Feizi, "(De)randomized smoothing for certifiable defense against patch
     attacks", 2020.
     """
-    check_images(x, 0, memory_format)
+    dtype, channels_last = check_images(x, dtype, memory_format, out)
     if x.dim() != 4:
         raise ValueError(f"x: got shape {list(x.shape)}, want [B, C, H, W]")
-    patch_h, patch_w = _pair("size", size)
-    stride_h, stride_w = _pair("stride", stride)
+    size, stride = pair("size", size), pair("stride", stride)
     if positions is None:
-        if stride_h < 1 or stride_w < 1:
-            raise ValueError(f"stride: got {stride}, want at least 1")
-        positions = (0, -(-x.shape[2] // stride_h) * -(-x.shape[3] // stride_w))
-    first, last = _pair("positions", positions)
-    if last < first:
+        positions = (0, -(-x.shape[2] // stride[0]) * -(-x.shape[3] // stride[1]))
+    first, end = pair("positions", positions, 0)
+    if end < first:
         raise ValueError(f"positions: got {positions}, want (first, last + 1)")
-    rest = (last - first, first, patch_h, patch_w, stride_h, stride_w)
-    return _ablate("patches", x, rest, fill, mean, std, dtype, memory_format, out)
+    call = _Call("patches", end - first, (first, *size, *stride), dtype, channels_last)
+    return _ablate(x, (fill, mean, std), (None, None), call, out)
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    integers = all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in pair)
-    if len(pair) != 2 or not integers:
-        raise TypeError(f"{name}: got {value!r}, want an int or two")
-    return pair
+class _Call(NamedTuple):
+    """The arguments of an ablation that are no tensors."""
+
+    kind: str
+    num_samples: int
+    where: tuple[int, ...]  # of pixels k and the stream; of patches the first position, the window
+    dtype: torch.dtype
+    channels_last: bool
+
+
+def _where(call: _Call, offsets: Offsets) -> tuple[Any, ...]:
+    """What the raw ops take of both."""
+    return (*call.where, *offsets) if call.kind == "pixels" else call.where
 
 
 def _ablate(
-    kind: str, x: Tensor, rest: tuple[Any, ...], fill: Any, mean: Any, std: Any,
-    dtype: torch.dtype | None, memory_format: torch.memory_format, out: Tensor | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    colors: tuple[Any, Any, Any],  # fill, mean, std
+    offsets: Offsets,
+    call: _Call,
+    out: Tensor | None,
+) -> Tensor:
     if x.dim() < 3:
         raise ValueError(f"x: got shape {list(x.shape)}, want [B, C, *D]")
-    dtype = dtype or (x.dtype if out is None else out.dtype)
-    values, filled = _encode(x, fill, mean, std)
-    channels_last = memory_format == torch.channels_last
+    values, fill = _encode(x, *colors)
     if out is None:
-        if needs_grad(values, filled):
-            return _Ablation.apply(values, filled, kind, rest, dtype, channels_last)
-        return _ABLATE[kind](values, filled, *rest, dtype, channels_last)
-    if needs_grad(values, filled):
+        if needs_grad(values, fill):
+            return _Ablation.apply(values, fill, *offsets, call)
+        return _raw_ablation(values, fill, offsets, call)
+    if needs_grad(values, fill):
         raise ValueError("out: cannot be given when an input requires a gradient")
-    check_out_dtype(out, dtype)
-    _ABLATE_OUT[kind](values, filled, *rest, channels_last, out)
+    _ABLATE_OUT[call.kind](
+        values, fill, call.num_samples, *_where(call, offsets), call.channels_last, out
+    )
     return out
+
+
+def _raw_ablation(values, fill, offsets, call):
+    return _ABLATE[call.kind](
+        values, fill, call.num_samples, *_where(call, offsets), call.dtype, call.channels_last
+    )
 
 
 def _encode(x: Tensor, fill: Any, mean: Any, std: Any) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +185,7 @@ def _encode(x: Tensor, fill: Any, mean: Any, std: Any) -> tuple[Tensor, Tensor |
         per_channel(name, value, x)
         for name, value in (("fill", fill), ("mean", mean), ("std", std))
     )
-    filled = fill.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    filled = fill.to(arithmetic(x))
     if mean is None and std is None:
         return x, filled
     shift, scale = 0 if mean is None else mean, 1 if std is None else std
@@ -172,23 +196,23 @@ class _Ablation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values, fill, kind, rest, dtype, channels_last):
-        return _ABLATE[kind](values, fill, *rest, dtype, channels_last)
+    def forward(values, fill, image_offset, sample_offset, call):
+        return _raw_ablation(values, fill, (image_offset, sample_offset), call)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        values, fill, ctx.kind, ctx.rest, _, _ = inputs
+        values, fill, *offsets, ctx.call = inputs
         ctx.dtype = values.dtype
-        ctx.save_for_backward(fill)
+        ctx.save_for_backward(fill, *offsets)
 
     @staticmethod
     def backward(ctx, grad):
-        (fill,) = ctx.saved_tensors
-        kept = _KeptSums.apply(grad, ctx.kind, ctx.rest)
+        fill, *offsets = ctx.saved_tensors
+        kept = _KeptSums.apply(grad, *offsets, ctx.call)
         grad_fill = None
         if ctx.needs_input_grad[1]:
             grad_fill = sum_to(grad.sum(1, dtype=kept.dtype) - kept, fill)
-        return kept.to(ctx.dtype), grad_fill, None, None, None, None
+        return kept.to(ctx.dtype), grad_fill, None, None, None
 
 
 class _KeptSums(torch.autograd.Function):
@@ -197,19 +221,23 @@ class _KeptSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, kind, rest):
-        return _SUMS[kind](grad, *rest[1:])
+    def forward(grad, image_offset, sample_offset, call):
+        return _SUMS[call.kind](grad, *_where(call, (image_offset, sample_offset)))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, ctx.kind, ctx.rest = inputs
-        ctx.dtype = grad.dtype
+        grad, *offsets, call = inputs
+        ctx.call = call._replace(dtype=grad.dtype, channels_last=False)
+        ctx.save_for_backward(*offsets)
 
     @staticmethod
     def backward(ctx, total):
+        offsets = ctx.saved_tensors
         if needs_grad(total):
-            return _Ablation.apply(total, None, ctx.kind, ctx.rest, ctx.dtype, False), None, None
-        return _ABLATE[ctx.kind](total, None, *ctx.rest, ctx.dtype, False), None, None
+            grad = _Ablation.apply(total, None, *offsets, ctx.call)
+        else:
+            grad = _raw_ablation(total, None, offsets, ctx.call)
+        return grad, None, None, None
 
 
 def _fake_ablation(values, fill, num_samples, *arguments):
@@ -217,15 +245,14 @@ def _fake_ablation(values, fill, num_samples, *arguments):
 
 
 def _fake_kept_sums(grad, *arguments):
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    return grad.new_empty([grad.shape[0], *grad.shape[2:]], dtype=dtype)
+    return grad.new_empty([grad.shape[0], *grad.shape[2:]], dtype=arithmetic(grad))
 
 
 for _op in _ABLATE.values():
     torch.library.register_fake(_op.name(), _fake_ablation)
+    register_loop(_op)  # what is ablated depends on the index inside a call
 for _op in _ABLATE_OUT.values():
     torch.library.register_fake(_op.name(), fake_nothing)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_kept_sums)
-for _op in (*_ABLATE.values(), *_SUMS.values()):
     register_loop(_op)

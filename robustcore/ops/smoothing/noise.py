@@ -1,16 +1,33 @@
-"""Ops of the smoothing family: noise from a counter-based stream, and votes."""
+"""Noise from a counter-based stream."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import fake_nothing, needs_grad, raw, register_loop, sum_to
-from robustcore.ops.checks import check_images, check_out_dtype, per_channel
+from robustcore.ops.autograd import (
+    arithmetic,
+    fake_nothing,
+    needs_grad,
+    raw,
+    register_loop,
+    sum_to,
+)
+from robustcore.ops.checks import (
+    check_device,
+    check_flag,
+    check_images,
+    check_integer,
+    check_number,
+    check_tensor,
+    per_channel,
+)
 from robustcore.ops.smoothing.samples import fake_samples
-from robustcore.ops.stream import stream_arguments
+from robustcore.ops.stream import Offsets, Stream, stream_arguments
 
 # By distribution: the noise, the same into a given tensor, and the sums of its backward.
 _NOISE = {
@@ -18,8 +35,9 @@ _NOISE = {
     for kind in ("gaussian", "uniform", "laplace", "splitting")
 }
 _NOISE_OUT = {kind: getattr(raw, f"{kind}_noise_out").default for kind in _NOISE}
-_AFFINE = ("gaussian", "uniform", "laplace")
-_SUMS = {kind: getattr(raw, f"{kind}_noise_sums").default for kind in _AFFINE}
+# What the public functions call the level of those that have a derivative.
+_LEVEL = {"gaussian": "sigma", "uniform": "scale", "laplace": "scale"}
+_SUMS = {kind: getattr(raw, f"{kind}_noise_sums").default for kind in _LEVEL}
 
 
 def gaussian_noise(
@@ -83,8 +101,8 @@ def gaussian_noise(
     2019; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
     return _affine_noise(
-        "gaussian", "sigma", x, num_samples, sigma, seed, image_offset, sample_offset, mean, std,
-        dtype, memory_format, out,
+        "gaussian", x, num_samples, sigma, (seed, image_offset, sample_offset), (mean, std),
+        (dtype, memory_format, out),
     )  # fmt: skip
 
 
@@ -112,8 +130,8 @@ def uniform_noise(
     smoothed classifiers", 2019; Yang et al., "Randomized smoothing of all shapes and sizes", 2020.
     """
     return _affine_noise(
-        "uniform", "scale", x, num_samples, scale, seed, image_offset, sample_offset, mean, std,
-        dtype, memory_format, out,
+        "uniform", x, num_samples, scale, (seed, image_offset, sample_offset), (mean, std),
+        (dtype, memory_format, out),
     )  # fmt: skip
 
 
@@ -141,8 +159,8 @@ def laplace_noise(
     approach", 2019; Yang et al., "Randomized smoothing of all shapes and sizes", 2020.
     """
     return _affine_noise(
-        "laplace", "scale", x, num_samples, scale, seed, image_offset, sample_offset, mean, std,
-        dtype, memory_format, out,
+        "laplace", x, num_samples, scale, (seed, image_offset, sample_offset), (mean, std),
+        (dtype, memory_format, out),
     )  # fmt: skip
 
 
@@ -182,20 +200,18 @@ def splitting_noise(
 
     Source: Levine and Feizi, "Improved, deterministic smoothing for l1 certified robustness", 2021.
     """
-    check_images(x, seed, memory_format)
-    scale = float(scale)
+    dtype, channels_last = check_images(x, dtype, memory_format, out)
+    num_samples = check_integer("num_samples", num_samples, below=1 << 40)
+    check_flag("derandomized", derandomized)
+    scale = check_number("scale", scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}, want a finite number above 0")
     levels = splitting_levels(scale) if derandomized else 0
-    arguments = (
-        x.detach(), num_samples, scale, levels, _detached(per_channel("mean", mean, x)),
-        _detached(per_channel("std", std, x)),
-        *stream_arguments(seed, image_offset, sample_offset),
-    )  # fmt: skip
-    channels_last = memory_format == torch.channels_last
+    stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
+    mean, std = _detached(per_channel("mean", mean, x)), _detached(per_channel("std", std, x))
+    arguments = (x.detach(), num_samples, scale, levels, mean, std, *stream, *offsets)
     if out is None:
-        return _NOISE["splitting"](*arguments, dtype or x.dtype, channels_last)
-    check_out_dtype(out, dtype)
+        return _NOISE["splitting"](*arguments, dtype, channels_last)
     _NOISE_OUT["splitting"](*arguments, channels_last, out)
     return out
 
@@ -203,39 +219,56 @@ def splitting_noise(
 def splitting_levels(scale: float) -> int:
     """L, the number of samples of derandomized splitting: ``2 * scale * 255``, rounded down.
 
-    Raises ValueError where that is no integer in [1, 2**20). Source: Levine and Feizi, 2021.
+    Raises TypeError or ValueError where that is no integer in [1, 2**20). Source: Levine and Feizi,
+    2021.
     """
     # A scale written as L / 510 may have been rounded below it.
-    levels = math.floor(510 * scale * (1 + 1e-12))
+    levels = 510 * check_number("scale", scale) * (1 + 1e-12)
     if not 1 <= levels < 2**20:
-        raise ValueError(f"scale: got {scale}, which gives {levels} levels, want 1 to 2**20 - 1")
-    return levels
+        raise ValueError(f"scale: got {scale}, which gives {levels:g} levels, want 1 to 2**20 - 1")
+    return math.floor(levels)
+
+
+class _Call(NamedTuple):
+    """The arguments of an affine noise op that are no tensors."""
+
+    kind: str
+    num_samples: int
+    sigma: float  # where there is no sigma_map
+    stream: Stream
+    dtype: torch.dtype
+    channels_last: bool
 
 
 def _affine_noise(
-    kind: str, level_name: str, x: Tensor, num_samples: int, sigma: float | Tensor, seed: int,
-    image_offset: int | Tensor, sample_offset: int | Tensor, mean: Any, std: Any,
-    dtype: torch.dtype | None, memory_format: torch.memory_format, out: Tensor | None,
-) -> Tensor:  # fmt: skip
-    check_images(x, seed, memory_format)
-    sigma_value, sigma_map = 0.0, None
+    kind: str,
+    x: Tensor,
+    num_samples: int,
+    sigma: float | Tensor,
+    stream: tuple[Any, Any, Any],  # seed, image_offset, sample_offset
+    normalisation: tuple[Any, Any],  # mean, std
+    output: tuple[Any, Any, Tensor | None],  # dtype, memory_format, out
+) -> Tensor:
+    dtype, channels_last = check_images(x, *output)
+    num_samples = check_integer("num_samples", num_samples, below=1 << 40)
+    sigma_map = None
     if isinstance(sigma, Tensor):
-        sigma_map = _level_map(level_name, sigma, x)
+        sigma_map = _sigma_map(_LEVEL[kind], sigma, x)
+        sigma = 0.0
     else:
-        sigma_value = float(sigma)
-    arguments = (
-        sigma_map, per_channel("mean", mean, x), per_channel("std", std, x),
-        *stream_arguments(seed, image_offset, sample_offset),
-    )  # fmt: skip
-    channels_last = memory_format == torch.channels_last
+        sigma = check_number(_LEVEL[kind], sigma)
+    mean, std = normalisation
+    mean, std = per_channel("mean", mean, x), per_channel("std", std, x)
+    on_host, offsets = stream_arguments(*stream, x)
+    call = _Call(kind, num_samples, sigma, on_host, dtype, channels_last)
+    out = output[2]
     if out is None:
-        return _apply_noise(
-            kind, x, num_samples, sigma_value, *arguments, dtype or x.dtype, channels_last
-        )
-    if needs_grad(x, *arguments[:3]):
+        return _sample(x, sigma_map, mean, std, offsets, call)
+    if needs_grad(x, sigma_map, mean, std):
         raise ValueError("out: cannot be given when an input requires a gradient")
-    check_out_dtype(out, dtype)
-    _NOISE_OUT[kind](x, num_samples, sigma_value, *arguments, channels_last, out)
+    _NOISE_OUT[kind](
+        x, num_samples, sigma, sigma_map, mean, std, *on_host, *offsets, channels_last, out
+    )
     return out
 
 
@@ -243,8 +276,12 @@ def _detached(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.detach()
 
 
-def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
+def _sigma_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
     """The noise level with x's number of dimensions."""
+    check_tensor(name, sigma)
+    check_device(name, sigma, x)
+    if sigma.is_complex() or sigma.is_quantized:
+        raise TypeError(f"{name}: got {sigma.dtype}, want a floating dtype")
     if not sigma.is_floating_point():
         sigma = sigma.to(torch.float32)
     if sigma.dim() > x.dim():
@@ -256,55 +293,69 @@ def _level_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(*[1] * (x.dim() - sigma.dim()), *sigma.shape)
 
 
-def _apply_noise(kind: str, x: Tensor, num_samples: int, sigma: float, *arguments: Any) -> Tensor:
+def _sample(
+    x: Tensor,  # [B, *D], as what follows broadcasts to
+    sigma_map: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    offsets: Offsets,
+    call: _Call,
+) -> Tensor:
     """The raw op where nothing needs a gradient: it is several times cheaper to call."""
-    if needs_grad(x, *arguments[:3]):
-        return _AffineNoise.apply(x, num_samples, sigma, *arguments, kind)
-    return _NOISE[kind](x, num_samples, sigma, *arguments)
+    if needs_grad(x, sigma_map, mean, std):
+        return _AffineNoise.apply(x, sigma_map, mean, std, *offsets, call)
+    return _raw_noise(x, sigma_map, mean, std, offsets, call)
+
+
+def _raw_noise(x, sigma_map, mean, std, offsets, call):
+    return _NOISE[call.kind](
+        x, call.num_samples, call.sigma, sigma_map, mean, std, *call.stream, *offsets, call.dtype,
+        call.channels_last,
+    )  # fmt: skip
 
 
 class _AffineNoise(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-        image_offset_tensor, sample_offset_tensor, dtype, channels_last, kind,
-    ):  # fmt: skip
-        return _NOISE[kind](
-            x, num_samples, sigma, sigma_map, mean, std, seed, image_offset, sample_offset,
-            image_offset_tensor, sample_offset_tensor, dtype, channels_last,
-        )  # fmt: skip
+    def forward(x, sigma_map, mean, std, image_offset, sample_offset, call):
+        return _raw_noise(x, sigma_map, mean, std, (image_offset, sample_offset), call)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, _, ctx.sigma, sigma_map, mean, std, *stream = inputs[:11]
-        ctx.stream, ctx.kind = stream[:3], inputs[-1]
-        ctx.save_for_backward(x, sigma_map, mean, std, *stream[3:])
+        *tensors, ctx.call = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, grad):
         x, sigma_map, mean, std, *offsets = ctx.saved_tensors
-        need_x, _, _, need_sigma, need_mean, need_std = ctx.needs_input_grad[:6]
+        need_x, need_sigma, need_mean, need_std = ctx.needs_input_grad[:4]
         # d out = (dx + z dsigma - dmean - out dstd) / std, and every term needs only the sums over
         # samples of grad and of grad * z.
-        total, noise_total = _NoiseSums.apply(
-            grad, *ctx.stream, *offsets, need_sigma or need_std, ctx.kind
-        )
+        sums = _Sums(ctx.call.kind, ctx.call.stream, need_sigma or need_std)
+        total, noise_total = _NoiseSums.apply(grad, *offsets, sums)
         if std is not None:
-            total, noise_total = total / std, noise_total / std if need_sigma or need_std else None
-        grads: list[Tensor | None] = [None] * 14
+            total, noise_total = total / std, noise_total / std if sums.with_noise else None
+        grads: list[Tensor | None] = [None] * 7
         if need_x:
             grads[0] = total.to(x.dtype)
         if need_sigma:
-            grads[3] = sum_to(noise_total, sigma_map)
+            grads[1] = sum_to(noise_total, sigma_map)
         if need_mean:
-            grads[4] = -sum_to(total, mean)
+            grads[2] = -sum_to(total, mean)
         if need_std:
             shift = x.to(total.dtype) if mean is None else x.to(total.dtype) - mean
-            level = ctx.sigma if sigma_map is None else sigma_map
-            grads[5] = -sum_to((shift * total + level * noise_total) / std, std)
+            sigma = ctx.call.sigma if sigma_map is None else sigma_map
+            grads[3] = -sum_to((shift * total + sigma * noise_total) / std, std)
         return tuple(grads)
+
+
+class _Sums(NamedTuple):
+    """The arguments of the adjoint that are no tensors."""
+
+    kind: str
+    stream: Stream
+    with_noise: bool
 
 
 class _NoiseSums(torch.autograd.Function):
@@ -313,33 +364,26 @@ class _NoiseSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        grad, seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor,
-        with_noise, kind,
-    ):  # fmt: skip
-        return _SUMS[kind](
-            grad, seed, image_offset, sample_offset, image_offset_tensor, sample_offset_tensor,
-            with_noise,
-        )  # fmt: skip
+    def forward(grad, image_offset, sample_offset, sums):
+        return _SUMS[sums.kind](grad, *sums.stream, image_offset, sample_offset, sums.with_noise)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, *stream, ctx.with_noise, ctx.kind = inputs
-        ctx.num_samples, ctx.dtype, ctx.stream = grad.shape[1], grad.dtype, stream[:3]
-        ctx.save_for_backward(*stream[3:])
+        grad, *offsets, ctx.sums = inputs
+        ctx.num_samples, ctx.dtype = grad.shape[1], grad.dtype
+        ctx.save_for_backward(*offsets)
 
     @staticmethod
     def backward(ctx, total, noise_total):
-        if ctx.with_noise:
+        kind, stream, with_noise = ctx.sums
+        if with_noise:
             # The adjoint of the adjoint is the noise op itself.
-            grad = _apply_noise(
-                ctx.kind, total, ctx.num_samples, 0.0, noise_total, None, None, *ctx.stream,
-                *ctx.saved_tensors, ctx.dtype, False,
-            )  # fmt: skip
+            call = _Call(kind, ctx.num_samples, 0.0, stream, ctx.dtype, False)
+            grad = _sample(total, noise_total, None, None, ctx.saved_tensors, call)
         else:
             grad = total.to(ctx.dtype).unsqueeze(1)
             grad = grad.expand(-1, ctx.num_samples, *[-1] * (total.dim() - 1))
-        return grad, None, None, None, None, None, None, None
+        return grad, None, None, None
 
 
 def _fake_noise(x, num_samples, *arguments):
@@ -347,7 +391,7 @@ def _fake_noise(x, num_samples, *arguments):
 
 
 def _fake_sums(grad, *arguments):
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = arithmetic(grad)
     sizes = [grad.shape[0], *grad.shape[2:]]
     return (
         grad.new_empty(sizes, dtype=dtype),
@@ -357,11 +401,9 @@ def _fake_sums(grad, *arguments):
 
 for _op in _NOISE.values():
     torch.library.register_fake(_op.name(), _fake_noise)
+    register_loop(_op)  # noise depends on the index inside a call
 for _op in _NOISE_OUT.values():
     torch.library.register_fake(_op.name(), fake_nothing)
 for _op in _SUMS.values():
     torch.library.register_fake(_op.name(), _fake_sums)
-
-
-for _op in (*_NOISE.values(), *_SUMS.values()):
     register_loop(_op)

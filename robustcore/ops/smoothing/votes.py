@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import fake_nothing, raw, register_rows
-from robustcore.ops.checks import check_floating
+from robustcore.ops.checks import check_device, check_floating, check_tensor
 
 _votes = raw.count_votes.default
 
@@ -30,6 +30,9 @@ def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([[1, 2]])
     """
     check_floating("logits", logits)
+    if out is not None:
+        check_tensor("out", out)
+        check_device("out", out, logits, "logits")
     if out is None:
         return _votes(logits)
     _votes_out(logits, out)
