@@ -33,8 +33,10 @@ VECTORS = ["avx2", "avx512"]
 
 
 @pytest.fixture
-def widest():
+def widest(request):
     """The instruction set that was picked at load, back when the test ends."""
+    if not request.node.get_closest_marker("kernel"):
+        pytest.fail("tests of instruction sets are about compiled code: mark them `kernel`")
     loaded = build_info()["simd"]
     yield loaded
     _C.select_simd(loaded)

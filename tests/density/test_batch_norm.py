@@ -10,6 +10,8 @@ from robustcore import density
 from robustcore.ops.density import batch_norm as topic
 from testing import assert_same, check_gradients, check_repeatable, relayouts
 
+pytestmark = pytest.mark.kernel
+
 raw = torch.ops.robustcore
 EPS = 1e-2
 SHAPES = [

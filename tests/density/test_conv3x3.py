@@ -10,6 +10,8 @@ from robustcore import _C, density
 from robustcore.ops.density import conv3x3 as topic
 from testing import assert_same, check_repeatable, needs_vectors, relayouts
 
+pytestmark = pytest.mark.kernel
+
 conv3x3 = torch.ops.robustcore.conv3x3.default
 weight_gradient = torch.ops.robustcore.conv3x3_weight_gradient.default
 

@@ -17,6 +17,8 @@ from testing import (
     shapes,
 )
 
+pytestmark = pytest.mark.kernel
+
 INF = float("inf")
 P = [1.0, 1.5, 2.0, 3.0, 7.5, INF]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -16,6 +16,8 @@ from testing import (
     shapes,
 )
 
+pytestmark = pytest.mark.kernel
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LOW = [torch.float16, torch.bfloat16]
 SHAPES = [

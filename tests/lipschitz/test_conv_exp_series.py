@@ -13,6 +13,8 @@ from lipschitz.test_conv_exp import images, reference
 from robustcore import ops
 from testing import needs_vectors, relayouts
 
+pytestmark = pytest.mark.kernel
+
 conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not the function
 pack = torch.ops.robustcore.conv_exp_pack.default
 series_op = torch.ops.robustcore.conv_exp_series.default

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from robustcore import ops
 from testing import assert_close, assert_same, check_gradients, check_repeatable, relayouts
 
+pytestmark = pytest.mark.kernel
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

@@ -179,6 +179,7 @@ def test_fractional_masks_weigh():
     assert masked(x, half).isfinite().all()
 
 
+@pytest.mark.kernel
 def test_instruction_sets_agree(simd):
     model = nets.build("bottlenecks", dtype=torch.float32)
     masked, x = MaskedModel(model), nets.image(2, dtype=torch.float32)

@@ -12,6 +12,8 @@ from smoothing import stream
 from smoothing.inputs import DTYPES, SEED, images
 from testing import assert_close, assert_same, check_gradients, check_repeatable, relayouts
 
+pytestmark = pytest.mark.kernel
+
 
 def draw(word, bound, seed, image, sample, step):
     """Lemire's draw with its rejections, in Python integers."""

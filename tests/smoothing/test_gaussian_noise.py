@@ -19,6 +19,8 @@ from testing import (
     shapes,
 )
 
+pytestmark = pytest.mark.kernel
+
 # z itself is a float32, so a float64 output is no nearer to the float64 reference.
 EXACT = {torch.float64: torch.float32}
 

@@ -7,6 +7,8 @@ from robustcore import ops
 from smoothing.inputs import SEED, images
 from testing import assert_same, check_gradients
 
+pytestmark = pytest.mark.kernel
+
 
 def double(*shape, seed=0, low=0.0):
     return (images(*shape, seed=seed).double() + low).requires_grad_()

@@ -12,6 +12,8 @@ from smoothing import stream
 from smoothing.inputs import DTYPES, SEED, images
 from testing import assert_close, assert_same, check_gradients, check_repeatable, relayouts
 
+pytestmark = pytest.mark.kernel
+
 DOMAIN = {"uniform": 1, "laplace": 2, "splitting": 3}
 OPS = {kind: getattr(ops, f"{kind}_noise") for kind in DOMAIN}
 

@@ -6,6 +6,8 @@ import torch
 from robustcore import build_info, ops
 from testing import assert_same
 
+pytestmark = pytest.mark.kernel
+
 SEED = 2**63 + 12345
 OPS = {
     "gaussian": lambda x, **options: ops.gaussian_noise(x, 3, 0.5, **options),

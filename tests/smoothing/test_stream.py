@@ -8,6 +8,8 @@ from scipy import stats
 from robustcore import _C, ops
 from smoothing import stream
 
+pytestmark = pytest.mark.kernel
+
 # Random123, kat_vectors, philox4x32 10: counter, key, output.
 RANDOM123 = [
     (
