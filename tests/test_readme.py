@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from robustcore.command.main import build_parser
-from robustcore.masking import rule_table
+from robustcore.masking.rules import table as rule_table
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = [*ROOT.glob("robustcore/*/README.md")]

@@ -10,7 +10,7 @@ from robustcore.masking.evaluate import (
 from robustcore.masking.explain import LimeExplanation, explain_lime
 from robustcore.masking.model import MaskedModel
 from robustcore.masking.plan import Plan, make_plan
-from robustcore.masking.rules import UnsupportedOperation
+from robustcore.masking.rules.call import UnsupportedOperation
 
 __all__ = [
     "Curves",

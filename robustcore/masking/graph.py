@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from robustcore.masking.masks import Mask
 from robustcore.masking.plan import Plan, Step
-from robustcore.masking.rule_table import MODULES
+from robustcore.masking.rules.table import MODULES
 from robustcore.ops.masking.epilogue import consume_multiply, mask_multiply
 from robustcore.ops.masking.fill import consume_fill, neighbor_fill
 from robustcore.ops.masking.masked_conv2d import partial_correction

@@ -12,8 +12,8 @@ from robustcore.masking.fold import fold_batch_norm
 from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
 from robustcore.masking.plan import Plan, make_plan
-from robustcore.masking.rule_table import LEAVES
-from robustcore.masking.rules import UnsupportedOperation, describe
+from robustcore.masking.rules.call import UnsupportedOperation, describe
+from robustcore.masking.rules.table import LEAVES
 from robustcore.ops.masking.fill import FILLS
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from robustcore.masking.masks import Mask, Masks, Window, dilate
-from robustcore.masking.rule_table import find
-from robustcore.masking.rules import (
+from robustcore.masking.rules.call import (
     CONSTANT,
     Call,
     Row,
@@ -24,6 +23,7 @@ from robustcore.masking.rules import (
     Value,
     describe,
 )
+from robustcore.masking.rules.table import find
 
 
 @dataclass
@@ -187,14 +187,7 @@ def _step(
     step = Step(row, {}, [])
     if row.kind == "window":
         (source,) = row.inputs
-        mask = values[source].mask
-        assert mask is not None
-        if row.window is not None:
-            iters = max(
-                (fill_iters(masks, mask, n, row.window) for n in needs[row.node]), default=0
-            )
-        else:
-            iters = row.reach or 0
+        iters = _reach(row, values[source].mask, needs[row.node], masks)
         if iters and fill == "neighbor":
             step.fills[source] = iters
         elif iters:
@@ -211,6 +204,14 @@ def _step(
     elif row.kind == "dense" and is_last_dense:
         step.alive = not values[row.inputs[0]].zero
     return step
+
+
+def _reach(row: Row, shown: Mask | None, needed: set[Mask], masks: Masks) -> int:
+    """How many iterations of filling the row's window wants of its input."""
+    assert shown is not None
+    if row.window is None:
+        return row.reach or 0
+    return max((fill_iters(masks, shown, n, row.window) for n in needed), default=0)
 
 
 def fill_iters(masks: Masks, shown: Mask, needed: Mask, window: Window) -> int:

@@ -9,31 +9,28 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from robustcore.masking.rules import (
-    Rule,
-    adaptive_pool,
+from robustcore.masking.rules.call import Rule
+from robustcore.masking.rules.pixels import batch_norm, inner, pointwise, softmax, vector
+from robustcore.masking.rules.shapes import (
     attribute,
-    avg_pool,
-    batch_norm,
     concat,
-    conv,
-    conv_transpose,
     flatten,
     get_item,
-    group_norm,
-    inner,
-    layer_norm,
-    max_pool,
     permute,
-    pixel_shuffle,
-    pointwise,
-    reduction,
     reshape,
-    resize,
     size,
-    softmax,
     split,
-    vector,
+)
+from robustcore.masking.rules.statistics import group_norm, layer_norm
+from robustcore.masking.rules.windows import (
+    adaptive_pool,
+    avg_pool,
+    conv,
+    conv_transpose,
+    max_pool,
+    pixel_shuffle,
+    reduction,
+    resize,
 )
 
 ACTIVATIONS = (
