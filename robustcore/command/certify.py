@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from robustcore._build import __version__
+from robustcore.common.checks import require_positive
 from robustcore.common.errors import UsageError
 from robustcore.common.memory import keep_freed_memory
 from robustcore.common.ranks import Ranks, connect, local_device
@@ -185,7 +186,10 @@ def _checked(args: argparse.Namespace) -> Distribution:
     if args.radius_tolerance is not None and not args.early_stop:
         raise UsageError("--radius-tolerance: goes with --early-stop")
     with as_usage_error("--"):
-        noise = Gaussian(args.sigma) if args.noise is None else parse_noise(args.noise)
+        if args.noise is None:
+            noise: Distribution = Gaussian(require_positive("sigma", args.sigma))
+        else:
+            noise = parse_noise(args.noise)
     for option, wanted in (("--early-stop", args.early_stop), ("--at", args.at is not None)):
         if wanted and not (isinstance(noise, Gaussian) and noise.norm == "l2"):
             raise UsageError(f"{option}: is for Gaussian noise in l2, got --noise {args.noise}")

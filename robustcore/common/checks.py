@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """``value`` as a Python int in ``[low, high)``; TypeError unless an integer (a bool is not)."""
     wanted = f"an integer of at least {low}" if high is None else f"an integer in [{low}, {high})"
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
         raise TypeError(f"{name}: got {value!r}, want {wanted}")
     try:
         number = operator.index(value)
@@ -67,42 +68,174 @@ def require_probability(name: str, value: Any) -> float:
     return number
 
 
-def check_single_image(image: Tensor) -> Tensor:
+def require_fraction(name: str, value: Any) -> float:
+    """``value`` as a float in [0, 1]."""
+    wanted = "numbers in [0, 1]"
+    number = require_real(name, value, wanted)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: got {number}, want {wanted}")
+    return number
+
+
+def require_radii(radii: Any) -> Tensor:
+    """Radii of any shape as float64 on the CPU: numbers of at least 0, infinity included."""
+    wanted = "numbers of at least 0"
+    try:
+        values = np.asarray(radii.detach().cpu() if isinstance(radii, Tensor) else radii)
+        if values.dtype.kind not in "iuf":
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"radii: got {radii!r}, want {wanted}") from None
+    if not np.all(values >= 0):
+        raise ValueError(f"radii: got {radii}, want {wanted}")
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def require_sequence(name: str, value: Any, wanted: str) -> list[Any]:
+    """The things of a sequence, an array or a tensor of one dimension; a text is none."""
+    if isinstance(value, Tensor) and value.dim() == 1 and not value.is_meta:
+        return list(value.tolist())
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return list(value.tolist())
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, want {wanted}")
+    return list(value)
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some words."""
+    wanted = f"one of {', '.join(choices)}"
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, want {wanted}")
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, want {wanted}")
+    return value
+
+
+def require_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, want True or False")
+    return bool(value)
+
+
+def require_seed(value: Any) -> int:
+    """An integer that is a seed."""
+    return require_int("seed", value, 0, 2**64)
+
+
+def require_callable(name: str, value: Any) -> None:
+    """A module or a function."""
+    if not callable(value):
+        raise TypeError(f"{name}: got {type(value).__name__}, want a module or a function")
+
+
+def require_module(name: str, value: Any) -> None:
+    """A torch.nn.Module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}: got {type(value).__name__}, want a torch.nn.Module")
+
+
+def require_parameter_form(device: Any, dtype: Any) -> None:
+    """Where a layer's parameters are made, and of which floating dtype; None: torch's default."""
+    try:
+        torch.device("cpu" if device is None else device)
+    except (TypeError, RuntimeError, ValueError, OverflowError) as error:
+        if isinstance(device, (str, int)):
+            raise ValueError(f"device: got {device!r}: {error}") from None
+        raise TypeError(f"device: got a {type(device).__name__}, want a torch.device") from None
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: got {dtype!r}, want a torch.dtype")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: got {dtype}, want a floating dtype")
+
+
+def require_values(name: str, value: Any) -> Tensor:
+    """A tensor whose values are there: strided, and on no meta device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, want a tensor (see robustcore.as_tensor)"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, want a strided tensor")
+    if value.is_meta:
+        raise ValueError(f"{name}: got a tensor on the meta device, want one with values")
+    return value
+
+
+def require_floating(name: str, value: Any) -> Tensor:
+    """A tensor of floating dtype."""
+    if not require_values(name, value).is_floating_point():
+        raise TypeError(f"{name}: got {value.dtype}, want a floating dtype")
+    return value  # type: ignore[no-any-return]
+
+
+def require_integers(name: str, value: Any) -> Tensor:
+    """A tensor of an integer dtype; bool is none."""
+    dtype = require_values(name, value).dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"{name}: got {dtype}, want an integer dtype")
+    return value  # type: ignore[no-any-return]
+
+
+def require_broadcast(name: str, value: Tensor, like: Tensor, like_name: str = "x") -> Tensor:
+    """The tensor broadcast to the shape of another."""
+    try:
+        return value.broadcast_to(like.shape)
+    except RuntimeError:
+        got, want = list(value.shape), list(like.shape)
+        raise ValueError(
+            f"{name}: got shape {got}, want one that broadcasts to that of {like_name}, {want}"
+        ) from None
+
+
+def require_classes(name: str, value: Any, rows: int, classes: int | None = None) -> Tensor:
+    """Classes int64 ``[rows]``, in [0, classes) where that is known."""
+    labels = require_values(name, value)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name}: got {labels.dtype}, want an int64 tensor [{rows}]")
+    if labels.shape != (rows,):
+        raise ValueError(f"{name}: got shape {list(labels.shape)}, want [{rows}]")
+    if classes is not None and rows:
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name}: got {low} to {high}, want [0, {classes})")
+    return labels
+
+
+def require_single_image(image: Any) -> Tensor:
     """``[C, H, W]`` or ``[1, C, H, W]`` as the latter."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image: got {type(image).__name__}, want a floating tensor")
-    if not image.is_floating_point():
-        got = image.dtype
-        raise TypeError(f"image: got {got}, want a floating tensor")
-    x = image.unsqueeze(0) if image.dim() == 3 else image
-    if x.dim() != 4 or len(x) != 1:
+    x = require_floating("image", image)
+    x = x.unsqueeze(0) if x.dim() == 3 else x
+    if x.dim() != 4 or len(x) != 1 or x.numel() == 0:
         raise ValueError(f"image: got shape {list(image.shape)}, want [C, H, W] or [1, C, H, W]")
     return x
 
 
-def check_segments(segments: Any, image: Tensor) -> tuple[Tensor, int]:
+def require_segments(segments: Any, image: Tensor) -> tuple[Tensor, int]:
     """A map ``[H, W]`` of segments 0 .. S - 1 as int64, and S."""
     if not isinstance(segments, Tensor):
-        segments = torch.as_tensor(segments)
+        try:
+            segments = torch.as_tensor(segments)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            got = type(segments).__name__
+            raise TypeError(f"segments: got {got}, want a tensor or an array") from None
+    require_integers("segments", segments)
     if segments.shape != image.shape[2:]:
         raise ValueError(
             f"segments: got shape {list(segments.shape)}, want {list(image.shape[2:])} like image"
         )
-    if segments.is_floating_point() or segments.dtype == torch.bool:
-        raise TypeError(f"segments: got {segments.dtype}, want an integer dtype")
     segments = segments.to(image.device, torch.int64)
-    if int(segments.min()) < 0:
-        raise ValueError(f"segments: got {int(segments.min())}, want 0 and above")
-    return segments, int(segments.max()) + 1
+    low, high = int(segments.min()), int(segments.max())
+    if low < 0 or high >= segments.numel():
+        raise ValueError(
+            f"segments: got {low} to {high}, want 0 to at most {segments.numel() - 1}, a pixel less"
+        )
+    return segments, high + 1
 
 
-def check_images(images: Any, labels: Any) -> None:
-    """images ``[B, C, H, W]`` and int64 labels ``[B]``."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
-        got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: got {got}, want floating [B, C, H, W]")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels: got {kind}, want an int64 tensor [B]")
-    if len(labels) != len(images) or len(images) == 0:
-        raise ValueError(f"labels: got {len(labels)} labels for {len(images)} images")
+def require_labelled(images: Any, labels: Any) -> None:
+    """images ``[B, C, H, W]`` and int64 labels ``[B]``, at least one."""
+    if require_floating("images", images).dim() != 4 or images.numel() == 0:
+        raise ValueError(f"images: got shape {list(images.shape)}, want [B, C, H, W], not empty")
+    require_classes("labels", labels, len(images))

@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from robustcore.common.checks import require_flag
+
 
 def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> Path:
     """The path; FileExistsError if something is there already, unless told to overwrite."""
-    target = Path(path)
+    try:
+        target = Path(path)
+    except TypeError:
+        raise TypeError(f"path: got {path!r}, want the name of a file") from None
+    if not target.name or "\0" in target.name:
+        raise ValueError(f"path: got {path!r}, want the name of a file")
+    require_flag("overwrite", overwrite)
     if target.exists() and not overwrite:
         raise FileExistsError(f"path: {target} exists; give another one or overwrite=True")
     return target

@@ -39,4 +39,9 @@ def restrain(axes: Any) -> None:
 def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write a figure, whole or not at all; the suffix chooses the format."""
     with replacing(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=150)
+        if not temporary.suffix:
+            raise ValueError(f"path: got {path}, want a suffix that says the format, .png or .svg")
+        try:
+            figure.savefig(temporary, dpi=150)
+        except ValueError as error:  # a suffix that it does not know
+            raise ValueError(f"path: got {path}: {error}") from error

@@ -49,6 +49,9 @@ Show: TypeAlias = bool | Callable[[int, int], Any]
 
 def sample_bar(total: int, what: str, progress: Show) -> Bar:
     """A bar that counts samples, shown or not, or one that tells a function."""
+    if not callable(progress) and not isinstance(progress, bool):
+        got = type(progress).__name__
+        raise TypeError(f"progress: got a {got}, want True, False or a function of two numbers")
     from tqdm.auto import tqdm
 
     if callable(progress):

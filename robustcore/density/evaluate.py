@@ -8,15 +8,31 @@ results is differentiable. Errors are TypeError or ValueError that name the argu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcore import ops
+from robustcore.common.checks import (
+    require_broadcast,
+    require_callable,
+    require_choice,
+    require_floating,
+    require_fraction,
+    require_int,
+    require_not_negative,
+    require_real,
+    require_seed,
+    require_sequence,
+    require_values,
+)
+from robustcore.common.game import play, ranks
 from robustcore.density.gradients import (
+    MAX_STEPS,
     Model,
     Point,
-    check_choice,
+    check_baseline,
     check_logits,
     check_target,
     check_x,
@@ -56,11 +72,11 @@ def integrated_gradients(
     Raises TypeError or ValueError naming the argument.
     Source: Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017.
     """
+    require_callable("model", model)
     check_x(x)
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, want at least 1")
+    require_int("steps", steps, 1, MAX_STEPS)
+    start = check_baseline(baseline, x)
     score = logit_score(check_target(target, check_logits(model(x), x)))
-    start = torch.zeros_like(x) if baseline is None else baseline
     path = x - start
     total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     for i in range(steps):
@@ -92,10 +108,13 @@ def feature_leakage(
     differentiable.
     Source: Shah, Jain, Netrapalli, "Do input gradients highlight discriminative features?", 2021.
     """
-    if not isinstance(region, Tensor) or region.dtype != torch.bool:
-        raise TypeError("region: want a bool tensor")
+    check_x(x)
+    if require_values("region", region).dtype != torch.bool:
+        raise TypeError(f"region: got {region.dtype}, want a bool tensor")
+    require_broadcast("region", region, x)
+    p = check_p(p)
     attributions = integrated_gradients(model, x, target, baseline=baseline, steps=steps)
-    return ops.grad_norm(attributions * region, check_p(p))
+    return ops.grad_norm(attributions * region, p)
 
 
 def pixel_perturbation(
@@ -120,7 +139,7 @@ def pixel_perturbation(
     :func:`integrated_gradients`. Not differentiable. Source: Srinivas and Fleuret, "Full-gradient
     representation for neural network visualization", 2019.
     """
-    check_choice("remove", remove, ("least", "most"))
+    require_choice("remove", remove, ("least", "most"))
     order = _order(x, attributions, most_salient_first=remove == "most")
     return _replace(model, x, order, target, fractions, fill, insert=False)
 
@@ -143,15 +162,14 @@ def insertion_game(
     return _replace(model, x, order, target, fractions, fill, insert=True)
 
 
-def _order(x: Tensor, attributions: Tensor, most_salient_first: bool) -> Tensor:
+def _order(x: Any, attributions: Any, most_salient_first: bool) -> Tensor:
     """Each element's rank in saliency, ``[N, *D]``."""
     check_x(x)
-    if attributions.shape != x.shape:
+    if require_floating("attributions", attributions).shape != x.shape:
         raise ValueError(
             f"attributions: got shape {list(attributions.shape)}, want {list(x.shape)} as x"
         )
-    order = attributions.abs().flatten(1).argsort(dim=1, descending=most_salient_first, stable=True)
-    return order.argsort(dim=1).view(x.shape)
+    return ranks(attributions.abs(), largest_first=most_salient_first)
 
 
 @torch.no_grad()
@@ -164,17 +182,28 @@ def _replace(
     fill: float | Tensor,
     insert: bool,
 ) -> Tensor:
-    chosen = check_target(target, check_logits(model(x), x))
+    require_callable("model", model)
+    background = _filled(fill, x)
     elements = x[0].numel() if len(x) else 0
-    curve = []
-    for fraction in fractions:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fractions: got {fraction}, want numbers in [0, 1]")
-        reached = rank < round(fraction * elements)
-        image = torch.where(reached == insert, x, torch.as_tensor(fill, dtype=x.dtype).to(x.device))
-        probability = check_logits(model(image), x).softmax(1)
-        curve.append(probability.gather(1, chosen.unsqueeze(1)).squeeze(1))
-    return torch.stack(curve, 1)
+    counts = [
+        round(require_fraction("fractions", fraction) * elements)
+        for fraction in require_sequence("fractions", fractions, "numbers in [0, 1]")
+    ]
+    chosen = check_target(target, check_logits(model(x), x)).unsqueeze(1)
+
+    def answer(shown: Tensor) -> Tensor:
+        probability = check_logits(model(torch.where(shown, x, background)), x).softmax(1)
+        return probability.gather(1, chosen).squeeze(1)
+
+    curve = play(answer, rank, torch.tensor(counts, dtype=torch.int64), insert=insert)
+    return torch.stack(curve, 1) if curve else x.new_empty(len(x), 0)
+
+
+def _filled(fill: Any, x: Tensor) -> Tensor:
+    """What replaces an element, broadcast to x."""
+    if not isinstance(fill, Tensor):
+        return x.new_tensor(require_real("fill", fill, "a finite number or a tensor"))
+    return require_broadcast("fill", require_floating("fill", fill).to(x), x)
 
 
 @torch.no_grad()
@@ -186,11 +215,11 @@ def density_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: int
     differentiable. Raises TypeError or ValueError naming the argument.
     Source: arXiv 2407.04370, 2024.
     """
-    check_x(x)
+    levels = _levels(model, x, sigmas, seed)
     clean = lse_score(check_logits(model(x), x))
     curve = [
         (lse_score(check_logits(model(noisy), x)) - clean).abs()
-        for noisy in _noisy(x, sigmas, seed)
+        for noisy in _noisy(x, levels, seed)
     ]
     return torch.stack(curve, 1)
 
@@ -200,7 +229,7 @@ def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: in
 
     Arguments, errors and source are as in :func:`density_curve`; NaN where g(x) is 0.
     """
-    check_x(x)
+    levels = _levels(model, x, sigmas, seed)
 
     def gradient(at: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -209,12 +238,25 @@ def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: in
             return gradients(model, lse_score, [Point(at, values)], create_graph=False)
 
     clean = gradient(x)
-    curve = [ops.grad_norm(gradient(noisy) - clean) for noisy in _noisy(x, sigmas, seed)]
+    curve = [ops.grad_norm(gradient(noisy) - clean) for noisy in _noisy(x, levels, seed)]
     return torch.stack(curve, 1) / ops.grad_norm(clean).unsqueeze(1)
 
 
-def _noisy(x: Tensor, sigmas: Sequence[float], seed: int) -> list[Tensor]:
-    return [ops.gaussian_noise(x.detach(), 1, float(s), seed=seed).squeeze(1) for s in sigmas]
+def _levels(model: Any, x: Any, sigmas: Any, seed: Any) -> list[float]:
+    require_callable("model", model)
+    check_x(x)
+    require_seed(seed)
+    levels = [
+        require_not_negative("sigmas", sigma)
+        for sigma in require_sequence("sigmas", sigmas, "numbers of at least 0")
+    ]
+    if not levels:
+        raise ValueError("sigmas: got none, want at least one")
+    return levels
+
+
+def _noisy(x: Tensor, levels: Sequence[float], seed: int) -> list[Tensor]:
+    return [ops.gaussian_noise(x.detach(), 1, s, seed=seed).squeeze(1) for s in levels]
 
 
 @torch.no_grad()
@@ -230,7 +272,7 @@ def ood_auroc(model: Model, inside: Tensor, outside: Tensor, *, score: str = "ls
     TypeError or ValueError naming the argument, ImportError without scikit-learn.
     Source of the score: Liu et al., "Energy-based out-of-distribution detection", 2020.
     """
-    check_choice("score", score, ("lse", "max_logit"))
+    require_choice("score", score, ("lse", "max_logit"))
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
@@ -238,8 +280,11 @@ def ood_auroc(model: Model, inside: Tensor, outside: Tensor, *, score: str = "ls
             "ood_auroc needs scikit-learn: pip install 'robustcore[demo]' (or scikit-learn)"
         ) from error
     scores, labels = [], []
+    require_callable("model", model)
+    for name, x in (("inside", inside), ("outside", outside)):
+        if require_floating(name, x).dim() < 2 or len(x) == 0:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, want a batch [N, *D]")
     for x, label in ((inside, 1), (outside, 0)):
-        check_x(x)
         logits = check_logits(model(x), x)
         scores.append(lse_score(logits) if score == "lse" else logits.amax(1))
         labels.append(torch.full((len(x),), label))

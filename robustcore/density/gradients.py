@@ -11,6 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robustcore import ops
+from robustcore.common.checks import (
+    require_broadcast,
+    require_choice,
+    require_classes,
+    require_floating,
+)
 from robustcore.density.double_backward import fast_double_backward
 from robustcore.ops.density.grad_norm import dual_direction
 
@@ -22,6 +28,7 @@ REDUCTIONS = ("mean", "sum", "none")
 # Of a finite difference, in the units of x and along a direction of l2 norm 1. A central difference
 # of a smooth model errs by O(STEP^2), float32 rounding by about 1e-6 |score| / STEP.
 STEP = 1e-2
+MAX_STEPS = 2**20  # of a path
 
 
 class Point(NamedTuple):
@@ -49,22 +56,26 @@ def loss_score(target: Tensor) -> Score:
 
 def check_x(x: Any) -> None:
     """x is a batch of floating tensors."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
-    if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, want a floating dtype")
-    if x.dim() < 2:
+    if require_floating("x", x).dim() < 2:
         raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
 
 
-def check_logits(logits: Any, x: Tensor) -> Tensor:
+def check_baseline(baseline: Any, x: Tensor) -> Tensor:
+    """Where a path to x starts: as given, or 0."""
+    if baseline is None:
+        return torch.zeros_like(x)
+    return require_broadcast("baseline", require_floating("baseline", baseline), x)
+
+
+def check_logits(logits: Any, x: Tensor, got: str = "model: gave") -> Tensor:
     """Logits ``[N, K]`` in float32 at least; an error naming the rows that hold a NaN."""
+    want = f"want floating logits [{x.shape[0]}, K], one row an input"
     if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: got {type(logits).__name__}, want a tensor [N, K]")
+        raise TypeError(f"{got} {type(logits).__name__}, {want}")
+    if not logits.is_floating_point() or logits.layout != torch.strided:
+        raise TypeError(f"{got} {logits.dtype}, {logits.layout}, {want}")
     if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"logits: got shape {list(logits.shape)}, want [{x.shape[0]}, K], one row an input"
-        )
+        raise ValueError(f"{got} shape {list(logits.shape)}, {want}")
     if not (torch.compiler.is_compiling() or _capturing(x)):
         # Looking costs a synchronisation of the device, so not inside a CUDA graph.
         nan = ops.logsumexp(logits.detach()).isnan()
@@ -86,18 +97,9 @@ def check_target(target: Any, logits: Tensor) -> Tensor:
     """A class of each row: as given, or what the model says."""
     if target is None:
         return logits.detach().argmax(1)
-    if not isinstance(target, Tensor) or target.dtype != torch.int64:
-        raise TypeError("target: want an int64 tensor [N]")
-    if target.shape != logits.shape[:1]:
-        raise ValueError(f"target: got shape {list(target.shape)}, want [{logits.shape[0]}]")
-    return target
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of some words."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, want one of {', '.join(choices)}")
-    return str(value)
+    looks = not (torch.compiler.is_compiling() or _capturing(logits))
+    rows, classes = logits.shape
+    return require_classes("target", target, rows, classes if looks else None)
 
 
 def resolve_mode(mode: str, model: Model) -> str:
@@ -108,7 +110,7 @@ def resolve_mode(mode: str, model: Model) -> str:
     both), and with BatchNorm in training mode not right: torch's jvp of it takes the statistics for
     constants when it is differentiated (pytorch/pytorch#196699).
     """
-    check_choice("mode", mode, MODES)
+    require_choice("mode", mode, MODES)
     if mode != "auto":
         return mode
     compiled = torch.compiler.is_compiling() or hasattr(model, "_orig_mod")

@@ -37,13 +37,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcore.common.checks import (
+    require_callable,
+    require_choice,
+    require_int,
+    require_not_negative,
+    require_positive,
+)
 from robustcore.density.gradients import (
+    MAX_STEPS,
     REDUCTIONS,
     STEP,
     Model,
     Point,
     Score,
-    check_choice,
+    check_baseline,
     check_logits,
     check_target,
     check_x,
@@ -98,6 +106,8 @@ def marginal_density_penalty(
     2024 (arXiv 2407.04370).
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
+    if target is not None:
+        call.classes(target)
     return call.norm(lse_score)
 
 
@@ -122,7 +132,7 @@ def input_gradient_penalty(
     1992; Ross and Doshi-Velez, 2018.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
-    check_choice("of", of, ("loss", "logit"))
+    require_choice("of", of, ("loss", "logit"))
     score_of = loss_score if of == "loss" else logit_score
     return call.norm(score_of(call.classes(target)))
 
@@ -153,6 +163,7 @@ def score_matching_penalty(
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
     score = logit_score(call.classes(target))
+    sigma, tau = require_positive("sigma", sigma), require_not_negative("tau", tau)
     norm = call.per_sample(score)
     noisy = call.x.detach() + sigma * torch.randn_like(call.x)
     trace = 2 / sigma**2 * (score(check_logits(model(noisy), noisy)) - score(call.logits))
@@ -181,6 +192,7 @@ def curvature_penalty(
     regularization, and vice versa", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
+    h = require_positive("h", h)
     score = loss_score(call.classes(target))
     here = call.point(score, weight=-1.0)
     with torch.enable_grad():
@@ -213,10 +225,10 @@ def attribution_penalty(
     Source: Chen et al., "Robust attribution regularization", 2019.
     """
     call = _Call(model, x, p, reduction, logits, mode, step)
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, want at least 1")
+    require_int("steps", steps, 1, MAX_STEPS)
+    start = check_baseline(baseline, x)
     score = loss_score(call.classes(target))
-    path = x.detach() if baseline is None else (x - baseline).detach()
+    path = (x - start).detach()
     weight = path / steps
     points = [call.point(score, weight=weight)]
     for i in range(1, steps):
@@ -230,22 +242,21 @@ class _Call:
     def __init__(
         self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
     ) -> None:
+        require_callable("model", model)
         check_x(x)
-        self.model, self.p, self.step = model, check_p(p), step
+        self.model, self.p, self.step = model, check_p(p), require_positive("step", step)
         self.mode = resolve_mode(mode, model)
-        if not step > 0:
-            raise ValueError(f"step: got {step}, want a number above 0")
-        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction = require_choice("reduction", reduction, REDUCTIONS)
         if logits is None:
             self.x = leaf(x)
             self.logits = evaluate(model, self.x, self.mode)
         else:
+            self.logits = check_logits(logits, x, "logits: got")
             if not x.requires_grad:
                 raise ValueError(
                     "x: has to require grad where logits are given, and logits to be model(x) of it"
                 )
             self.x = x
-            self.logits = check_logits(logits, x)
 
     def classes(self, target: Any) -> Tensor:
         """The class of each row that a score looks at."""

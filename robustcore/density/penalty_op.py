@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcore.density.gradients import check_choice, check_x
+from robustcore.common.checks import (
+    require_callable,
+    require_choice,
+    require_classes,
+    require_module,
+)
+from robustcore.density.gradients import check_x
 
 _numbers = itertools.count()
 _alive: weakref.WeakValueDictionary[int, PenaltyOp] = weakref.WeakValueDictionary()
@@ -49,13 +55,9 @@ class PenaltyOp:
     """
 
     def __init__(self, penalty: Callable[..., Tensor], model: nn.Module, **options: Any) -> None:
-        if not callable(penalty):
-            raise TypeError(
-                f"penalty: got {type(penalty).__name__}, want one of robustcore.density"
-            )
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
-        check_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
+        require_callable("penalty", penalty)
+        require_module("model", model)
+        require_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
         for name in {"logits", "mode", "target"} & set(options):
             raise ValueError(f"{name}: the op sets it itself")
         # What torch.compile made of a model would be compiled again, for a double backward.
@@ -65,6 +67,8 @@ class PenaltyOp:
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         check_x(x)
+        if target is not None:
+            require_classes("target", target, len(x))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         # Decided here: inside the op there is no telling.
         wanted = torch.is_grad_enabled()

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustcore.lipschitz.layers import CRCHead, NormalizedLinear, matrix_norm_bound
+from robustcore.common.checks import (
+    require_classes,
+    require_floating,
+    require_module,
+    require_not_negative,
+    require_positive,
+    require_radii,
+)
+from robustcore.lipschitz.layers import CRCHead, NormalizedLinear, flat_features, matrix_norm_bound
 from robustcore.ops import conv_norm_bound
 
 
@@ -27,6 +35,7 @@ def lipschitz_bound(model: nn.Module) -> float:
     Raises TypeError naming the layer that it cannot bound: of an unknown type, with a forward of
     its own, or with a hook.
     """
+    require_module("model", model)
     return _bound(model, "model")
 
 
@@ -131,12 +140,11 @@ def margin_certificate(
         Raises ValueError or TypeError naming the argument.
     Source: Tsuzuku, Sato, Sugiyama, "Lipschitz-margin training", 2018; Singla et al., 2022.
     """
-    if logits.dim() != 2 or logits.shape[1] < 2:
+    if require_floating("logits", logits).dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K] with K >= 2")
-    if not bound > 0 or not math.isfinite(bound):
-        raise ValueError(f"bound: got {bound}, want a finite number above 0")
+    bound = require_positive("bound", bound)
     values = logits.double()
-    chosen = values.argmax(1) if labels is None else labels
+    chosen = _chosen(values, labels)
     margins = values.gather(1, chosen[:, None]) - values
     if head is None:
         constants = torch.full_like(values[:1], math.sqrt(2)).expand_as(values)
@@ -156,6 +164,11 @@ def margin_certificate(
     radii = margins / (bound * constants.masked_fill(fixed, 1.0))
     radii = torch.where(fixed & (margins != 0), margins.sign() * math.inf, radii)
     return _smallest(radii, chosen)
+
+
+def _chosen(logits: Tensor, labels: Any) -> Tensor:
+    """The class of each row: as given, or the arg-max."""
+    return logits.argmax(1) if labels is None else require_classes("labels", labels, *logits.shape)
 
 
 def _smallest(radii: Tensor, chosen: Tensor) -> Tensor:
@@ -184,13 +197,15 @@ def crc_certificate(
         arg-max. Differentiable. Raises ValueError naming the argument.
     Source: Singla and Feizi, "Second-order provable defenses", 2020; Singla et al., 2022.
     """
-    if not bound > 0 or not math.isfinite(bound):
-        raise ValueError(f"bound: got {bound}, want a finite number above 0")
+    if not isinstance(head, CRCHead):
+        raise TypeError(f"head: got a {type(head).__name__}, want a CRCHead")
+    bound = require_positive("bound", bound)
+    flat = flat_features(features, head.linear1.in_features, "features")
     w1, w2 = head.linear1.weight.double(), head.linear2.weight.double()
-    inner = features.flatten(1).double() @ w1.T + head.linear1.bias.double()
+    inner = flat.double() @ w1.T + head.linear1.bias.double()
     active = torch.nn.functional.softplus(inner, head.beta)
     logits = active @ w2.T + head.linear2.bias.double()
-    chosen = logits.argmax(1) if labels is None else labels
+    chosen = _chosen(logits, labels)
     margins = logits.gather(1, chosen[:, None]) - logits  # [N, K]
     apart = w2[chosen][:, None] - w2[None]  # [N, K, hidden]
     slope = torch.sigmoid(head.beta * inner)
@@ -213,6 +228,13 @@ def certificate_loss(logits: Tensor, labels: Tensor, certificates: Tensor, gamma
 
     Differentiable. Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
+    if require_floating("logits", logits).dim() != 2:
+        raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K]")
+    require_classes("labels", labels, len(logits))
+    if require_floating("certificates", certificates).shape != logits.shape[:1]:
+        got = list(certificates.shape)
+        raise ValueError(f"certificates: got shape {got}, want [{len(logits)}]")
+    gamma = require_not_negative("gamma", gamma)
     return cross_entropy(logits, labels) - gamma * certificates.relu().mean().to(logits.dtype)
 
 
@@ -232,7 +254,8 @@ class Certificate:
 
     def certified_accuracy(self, labels: Tensor, radii: Any) -> Tensor:
         """Part of the images that are right and certified to each radius: float64, as ``radii``."""
-        wanted = torch.as_tensor(radii, dtype=torch.float64)
+        wanted = require_radii(radii)
+        require_classes("labels", labels, len(self))
         right = (self.prediction == labels.to(self.prediction.device)).cpu()
         reached = self.radius.cpu() >= wanted.unsqueeze(-1)
         return (reached & right).double().mean(-1)
@@ -271,6 +294,9 @@ def certify(model: nn.Module, x: Tensor) -> Certificate:
 
     Source: Tsuzuku, Sato, Sugiyama, 2018; Singla and Feizi, "Second-order provable defenses", 2020.
     """
+    require_module("model", model)
+    if require_floating("x", x).dim() < 2:
+        raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
     if model.training:
         raise ValueError("model: is in training mode, want model.eval()")
     for name, tensor in model.named_parameters():

@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, softplus
 
 from robustcore import ops
+from robustcore.common.checks import (
+    require_flag,
+    require_floating,
+    require_int,
+    require_parameter_form,
+    require_positive,
+    require_real,
+)
 
 
 class MaxMin(nn.Module):
@@ -29,7 +37,7 @@ class MaxMin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 2 C, *D]`` to the same shape."""
-        return ops.maxmin(x)
+        return ops.maxmin(require_floating("x", x))
 
     def lipschitz_bound(self) -> float:
         """1: it permutes the inputs."""
@@ -57,8 +65,8 @@ class Householder(nn.Module):
     ) -> None:
         super().__init__()
         half = _half("channels", channels)
-        if order not in (1, 2):
-            raise ValueError(f"order: got {order!r}, want 1 or 2")
+        require_int("order", order, 1, 3)
+        require_parameter_form(device, dtype)
         self.channels, self.order = channels, order
         if order == 1:
             theta = torch.full((half,), math.pi / 2, device=device, dtype=dtype)
@@ -68,7 +76,7 @@ class Householder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, channels, *D]`` to the same shape."""
-        return ops.householder(x, self.theta)
+        return ops.householder(_channels(x, self.channels), self.theta)
 
     def lipschitz_bound(self) -> float:
         """1: continuous, and an isometry on each piece."""
@@ -112,20 +120,24 @@ class ProjectionPool2d(nn.Module):
     ) -> None:
         super().__init__()
         half = _half("channels", channels)
+        require_parameter_form(device, dtype)
         self.channels = channels
-        if theta == "max":
+        if isinstance(theta, str) and theta == "max":
             self.register_parameter("theta", None)
             return
-        if isinstance(theta, str) or (theta is not None and not 0 <= theta <= math.pi):
-            raise ValueError(f"theta: got {theta!r}, want an angle in [0, pi], None or 'max'")
+        if theta is not None:
+            wanted = "an angle in [0, pi], None or 'max'"
+            theta = require_real("theta", theta, wanted)
+            if not 0 <= theta <= math.pi:
+                raise ValueError(f"theta: got {theta!r}, want {wanted}")
         angles = torch.rand(half, device=device, dtype=dtype) * math.pi
         self.theta = nn.Parameter(angles if theta is None else torch.full_like(angles, theta))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, channels, *D]`` to ``[N, channels / 2, *D]``."""
         if self.theta is None:
-            return torch.maximum(*x.chunk(2, dim=1))
-        return ops.projection_pool(x, self.theta)
+            return torch.maximum(*_channels(x, self.channels).chunk(2, dim=1))
+        return ops.projection_pool(_channels(x, self.channels), self.theta)
 
     def lipschitz_bound(self) -> float:
         """1: a distance to a set."""
@@ -144,13 +156,27 @@ class NormalizedLinear(nn.Linear):
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_int("in_features", in_features, 1, 2**31)
+        require_int("out_features", out_features, 1, 2**31)
+        require_flag("bias", bias)
+        require_parameter_form(device, dtype)
+        super().__init__(in_features, out_features, bias, device, dtype)
+
     def normalized_weight(self) -> Tensor:
         """``[out_features, in_features]`` with unit rows."""
         return normalize(self.weight, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, out_features]``."""
-        return linear(x.flatten(1), self.normalized_weight(), self.bias)
+        return linear(flat_features(x, self.in_features), self.normalized_weight(), self.bias)
 
     def lipschitz_bound(self) -> float:
         """Largest singular value of the normalised weight."""
@@ -183,16 +209,18 @@ class CRCHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not beta > 0 or not math.isfinite(beta):
-            raise ValueError(f"beta: got {beta}, want a finite number above 0")
-        hidden = in_features if hidden is None else hidden
-        self.beta = beta
+        require_int("in_features", in_features, 1, 2**31)
+        require_int("num_classes", num_classes, 1, 2**31)
+        hidden = in_features if hidden is None else require_int("hidden", hidden, 1, 2**31)
+        require_parameter_form(device, dtype)
+        self.beta = require_positive("beta", beta)
         self.linear1 = nn.Linear(in_features, hidden, device=device, dtype=dtype)
         self.linear2 = nn.Linear(hidden, num_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]``."""
-        logits: Tensor = self.linear2(softplus(self.linear1(x.flatten(1)), self.beta))
+        inner = self.linear1(flat_features(x, self.linear1.in_features))
+        logits: Tensor = self.linear2(softplus(inner, self.beta))
         return logits
 
     def lipschitz_bound(self) -> float:
@@ -207,12 +235,25 @@ class CRCHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
+def flat_features(x: Any, features: int, name: str = "x") -> Tensor:
+    """``[N, *]`` as ``[N, features]``."""
+    if require_floating(name, x).dim() < 2 or math.prod(x.shape[1:]) != features:
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want [N, {features}] features")
+    return x.flatten(1)  # type: ignore[no-any-return]
+
+
 def matrix_norm_bound(matrix: Tensor) -> float:
     """The spectral norm in float64, with a margin of 1e-12 for its rounding."""
     return float(torch.linalg.matrix_norm(matrix.detach().double(), ord=2)) * (1 + 1e-12)
 
 
+def _channels(x: Any, channels: int) -> Tensor:
+    if require_floating("x", x).dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"x: got shape {list(x.shape)}, want [N, {channels}, *D]")
+    return x  # type: ignore[no-any-return]
+
+
 def _half(name: str, channels: Any) -> int:
-    if not isinstance(channels, int) or channels < 2 or channels % 2:
+    if require_int(name, channels, 2, 2**31) % 2:
         raise ValueError(f"{name}: got {channels!r}, want an even integer: channels pair up")
-    return channels // 2
+    return int(channels) // 2

@@ -9,6 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcore.common.checks import (
+    require_broadcast,
+    require_choice,
+    require_floating,
+    require_int,
+    require_real,
+    require_sequence,
+    require_values,
+)
 from robustcore.lipschitz.certificates import lipschitz_bound
 from robustcore.lipschitz.layers import (
     CRCHead,
@@ -42,11 +51,15 @@ class Normalize(nn.Module):
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
+        require_floating("shift", shift)
+        if not bool((require_floating("scale", scale).abs() > 0).all()):
+            raise ValueError("scale: got 0 or NaN, want other numbers")
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """As x."""
+        require_broadcast("shift", self.shift, require_floating("x", x))
         return (x - self.shift) / self.scale
 
     def lipschitz_bound(self) -> float:
@@ -110,23 +123,14 @@ class LipConvNet(nn.Module):
             ("pooling", pooling, tuple(_POOLINGS)),
             ("head", head, ("orthogonal", "normalized", "crc")),
         ):
-            if value not in wanted:
-                raise ValueError(f"{name}: got {value!r}, want one of {wanted}")
-        if depth < stages or depth % stages:
-            raise ValueError(f"depth: got {depth}, want a multiple of {stages} stages")
-        if input_size % 2**stages:
-            raise ValueError(f"input_size: got {input_size}, want a multiple of {2**stages}")
-        if init_channels % 2:
-            raise ValueError(f"init_channels: got {init_channels}, want an even number")
-        for name, values in (("shift", mean), ("scale", std)):
-            tensor = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-            if len(tensor) not in (1, in_channels) or not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name}: got {values}, want a number or {in_channels}")
-            self.register_buffer(name, tensor.expand(in_channels, 1, 1).clone())
+            require_choice(name, value, wanted)
+        _check_sizes(depth, num_classes, in_channels, init_channels, input_size, stages)
+        self.register_buffer("shift", _channel_values("mean", mean, in_channels))
+        self.register_buffer("scale", _channel_values("std", std, in_channels))
         if not bool((self.scale > 0).all()):
             raise ValueError(f"std: got {std}, want numbers above 0")
         options["scale"] = (0.7 if version == "soc" else 1.0) if scale is None else scale
-        self.version, self._options = version, options
+        self.version, self._options, self._input_size = version, options, input_size
         self._activation, self._pooling = _ACTIVATIONS[activation], _POOLINGS[pooling]
         block_size = depth // stages
         if version == "soc":
@@ -136,16 +140,17 @@ class LipConvNet(nn.Module):
                 in_channels, init_channels, block_size, stages, keeps_all=head == "crc"
             )
         features = channels * (input_size // 2**stages) ** 2
-        last: nn.Module
-        if head == "orthogonal":
-            last = SOC(features, num_classes, 1, **options)
-            if version == "improved":
-                last = nn.Sequential(OrderedDict(ortho=last))
-        elif head == "normalized":
-            last = NormalizedLinear(features, num_classes)
-        else:
-            last = CRCHead(features, num_classes)
-        self.add_module(self._head_name, last)
+        self.add_module(self._head_name, self._build_head(head, features, num_classes))
+
+    def _build_head(self, head: str, features: int, num_classes: int) -> nn.Module:
+        if head == "normalized":
+            return NormalizedLinear(features, num_classes)
+        if head == "crc":
+            return CRCHead(features, num_classes)
+        last = SOC(features, num_classes, 1, **self._options)
+        if self.version == "improved":
+            return nn.Sequential(OrderedDict(ortho=last))
+        return last
 
     @property
     def _head_name(self) -> str:
@@ -196,6 +201,10 @@ class LipConvNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head reads: ``[N, F, 1, 1]``."""
+        side, channels = self._input_size, len(self.shift)
+        if require_floating("x", x).shape[1:] != (channels, side, side):
+            got = list(x.shape)
+            raise ValueError(f"x: got shape {got}, want [N, {channels}, {side}, {side}]")
         x = (x - self.shift) / self.scale
         for block in self._blocks():
             x = block(x)
@@ -226,3 +235,40 @@ class LipConvNet(nn.Module):
         for name in ("shift", "scale"):  # not in the checkpoints of singlasahil14/SOC
             state_dict.setdefault(prefix + name, getattr(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _check_sizes(
+    depth: int, num_classes: int, in_channels: int, init_channels: int, input_size: int, stages: int
+) -> None:
+    require_int("stages", stages, 1, 31)
+    for name, value in (
+        ("depth", depth),
+        ("num_classes", num_classes),
+        ("in_channels", in_channels),
+        ("init_channels", init_channels),
+        ("input_size", input_size),
+    ):
+        require_int(name, value, 1, 2**31)
+    if depth < stages or depth % stages:
+        raise ValueError(f"depth: got {depth}, want a multiple of {stages} stages")
+    if input_size % 2**stages:
+        raise ValueError(f"input_size: got {input_size}, want a multiple of {2**stages}")
+    if init_channels % 2:
+        raise ValueError(f"init_channels: got {init_channels}, want an even number")
+
+
+def _channel_values(name: str, value: Any, channels: int) -> Tensor:
+    """A number or one a channel as ``[channels, 1, 1]``."""
+    wanted = f"a number or {channels}"
+    if isinstance(value, Tensor):
+        each = require_values(name, value).reshape(-1).tolist()
+    elif isinstance(value, Sequence):
+        each = require_sequence(name, value, wanted)
+    else:
+        each = [value]
+    numbers = [require_real(name, number, wanted) for number in each]
+    if len(numbers) not in (1, channels):
+        raise ValueError(f"{name}: got {value}, want {wanted}")
+    return (
+        torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1).expand(channels, 1, 1).clone()
+    )

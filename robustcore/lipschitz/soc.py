@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, pixel_unshuffle
 
+from robustcore.common.checks import (
+    require_flag,
+    require_floating,
+    require_int,
+    require_parameter_form,
+    require_positive,
+)
 from robustcore.ops import conv_norm_bound, exp_series
 from robustcore.ops.autograd import not_compiled
 from robustcore.ops.lipschitz.conv_exp import (
@@ -97,16 +104,17 @@ class SOC(nn.Module):
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
+            ("kernel_size", kernel_size),
             ("stride", stride),
             ("train_degree", train_degree),
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, want an integer of at least 1")
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            require_int(name, value, 1, 2**31)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: got {kernel_size!r}, want an odd integer")
-        if not scale > 0 or not math.isfinite(scale):
-            raise ValueError(f"scale: got {scale}, want a finite number above 0")
-        exp_series(1.0, tol)  # complains about a tol that is none
+        scale, tol = require_positive("scale", scale), require_positive("tol", tol)
+        require_flag("bias", bias)
+        require_flag("recompute", recompute)
+        require_parameter_form(device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.train_degree, self.tol, self.recompute = train_degree, tol, recompute
@@ -144,7 +152,7 @@ class SOC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if require_floating("x", x).dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: got shape {list(x.shape)}, want [N, {self.in_channels}, H, W]")
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(f"x: got shape {list(x.shape)}, want sides that {self.stride} divides")

@@ -10,7 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustcore.common.checks import check_images, check_single_image, require_int
+from robustcore.common.checks import (
+    require_callable,
+    require_choice,
+    require_flag,
+    require_floating,
+    require_fraction,
+    require_int,
+    require_labelled,
+    require_module,
+    require_seed,
+    require_sequence,
+    require_single_image,
+)
+from robustcore.common.game import play, ranks
+from robustcore.common.plots import save
 from robustcore.common.progress import steps
 from robustcore.masking.model import MaskedModel
 
@@ -34,7 +48,7 @@ class Curves:
         """Writes the accuracy curves as a picture. Needs matplotlib."""
         from robustcore.masking import plots
 
-        plots.curve_figure(self).savefig(path, dpi=150)
+        save(plots.curve_figure(self), path, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Game:
         """Writes both curves as a picture. Needs matplotlib."""
         from robustcore.masking import plots
 
-        plots.game_figure(self).savefig(path, dpi=150)
+        save(plots.game_figure(self), path, overwrite=True)
 
 
 def replaced(model: nn.Module, value: float | Sequence[float] | Tensor) -> Predictor:
@@ -66,7 +80,13 @@ def replaced(model: nn.Module, value: float | Sequence[float] | Tensor) -> Predi
     Returns:
         A function of (x, mask) to the model's output, for :func:`masked_accuracy_curve`.
     """
-    values = torch.as_tensor(value)
+    require_callable("model", model)
+    try:
+        values = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"value: got {value!r}, want a number or one a channel") from None
+    if values.dim() > 1 or values.numel() == 0 or not bool(values.isfinite().all()):
+        raise ValueError(f"value: got {value!r}, want a finite number or one a channel")
 
     def predict(x: Tensor, mask: Tensor) -> Tensor:
         grey = values.to(x).view(1, -1, 1, 1)
@@ -103,18 +123,20 @@ def masked_accuracy_curve(
 
     Raises TypeError, ValueError naming the argument. Source: Balasubramanian and Feizi, 2023.
     """
-    check_images(images, labels)
-    require_int("block", block, 1)
+    require_labelled(images, labels)
+    chosen = [
+        require_fraction("fractions", fraction)
+        for fraction in require_sequence("fractions", fractions, "numbers in [0, 1]")
+    ]
+    block = min(require_int("block", block, 1), max(images.shape[2:]))
     require_int("batch_size", batch_size, 1)
-    for fraction in fractions:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fractions: got {fraction}, want numbers in [0, 1]")
-    masked = model if isinstance(model, MaskedModel) else MaskedModel(model)
-    methods: dict[str, Predictor] = {"layer masking": masked, **(fills or {})}
-    order = _block_order(images, block, seed)
+    require_flag("progress", progress)
+    masked = as_masked(model)
+    methods: dict[str, Predictor] = {"layer masking": masked, **_checked_fills(fills)}
+    order = _block_order(images, block, require_seed(seed))
     whole = _predict(lambda x, _: masked(x), images, None, batch_size)
     results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
-    points = [(f, name) for f in fractions for name in methods]
+    points = [(f, name) for f in chosen for name in methods]
     for fraction, name in steps(points, "masked accuracy", "curve point", shown=progress):
         mask = _hide(order, fraction, block, images)
         predicted = _predict(methods[name], images, mask, batch_size)
@@ -123,9 +145,27 @@ def masked_accuracy_curve(
         right = float((predicted == labels.cpu()).double().mean())
         results[name].append((right, entropy, float((predicted == whole).double().mean())))
     return Curves(
-        tuple(fractions),
+        tuple(chosen),
         *({name: [row[i] for row in rows] for name, rows in results.items()} for i in range(3)),
     )
+
+
+def as_masked(model: Any) -> MaskedModel:
+    """The model as one that takes masks."""
+    if isinstance(model, MaskedModel):
+        return model
+    require_module("model", model)
+    return MaskedModel(model)
+
+
+def _checked_fills(fills: Any) -> dict[str, Predictor]:
+    if fills is None:
+        return {}
+    if not isinstance(fills, Mapping):
+        raise TypeError(f"fills: got a {type(fills).__name__}, want functions by name")
+    for name, fill in fills.items():
+        require_callable(f"fills[{name!r}]", fill)
+    return dict(fills)
 
 
 def _block_order(images: Tensor, block: int, seed: int) -> Tensor:
@@ -178,36 +218,39 @@ def insertion_deletion(
     naming the argument.
     Source: Petsiuk, Das and Saenko, "RISE: randomized input sampling for explanation", 2018.
     """
-    x = check_single_image(image)
+    x = require_single_image(image)
     height, width = x.shape[2:]
-    if not isinstance(attribution, Tensor) or attribution.shape != (height, width):
-        got = list(attribution.shape) if isinstance(attribution, Tensor) else type(attribution)
+    if require_floating("attribution", attribution).shape != (height, width):
+        got = list(attribution.shape)
         raise ValueError(f"attribution: got {got}, want a tensor {[height, width]} like image")
-    if fill not in ("mask", "published"):
-        raise ValueError(f"fill: got {fill!r}, want 'mask' or 'published'")
+    require_choice("fill", fill, ("mask", "published"))
     step = 8 * width if step is None else require_int("step", step, 1)
     require_int("batch_size", batch_size, 1)
-    masked = model if isinstance(model, MaskedModel) else MaskedModel(model)
-    if target is None:
-        target = int(masked(x).argmax(1))
-    rank = torch.empty(height * width, dtype=torch.int64)
-    order = attribution.flatten().cpu().argsort(descending=True, stable=True)
-    rank[order] = torch.arange(height * width)
-    counts = torch.tensor([*range(0, height * width, step), height * width])
-    first = (rank.view(1, 1, height, width) < counts.view(-1, 1, 1, 1)).to(x.device)
+    require_flag("progress", progress)
+    masked = as_masked(model)
+    target = require_target(target, masked(x))
+    pixels = height * width
+    rank = ranks(attribution.reshape(1, -1).cpu()).view(1, 1, height, width).to(x.device)
+    counts = torch.tensor([*range(0, pixels, step), pixels])
 
-    def scores(shown: Tensor, background: Tensor, name: str) -> list[float]:
-        values: list[float] = []
-        for i in steps(range(0, len(shown), batch_size), name, "batch", shown=progress):
-            part = shown[i : i + batch_size]
-            logits = masked(x, part) if fill == "mask" else masked(torch.where(part, x, background))
-            values += logits.double().softmax(1)[:, target].tolist()
-        return values
+    def scores(background: Tensor, insert: bool) -> list[float]:
+        def answer(shown: Tensor) -> Tensor:
+            seen = masked(x, shown) if fill == "mask" else masked(torch.where(shown, x, background))
+            return torch.as_tensor(seen).double().softmax(1)[:, target]
 
-    insertion = scores(first, blur(x), "insertion")
-    deletion = scores(~first, torch.zeros_like(x), "deletion")
-    fractions = (counts.double() / (height * width)).tolist()
+        parts = play(answer, rank, counts, insert=insert, batch_size=batch_size, shown=progress)
+        return torch.cat(parts).tolist()
+
+    insertion, deletion = scores(blur(x), True), scores(torch.zeros_like(x), False)
+    fractions = (counts.double() / pixels).tolist()
     return Game(fractions, insertion, deletion, _area(insertion), _area(deletion))
+
+
+def require_target(target: Any, logits: Tensor) -> int:
+    """A class of one image's logits ``[1, K]``: as given, or the model's own answer."""
+    if target is None:
+        return int(logits.argmax(1))
+    return require_int("target", target, 0, logits.shape[1])
 
 
 def blur(x: Tensor, taps: int = 11, sigma: float = 5.0) -> Tensor:

@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcore.common.checks import check_segments, check_single_image, require_int
-from robustcore.masking.model import MaskedModel
+from robustcore.common.checks import (
+    require_flag,
+    require_int,
+    require_not_negative,
+    require_positive,
+    require_seed,
+    require_segments,
+    require_single_image,
+)
+from robustcore.common.plots import save
+from robustcore.masking.evaluate import as_masked, require_target
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class LimeExplanation:
         best = self.weights >= self.weights.quantile(0.75)
         mask = best[self.segments]
         row = [(self.image, mask, self.attribution)]
-        plots.explanation_figure(row, ["strongest quarter"]).savefig(path, dpi=150)
+        save(plots.explanation_figure(row, ["strongest quarter"]), path, overwrite=True)
 
 
 @torch.no_grad()
@@ -77,21 +86,22 @@ def explain_lime(
     Source: Ribeiro, Singh and Guestrin, "Why should I trust you?", 2016; Balasubramanian and Feizi,
     2023.
     """
-    x = check_single_image(image)
-    segments, number = check_segments(segments, x)
-    require_int("num_samples", num_samples, 2)
-    masked = model if isinstance(model, MaskedModel) else MaskedModel(model)
-    generator = torch.Generator().manual_seed(seed)
+    x = require_single_image(image)
+    segments, number = require_segments(segments, x)
+    require_int("num_samples", num_samples, 2, 2**31)
+    require_flag("progress", progress)
+    width = require_positive("kernel_width", kernel_width)
+    penalty = require_not_negative("ridge", ridge)
+    generator = torch.Generator().manual_seed(require_seed(seed))
+    masked = as_masked(model)
     z = torch.rand(num_samples, number, generator=generator) < 0.5
     z[0] = True
     logits = masked(
         x, segments=segments, z=z.to(x.device), batch_size=batch_size, progress=progress
     )
     probabilities = logits.double().softmax(1).cpu()
-    if target is None:
-        target = int(probabilities[0].argmax())
-    require_int("target", target, 0, probabilities.shape[1])
-    weights, intercept, r2 = _ridge(z.double(), probabilities[:, target], kernel_width, ridge)
+    target = require_target(target, probabilities[:1])
+    weights, intercept, r2 = _ridge(z.double(), probabilities[:, target], width, penalty)
     return LimeExplanation(weights, intercept, r2, target, segments.cpu(), x[0].cpu())
 
 
@@ -107,7 +117,10 @@ def _ridge(z: Tensor, y: Tensor, width: float, penalty: float) -> tuple[Tensor, 
     )
     centred, residual = z - z_mean, y - y_mean
     gram = centred.T @ (sample_weight * centred) + penalty * torch.eye(z.shape[1], dtype=z.dtype)
-    weights = torch.linalg.solve(gram, centred.T @ (sample_weight[:, 0] * residual))
+    try:
+        weights = torch.linalg.solve(gram, centred.T @ (sample_weight[:, 0] * residual))
+    except RuntimeError as error:  # singular
+        raise ValueError(f"ridge: got {penalty}, too little for these samples") from error
     left = residual - centred @ weights
     variance = float((sample_weight[:, 0] * residual.square()).sum())
     r2 = 1 - float((sample_weight[:, 0] * left.square()).sum()) / variance if variance > 0 else 0.0

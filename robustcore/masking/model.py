@@ -7,6 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from robustcore.common.checks import (
+    require_choice,
+    require_flag,
+    require_floating,
+    require_int,
+    require_integers,
+    require_module,
+    require_values,
+)
 from robustcore.common.progress import steps
 from robustcore.masking.fold import fold_batch_norm
 from robustcore.masking.fuse import fuse_convolutions
@@ -46,10 +55,9 @@ class MaskedModel(nn.Module):
 
     def __init__(self, model: nn.Module, *, fill: str = "neighbor", fold: bool = False) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
-        if fill not in FILLS:
-            raise ValueError(f"fill: got {fill!r}, want one of {', '.join(map(repr, FILLS))}")
+        require_module("model", model)
+        require_choice("fill", fill, FILLS)
+        require_flag("fold", fold)
         self.fill, self.fold = fill, fold
         traced = _trace(model)
         if fold:
@@ -100,6 +108,7 @@ class MaskedModel(nn.Module):
         gradient of x is exactly 0 under the mask.
         """
         _check_image(x)
+        require_flag("progress", progress)
         if self.fold and x.device.type == "cpu":
             # The layout whose convolutions are fastest; rounding is not the plain model's anyway.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -112,7 +121,7 @@ class MaskedModel(nn.Module):
                     "mix what is hidden with what is not; call eval()"
                 )
         masks = _Masks(x, mask, segments, z)
-        step = len(masks) if batch_size is None else _check_batch_size(batch_size)
+        step = len(masks) if batch_size is None else require_int("batch_size", batch_size, 1)
         if step >= len(masks):
             return self._masked(x, masks.batch(0, len(masks)))
         outputs = [
@@ -185,17 +194,12 @@ def _trace(model: nn.Module) -> fx.GraphModule:
 
 
 def _check_image(x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
-    if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, want a floating dtype")
-    if x.dim() != 4:
+    if require_floating("x", x).dim() != 4:
         raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, H, W]")
 
 
 def _check_mask(mask: Any, x: Tensor) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: got {type(mask).__name__}, want a tensor or None")
+    require_values("mask", mask)
     want = f"[N, 1, {x.shape[2]}, {x.shape[3]}]"
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != x.shape[2:]:
         raise ValueError(f"mask: got shape {list(mask.shape)}, want {want} like x")
@@ -218,15 +222,12 @@ def _check_mask(mask: Any, x: Tensor) -> None:
 
 def _check_segments(segments: Any, z: Any, x: Tensor) -> None:
     for name, t in (("segments", segments), ("z", z)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: got {type(t).__name__}, want a tensor")
-        _check_device(name, t, x)
+        _check_device(name, require_values(name, t), x)
+    require_integers("segments", segments)
     if segments.shape != x.shape[2:]:
         raise ValueError(
             f"segments: got shape {list(segments.shape)}, want {list(x.shape[2:])} like x"
         )
-    if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
-        raise TypeError(f"segments: got {segments.dtype}, want an integer dtype")
     if z.dim() != 2 or z.dtype != torch.bool:
         raise ValueError(f"z: got {z.dtype} of shape {list(z.shape)}, want bool [N, S]")
     if len(z) != len(x) and 1 not in (len(z), len(x)):
@@ -243,9 +244,3 @@ def _check_segments(segments: Any, z: Any, x: Tensor) -> None:
 def _check_device(name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
         raise ValueError(f"{name}: is on {t.device}, want {x.device} like x")
-
-
-def _check_batch_size(batch_size: Any) -> int:
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}, want an int of at least 1")
-    return batch_size

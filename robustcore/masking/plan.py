@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from robustcore.common.checks import require_choice, require_module
 from robustcore.masking.masks import Mask, Masks, Window, dilate
 from robustcore.masking.rules.call import (
     CONSTANT,
@@ -24,6 +25,7 @@ from robustcore.masking.rules.call import (
     describe,
 )
 from robustcore.masking.rules.table import find
+from robustcore.ops.masking.fill import FILLS
 
 
 @dataclass
@@ -102,6 +104,14 @@ def make_plan(graph: fx.Graph, modules: Mapping[str, nn.Module], fill: str = "ne
 
     Raises :class:`UnsupportedOperation` at the first node without a rule.
     """
+    if not isinstance(graph, fx.Graph):
+        raise TypeError(f"graph: got a {type(graph).__name__}, want a torch.fx.Graph")
+    if not isinstance(modules, Mapping):
+        raise TypeError(f"modules: got a {type(modules).__name__}, want modules by name")
+    for node in graph.nodes:
+        if node.op == "call_module":
+            require_module(f"modules[{node.target!r}]", modules.get(str(node.target)))
+    require_choice("fill", fill, FILLS)
     masks = Masks()
     values: dict[fx.Node, Value] = {}
     rows: dict[fx.Node, Row] = {}

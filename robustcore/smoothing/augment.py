@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.common.checks import require_int
+from robustcore.common.checks import (
+    require_floating,
+    require_int,
+    require_not_negative,
+    require_seed,
+)
+from robustcore.smoothing.normalize import check_channel_values
 from robustcore.smoothing.theory.distributions import Distribution
 
 
@@ -47,16 +53,25 @@ def noise_augment(
     Differentiable in x and in sigma, mean and std where they are tensors.
     Source: Lecuyer et al., 2019; Cohen et al., 2019.
     """
+    if not isinstance(sigma, (Tensor, Distribution)):
+        sigma = require_not_negative("sigma", sigma)
+    require_floating("x", x)
+    if not isinstance(image_offset, Tensor):
+        image_offset = require_int("image_offset", image_offset, 0, 2**48)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: got {dtype!r}, want a torch.dtype")
+    for name, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, Tensor):
+            check_channel_values(name, value)
     if seed is None:
         seed = int(torch.empty((), dtype=torch.int64).random_())
     channels_last = (
-        isinstance(x, Tensor)
-        and x.dim() == 4
+        x.dim() == 4
         and not x.is_contiguous()
         and x.is_contiguous(memory_format=torch.channels_last)
     )
     arguments: dict[str, Any] = {
-        "seed": require_int("seed", seed, 0, 2**64),
+        "seed": require_seed(seed),
         "image_offset": image_offset,
         "mean": mean,
         "std": std,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustcore.common.checks import require_radii
 from robustcore.common.plots import save
 from robustcore.common.table import COLUMNS, certificate_cells, write_table
 from robustcore.smoothing.theory import top_k, votes
@@ -210,9 +211,7 @@ class Certificates(Result):
 
         Raises ValueError or TypeError, naming the argument. Source: Cohen et al., 2019, section 4.
         """
-        wanted = torch.as_tensor(radii, dtype=torch.float64, device="cpu")
-        if not bool((wanted >= 0).all()):
-            raise ValueError(f"radii: got {radii}, want numbers of at least 0")
+        wanted = require_radii(radii)
         correct = self._correct(labels)
         return ((self.radius >= wanted.unsqueeze(-1)) & correct).double().mean(-1)
 
@@ -279,8 +278,11 @@ class Certificates(Result):
         return self.prediction == self._labels(labels)
 
     def _labels(self, labels: Any) -> Tensor:
-        values = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
-        values = values.detach().cpu()
+        try:
+            values = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+            values = values.detach().cpu()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(f"labels: got {labels!r}, want integers") from None
         if len(self) == 0 and values.numel() == 0:
             return values.to(torch.int64).reshape(0)
         if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcore.common.checks import require_int, require_probability
+from robustcore.common.checks import require_int, require_probability, require_values
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
@@ -33,13 +33,12 @@ def require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
 
 def require_batch(x: Any) -> Tensor:
     """x as a batch ``[B, C, H, W]``; a warning where its pixels are not in [0, 1]."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
+    x = require_values("x", x)
     if x.dtype not in DTYPES:
         raise TypeError(f"x: got {x.dtype}, want a floating dtype, pixels in [0, 1]")
     if x.dim() not in (3, 4):
         raise ValueError(f"x: got shape {list(x.shape)}, want [C, H, W] or [B, C, H, W]")
-    images = (x if x.dim() == 4 else x.unsqueeze(0)).detach()
+    images: Tensor = (x if x.dim() == 4 else x.unsqueeze(0)).detach()
     if images[0:1].numel() == 0 and len(images):
         raise ValueError(f"x: got shape {list(x.shape)}, want at least one pixel")
     if len(images):

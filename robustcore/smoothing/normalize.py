@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Normalization:
         mean: float | Sequence[float] | Tensor | None,
         std: float | Sequence[float] | Tensor | None,
     ) -> None:
-        self._mean, self._std = _values("mean", mean), _values("std", std)
+        self._mean, self._std = check_channel_values("mean", mean), check_channel_values("std", std)
         if self._std is not None and not bool((self._std > 0).all()):
             raise ValueError(f"std: got {std}, want numbers above 0")
         self._cache: dict[
@@ -42,12 +43,16 @@ class Normalization:
         return self._cache[key]
 
 
-def _values(name: str, value: float | Sequence[float] | Tensor | None) -> Tensor | None:
+def check_channel_values(name: str, value: Any) -> Tensor | None:
+    """A number, or one a channel, as float64 on the CPU; None as it is."""
     if value is None:
         return None
     try:
-        values = torch.as_tensor(value).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+        values = torch.as_tensor(value).detach()
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError
+        values = values.to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name}: got {value!r}, want a number or one a channel") from None
     if values.dim() > 1 or values.numel() == 0 or not bool(values.isfinite().all()):
         raise ValueError(f"{name}: got {value!r}, want a finite number or one a channel")

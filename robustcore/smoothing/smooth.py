@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_int, require_positive
+from robustcore.common.checks import require_flag, require_int, require_positive, require_seed
 from robustcore.common.cuda_graph import Graphs
 from robustcore.common.progress import Show
 from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
@@ -85,21 +85,14 @@ class Smooth:
             raise TypeError(
                 f"base_classifier: got {base_classifier!r}, want a module or a function"
             )
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, DTYPES))}")
-        if memory_format not in (torch.contiguous_format, torch.channels_last):
-            raise ValueError(
-                f"memory_format: got {memory_format}, want contiguous_format or channels_last"
-            )
-        if cuda_graph not in (None, True, False):
-            raise TypeError(f"cuda_graph: got {cuda_graph!r}, want None, True or False")
+        _check_form(dtype, memory_format, cuda_graph)
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
         self._models = models
         self._graphs: Graphs[GraphLoop] = Graphs(cuda_graph)
-        self.seed = None if seed is None else require_int("seed", seed, 0, 2**64)
+        self.seed = None if seed is None else require_seed(seed)
         self.dtype = dtype
         self.memory_format = memory_format
         self.last_seed: int | None = None
@@ -156,6 +149,7 @@ class Smooth:
         base classifier in training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
         """
         plan: Any
+        require_flag("early_stop", early_stop)
         if early_stop:
             self._require_gaussian("early_stop")
             plan = EarlyStop.plan(self.sigma, n0, n, alpha, radius_tolerance)
@@ -294,3 +288,17 @@ class Smooth:
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)
+
+
+def _check_form(dtype: Any, memory_format: Any, cuda_graph: Any) -> None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: got {dtype!r}, want a torch.dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, DTYPES))}")
+    wanted = "contiguous_format or channels_last"
+    if not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f"memory_format: got {memory_format!r}, want {wanted}")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format: got {memory_format}, want {wanted}")
+    if cuda_graph is not None:
+        require_flag("cuda_graph", cuda_graph)

@@ -49,7 +49,7 @@ def test_feature_leakage():
     got = density.feature_leakage(linear(weight), x, region, y)
     assert (got[:2] == 0).all()
     torch.testing.assert_close(got[2:], 2 * x[2:].flatten(1)[:, 6])
-    with pytest.raises(TypeError, match="region: want a bool tensor"):
+    with pytest.raises(TypeError, match=r"region: got torch\.float32, want a bool tensor"):
         density.feature_leakage(linear(weight), x, region.float(), y)
 
 

@@ -372,9 +372,9 @@ BAD = [
     (dict(x=torch.rand(4)), r"x: got shape \[4\], want a batch"),
     (dict(x=X.numpy()), "x: got ndarray"),
     (dict(x=X.to(torch.int64)), "x: got torch.int64"),
-    (dict(model=lambda x: x), r"logits: got shape \[5, 3, 2, 2\], want \[5, K\]"),
-    (dict(model=lambda x: x.flatten(1)[:2]), r"logits: got shape \[2, 12\]"),
-    (dict(model=lambda x: [x]), "logits: got list"),
+    (dict(model=lambda x: x), r"model: gave shape \[5, 3, 2, 2\], want floating logits \[5, K\]"),
+    (dict(model=lambda x: x.flatten(1)[:2]), r"model: gave shape \[2, 12\]"),
+    (dict(model=lambda x: [x]), "model: gave list"),
     (dict(model=nan_model), r"logits: NaN in rows \[1, 3\]"),
     (dict(model=lambda x: torch.zeros(5, 3, requires_grad=True)), "logits: do not depend on x"),
     (dict(logits=torch.zeros(5, 3)), "x: has to require grad"),
@@ -396,7 +396,7 @@ def test_bad_input(penalty, change, message):
 def test_bad_target(penalty):
     if penalty is density.marginal_density_penalty:
         pytest.skip("takes no notice of a target")
-    with pytest.raises(TypeError, match="target: want an int64 tensor"):
+    with pytest.raises(TypeError, match=r"target: got torch\.float32, want an int64 tensor"):
         penalty(mlp(torch.float32), X, target=torch.zeros(5))
     with pytest.raises(ValueError, match=r"target: got shape \[4\], want \[5\]"):
         penalty(mlp(torch.float32), X, target=torch.zeros(4, dtype=torch.int64))

@@ -207,7 +207,7 @@ def test_bad_input(image):
         insertion_deletion(model, image, torch.zeros(4))
     with pytest.raises(ValueError, match="fill: got 'grey'"):
         insertion_deletion(model, image, torch.zeros(16, 16), fill="grey")
-    with pytest.raises(ValueError, match="labels: got 1 labels for 2 images"):
+    with pytest.raises(ValueError, match=r"labels: got shape \[1\], want \[2\]"):
         masked_accuracy_curve(model, torch.zeros(2, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="fractions: got 2"):
         masked_accuracy_curve(

@@ -308,7 +308,7 @@ def test_a_float_is_gaussian():
         (lambda: Smooth(brightness, 3, 0.1, noise=Gaussian(0.1)), TypeError, "exactly one"),
         (lambda: Smooth(brightness, 3, noise=0.5), TypeError, "noise: got 0.5"),
         (lambda: Smooth((brightness,) * 2, 3, 0.5), TypeError, "base_classifier"),
-        (lambda: Gaussian(-1), ValueError, "sigma: got -1"),
+        (lambda: Gaussian(-1), ValueError, "level: got -1"),
         (lambda: Gaussian(1, norm="l0"), ValueError, "norm: got 'l0'"),
         (lambda: Uniform(0), ValueError, "scale: got 0"),
         (lambda: Laplace("a"), TypeError, "scale: got 'a'"),

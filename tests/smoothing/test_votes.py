@@ -193,7 +193,7 @@ def test_influence_exceeds_the_published_closed_form():
         (lambda: votes.top_k_certificate([[3, 4]], [2], 1), "labels: got 2"),
         (lambda: votes.top_k_certificate([[3, 4]], [0, 1], 1), "labels: got 2, want one a row"),
         (lambda: votes.top_k_certificate([[3, 4]], [0], 2), "k: got 2"),
-        (lambda: votes.finite_aggregation_certificate([[0, 1]], 3, [0]), "votes: got 2"),
+        (lambda: votes.finite_aggregation_certificate([[0, 1]], 3, [0]), "num_classes: got 3"),
         (lambda: votes.finite_aggregation_certificate([[0, 5]], 2, [0]), "votes: got 0 to 5"),
         (lambda: votes.finite_aggregation_certificate([[0, 1]], 2, [0, 0]), "shifts: got"),
         (lambda: votes.finite_aggregation_certificate([[0, 1]], 2, [2]), "shifts: got"),

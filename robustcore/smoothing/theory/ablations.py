@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.common.checks import require_int, require_real
+from robustcore.common.checks import require_choice, require_int, require_real
 from robustcore.smoothing.theory import norms, votes
 from robustcore.smoothing.theory.distributions import Distribution, Shape
 
@@ -61,8 +61,7 @@ class PixelAblation(_Ablation):
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", require_int("k", self.k, 1))
         self._check_fill()
-        if self.norm != "l0":
-            raise ValueError(f"norm: got {self.norm!r}, want 'l0'")
+        require_choice("norm", self.norm, ("l0",))
 
     def check(self, images: Tensor, normalized: bool) -> None:
         super().check(images, normalized)

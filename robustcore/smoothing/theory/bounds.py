@@ -51,6 +51,7 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
 
     successes, draws = _integers("k", k), _integers("n", n)
     level = _reals("alpha", alpha)
+    _check_shapes(k=successes, n=draws, alpha=level)
     if not np.all((level > 0) & (level < 1)):
         raise ValueError(f"alpha: got {alpha}, want a number strictly between 0 and 1")
     if not np.all(draws >= 1):
@@ -96,6 +97,7 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
     from scipy import special
 
     probability, scale = _reals("p_lower", p_lower), _reals("sigma", sigma, any_width=True)
+    _check_shapes(p_lower=probability, sigma=scale)
     if not np.all((probability >= 0) & (probability <= 1)):
         raise ValueError(f"p_lower: got {p_lower}, want numbers in [0, 1]")
     if not np.all(np.isfinite(scale) & (scale > 0)):
@@ -144,10 +146,25 @@ def two_sided_p_value(count1: FloatArray, count2: FloatArray) -> FloatArray:
 
 
 def _to_numpy(name: str, value: Any) -> npt.NDArray[Any]:
-    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: got {value!r}, want numbers") from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: got {value!r}, want numbers")
     return array
+
+
+def _check_shapes(**arrays: FloatArray) -> None:
+    """ValueError, naming the first that does not broadcast to those before it."""
+    shape: tuple[int, ...] = ()
+    for name, array in arrays.items():
+        try:
+            shape = np.broadcast_shapes(shape, array.shape)
+        except ValueError:
+            raise ValueError(
+                f"{name}: got shape {list(array.shape)}, which does not broadcast to {list(shape)}"
+            ) from None
 
 
 def _integers(name: str, value: Any) -> FloatArray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.common.checks import require_int, require_positive
+from robustcore.common.checks import require_choice, require_flag, require_positive, require_seed
 from robustcore.smoothing.theory import norms
 from robustcore.smoothing.theory.bounds import gaussian_radius
 
@@ -98,8 +98,7 @@ class _Additive(Distribution):
     _norms: ClassVar[tuple[str, ...]] = ("l1", "l2", "linf")
 
     def _check_norm(self) -> None:
-        if self.norm not in self._norms:
-            raise ValueError(f"norm: got {self.norm!r}, want one of {', '.join(self._norms)}")
+        require_choice("norm", self.norm, self._norms)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Gaussian(_Additive):
     norm: str = "l2"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "level", require_positive("sigma", self.level))
+        object.__setattr__(self, "level", require_positive("level", self.level))
         self._check_norm()
 
     @property
@@ -234,7 +233,8 @@ class Splitting(_Additive):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", require_positive("scale", self.scale))
         self._check_norm()
-        require_int("seed", self.seed, 0, 2**64)
+        require_seed(self.seed)
+        require_flag("derandomized", self.derandomized)
         if self.derandomized:
             ops.splitting_levels(self.scale)
 
@@ -307,8 +307,7 @@ class Dual(Distribution):
     def __post_init__(self) -> None:
         if not isinstance(self.base, Gaussian) or self.base.norm != "l2":
             raise TypeError(f"base: got {self.base!r}, want a Gaussian with norm 'l2'")
-        if self.norm != "l2":
-            raise ValueError(f"norm: got {self.norm!r}, want 'l2'")
+        require_choice("norm", self.norm, ("l2",))
 
     @property
     def sigma(self) -> float:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_int
+from robustcore.common.checks import require_flag, require_int
 
 IntArray = npt.NDArray[np.int64]
 
@@ -91,6 +91,7 @@ def top_k_certificate(
     n = _counts(counts)
     classes = n.shape[1]
     k = require_int("k", k, 1, classes)
+    require_flag("several", several)
     label = _classes("labels", labels, len(n), classes)
     # A rival passes when it gains and the label loses so much in all; the k weakest that must pass
     # are those with the smallest margins. A margin is what a rival may gain and stay behind.
@@ -164,9 +165,9 @@ def finite_aggregation_certificate(
     """
     ballots = _integers("votes", votes, 2)
     learners = ballots.shape[1]
-    num_classes = require_int("num_classes", num_classes, 2)
-    if learners < num_classes:
-        raise ValueError(f"votes: got {learners} for {num_classes} classes, want one a class")
+    if learners < 2:
+        raise ValueError(f"votes: got {learners} a row, want one a class at least")
+    num_classes = require_int("num_classes", num_classes, 2, learners + 1)
     if ballots.size and (ballots.min() < 0 or ballots.max() >= num_classes):
         raise ValueError(
             f"votes: got {ballots.min()} to {ballots.max()}, want classes in [0, {num_classes})"
@@ -244,6 +245,8 @@ def message_ensemble_certificate(counts: Any, num_agents: int, k: int) -> Majori
     messages = require_int("num_agents", num_agents, 2) - 1
     k = require_int("k", k, 1, messages + 1)
     n = _counts(counts)
+    if min(k, messages - k) > 62:  # more than 2**62 sets: no counts hold them
+        raise ValueError(f"k: got {k} of {messages} messages, want sets that can be counted")
     sets = math.comb(messages, k)
     if len(n) and not bool((n.sum(1) == sets).all()):
         raise ValueError(
@@ -309,7 +312,10 @@ def _classes(name: str, value: Any, rows: int, classes: int) -> IntArray:
 
 
 def _integers(name: str, value: Any, dims: int) -> IntArray:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: got {value!r}, want integers") from None
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
