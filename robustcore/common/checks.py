@@ -156,7 +156,7 @@ def require_values(name: str, value: Any) -> Tensor:
         raise TypeError(
             f"{name}: got {type(value).__name__}, want a tensor (see robustcore.as_tensor)"
         )
-    if value.layout != torch.strided:
+    if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"{name}: got layout {value.layout}, want a strided tensor")
     if value.is_meta:
         raise ValueError(f"{name}: got a tensor on the meta device, want one with values")
