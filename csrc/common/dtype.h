@@ -94,6 +94,13 @@ RC_HOST_DEVICE void dispatch(DType dtype, const Body& body) {
   }
 }
 
+// The same with the type that arithmetic on it is done in.
+template <class Body>
+RC_HOST_DEVICE void dispatch_arithmetic(DType dtype, const Body& body) {
+  if (dtype == DType::kFloat64) return body(double{});
+  body(float{});
+}
+
 // Element `i` of `data` in the arithmetic type T (float or double).
 template <class T>
 RC_HOST_DEVICE T load_as(const void* data, DType dtype, int64_t i) {

@@ -138,6 +138,9 @@ struct ScalarDouble {
   static RC_HOST_DEVICE Float fma(Float a, Float b, Float c) {
     return ::fma(a, b, c);
   }
+  static RC_HOST_DEVICE Float sqrt(Float a) {
+    return ::sqrt(a);
+  }
   static RC_HOST_DEVICE Float ceil(Float a) {
     return ::ceil(a);
   }

@@ -41,6 +41,8 @@ inline const char* name_of(ScalarType type) {
       return "float64";
     case ScalarType::Half:
       return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
     case ScalarType::Long:
       return "int64";
     case ScalarType::Int:
@@ -108,17 +110,23 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
   return result;
 }
 
-// Of [N, C, H, W]: whether it is channels last and not contiguous too, and the strides of either.
+// Whether [N, C, H, W] is channels last and not contiguous too.
 inline bool channels_last(const Tensor& t) {
   const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
   return c > 1 && h * w > 1 && t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == w * c &&
          (t.size(0) == 1 || t.stride(0) == h * w * c);
 }
 
-inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool last) {
-  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
-  if (last) return {c * h * w, 1, w * c, c};
-  return {c * h * w, h * w, w, 1};
+// Strides without gaps in the order of dimensions, or with dimension 1, the channels, last.
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool channels_last) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  int64_t stride = channels_last ? sizes[1] : 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    if (channels_last && d == 1) continue;
+    strides[d] = stride;
+    stride *= sizes[d];
+  }
+  return strides;
 }
 
 // Elements of all dimensions from `first_dim` on.

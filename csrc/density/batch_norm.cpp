@@ -1,34 +1,110 @@
-// Schemas and checks of batch normalisation. CPU only: elsewhere robustcore/ops calls torch's own.
+// CPU only: elsewhere robustcore/ops calls torch's own.
+#include "density/batch_norm.h"
+
+#include <cmath>
 #include <vector>
 
-#include "common/tensor.h"
-#include "density/launch.h"
+#include "common/cpu.h"
+#include "density/checks.h"
 
 namespace robustcore::density {
 namespace {
 
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-std::vector<int64_t> sizes_of(const Tensor& t) {
-  std::vector<int64_t> sizes;
-  for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
-  return sizes;
-}
-
-// Strides without gaps in the order of dimensions, or with the channels (1) last.
-std::vector<int64_t> dense_strides(const Tensor& t, bool channels_last) {
-  std::vector<int64_t> strides(t.dim());
-  int64_t stride = channels_last ? t.size(1) : 1;
-  for (int64_t d = t.dim() - 1; d >= 0; --d) {
-    if (channels_last && d == 1) {
-      strides[d] = 1;
-      continue;
+// What a channel's sums come to: statistics, gradients of its parameters, factors of the sweep.
+template <class T>
+void finish(const BatchNormArgs& args, int64_t c) {
+  const auto at = [c](const void* p, double otherwise) {
+    return p ? static_cast<double>(static_cast<const T*>(p)[c]) : otherwise;
+  };
+  const auto set = [c](void* p, double value) {
+    if (p) static_cast<T*>(p)[c] = static_cast<T>(value);
+  };
+  const auto factors = [&](auto... values) {
+    T* f = static_cast<T*>(args.factors) + c;
+    ((*f = static_cast<T>(values), f += args.channels), ...);
+  };
+  const double count = static_cast<double>(args.count());
+  double m[BatchNormArgs::kMostSums] = {};  // means of what was summed
+  for (int64_t k = 0; k < args.chunks(); ++k) {
+    for (int q = 0; q < BatchNormArgs::kMostSums; ++q) {
+      m[q] += args.channels_last
+                  ? args.sums[(k * BatchNormArgs::kMostSums + q) * args.channels + c]
+                  : args.sums[(c * args.chunks() + k) * BatchNormArgs::kMostSums + q];
     }
-    strides[d] = stride;
-    stride *= t.size(d);
   }
-  return strides;
+  for (double& sum : m) sum /= count;
+
+  if (args.pass == BatchNormPass::kMean) return set(args.mean, m[0]);
+  if (args.pass == BatchNormPass::kNormalize) {
+    const double mean = at(args.mean, 0) + m[0], var = m[1] - m[0] * m[0];
+    const double inverse = 1 / std::sqrt((var > 0 ? var : var < 0 ? 0 : var) + args.eps);
+    const double k = at(args.weight, 1) * inverse;
+    set(args.mean, mean);
+    set(args.inverse, inverse);
+    factors(k, at(args.bias, 0) - k * (mean - at(args.mean, 0)));
+    const auto run = [&](void* running, double value) {
+      set(running, (1 - args.momentum) * at(running, 0) + args.momentum * value);
+    };
+    run(args.running_mean, mean);
+    run(args.running_var, var * count / (count - 1));
+    return;
+  }
+  const double inverse = at(args.inverse, 0), k = at(args.weight, 1) * inverse;
+  if (args.pass == BatchNormPass::kBackward) {
+    set(args.d_bias, m[0] * count);
+    set(args.d_weight, inverse * m[1] * count);
+    factors(k, -k * inverse * inverse * m[1], -k * m[0]);
+    return;
+  }
+  const double g_1 = at(args.d_bias, 0) / count, g_h = at(args.d_weight, 0) / count;
+  const double v_1 = m[0], v_h = inverse * m[1];
+  const double q = m[2] - v_1 * g_1 - v_h * g_h;
+  set(args.second_d_weight, count * inverse * q);
+  const double scale = -inverse * k;
+  factors(k, scale * v_h, -k * v_1,                                         // d_grad of v, c and 1
+          scale * g_h, scale * v_h, scale * inverse * (q - 2 * v_h * g_h),  // d_x of v, grad, c
+          -scale * (g_h * v_1 + v_h * g_1));                                // and 1
 }
+
+// Channels enough for threads to have one each. A unit of work is then a channel, which stays in
+// cache from its sums to its sweep.
+constexpr int64_t kManyChannels = 16;
+
+void batch_norm_cpu(const BatchNormArgs& args) {
+  const auto sums = RC_PICK(batch_norm_sums), write = RC_PICK(batch_norm_write);
+  const auto finish_channel = [](const BatchNormArgs& pass, int64_t channel) {
+    dispatch_arithmetic(pass.dtype, [&](auto tag) { finish<decltype(tag)>(pass, channel); });
+  };
+  BatchNormArgs mean = args;
+  mean.pass = BatchNormPass::kMean;
+  const bool needs_mean = args.pass == BatchNormPass::kNormalize;
+  if (!args.channels_last && args.channels >= kManyChannels) {
+    const int64_t grain = ceil_div(kGrainElements, args.count());
+    torch::stable::parallel_for(0, args.channels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t first = c * args.chunks(), last = first + args.chunks();
+        const auto sum = [&](const BatchNormArgs& pass) {
+          sums(pass, first, last);
+          finish_channel(pass, c);
+        };
+        if (needs_mean) sum(mean);
+        sum(args);
+        write(args, first, last);
+      }
+    });
+    return;
+  }
+  const int64_t elements = args.count() * args.channels;
+  const auto sum = [&](const BatchNormArgs& pass) {
+    run_units(sums, pass, args.units(), elements);
+    for (int64_t c = 0; c < args.channels; ++c) finish_channel(pass, c);
+  };
+  if (needs_mean) sum(mean);
+  sum(args);
+  run_units(write, args, args.units(), elements);
+}
+
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 bool lies(const Tensor& t, const std::vector<int64_t>& strides) {
   for (int64_t d = 0; d < t.dim(); ++d) {
@@ -40,7 +116,7 @@ bool lies(const Tensor& t, const std::vector<int64_t>& strides) {
 // One call: x, how all tensors have to lie, and the arguments that follow from it.
 class Call {
  public:
-  explicit Call(const Tensor& x, BatchNormPass pass) : x_(x) {
+  Call(const Tensor& x, BatchNormPass pass) : x_(x), sizes_(x.sizes().vec()) {
     check(x.dim() >= 2, "x: got shape ", shape_of(x), ", want [N, C, *D]");
     check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x: got ",
           name_of(x.scalar_type()), ", want float32 or float64");
@@ -48,8 +124,8 @@ class Call {
     args.pass = pass;
     args.dtype = floating_dtype("x", x.scalar_type());
     args.channels = x.size(1);
-    strides_ = dense_strides(x, false);
-    const std::vector<int64_t> last = dense_strides(x, true);
+    strides_ = dense_strides(sizes_, false);
+    const std::vector<int64_t> last = dense_strides(sizes_, true);
     // A matrix has its channels last.
     args.channels_last = x.dim() == 2 || (!lies(x, strides_) && lies(x, last));
     if (args.channels_last) strides_ = last;
@@ -61,11 +137,7 @@ class Call {
 
   // A tensor like x, copied if it lies otherwise.
   const void* in(const char* name, const Tensor& t) {
-    bool same = t.dim() == x_.dim() && t.scalar_type() == x_.scalar_type();
-    for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == x_.size(d);
-    check(same, name, ": got ", name_of(t.scalar_type()), " of shape ", shape_of(t), ", want ",
-          name_of(x_.scalar_type()), " of shape ", shape_of(x_));
-    check_same_device(name, t, x_, "x");
+    check_like(name, t, x_, "x");
     kept_.push_back(t);
     if (!lies(t, strides_)) {
       kept_.back() = out();
@@ -77,10 +149,7 @@ class Call {
   // A value a channel.
   const void* vector(const char* name, const OptionalTensor& t) {
     if (!t) return nullptr;
-    check(t->dim() == 1 && t->size(0) == args.channels && t->scalar_type() == x_.scalar_type(),
-          name, ": got ", name_of(t->scalar_type()), " of shape ", shape_of(*t), ", want ",
-          name_of(x_.scalar_type()), " of shape [", args.channels, "]");
-    check_same_device(name, *t, x_, "x");
+    check_vector(name, *t, args.channels, x_.scalar_type(), x_, "x");
     kept_.push_back(*t);
     if (t->stride(0) != 1) {
       kept_.back() = out_vector();
@@ -96,16 +165,16 @@ class Call {
   }
 
   Tensor out() const {
-    return empty_on(x_, sizes_of(x_), strides_, x_.scalar_type());
+    return empty_on(x_, sizes_, strides_, x_.scalar_type());
   }
   Tensor out_vector(int64_t rows = 1) const {
     return empty_on(x_, {rows * args.channels}, {1}, x_.scalar_type());
   }
 
   void run() {
-    Tensor factors = out_vector(BatchNormArgs::kFactors);
+    Tensor factors = out_vector(BatchNormArgs::kMostFactors);
     args.factors = factors.mutable_data_ptr();
-    std::vector<double> sums(args.units() * BatchNormArgs::kSums *
+    std::vector<double> sums(args.units() * BatchNormArgs::kMostSums *
                              (args.channels_last ? args.channels : 1));
     args.sums = sums.data();
     batch_norm_cpu(args);
@@ -115,6 +184,7 @@ class Call {
 
  private:
   const Tensor& x_;
+  const std::vector<int64_t> sizes_;
   std::vector<int64_t> strides_;
   std::vector<Tensor> kept_;  // until run()
 };
@@ -133,7 +203,7 @@ Three batch_norm(const Tensor& x,                     // [N, C, *D]
   args.running_var = call.running("running_var", running_var);
   args.momentum = momentum, args.eps = eps;
   Tensor y = call.out(), mean = call.out_vector(), inverse = call.out_vector();
-  args.out = y.mutable_data_ptr();
+  args.y = y.mutable_data_ptr();
   args.mean = mean.mutable_data_ptr();
   args.inverse = inverse.mutable_data_ptr();
   call.run();
@@ -159,7 +229,7 @@ Three batch_norm_backward(const Tensor& grad,            // [N, C, *D]
   if (more) args.more = call.in("more", *more);
   statistics(call, weight, mean, inverse);
   Tensor d_x = call.out(), d_weight = call.out_vector(), d_bias = call.out_vector();
-  args.out = d_x.mutable_data_ptr();
+  args.d_x = d_x.mutable_data_ptr();
   args.d_weight = d_weight.mutable_data_ptr();
   args.d_bias = d_bias.mutable_data_ptr();
   call.run();
@@ -182,8 +252,8 @@ Three batch_norm_double_backward(const Tensor& v,               // [N, C, *D]
   args.d_weight = const_cast<void*>(call.vector("d_weight", d_weight));  // only read
   args.d_bias = const_cast<void*>(call.vector("d_bias", d_bias));
   Tensor d_grad = call.out(), d_x = call.out(), second = call.out_vector();
-  args.out = d_grad.mutable_data_ptr();
-  args.curvature = d_x.mutable_data_ptr();
+  args.d_grad = d_grad.mutable_data_ptr();
+  args.d_x = d_x.mutable_data_ptr();
   args.second_d_weight = second.mutable_data_ptr();
   call.run();
   return {d_grad, d_x, second};

@@ -1,6 +1,5 @@
-// The sums and sweeps of batch normalisation; see batch_norm.h.
 #include "density/batch_norm.h"
-#include "density/lanes.h"
+#include "density/rows_simd.h"
 
 namespace robustcore::density {
 inline namespace RC_ISA {
@@ -54,32 +53,34 @@ class At {
   RC_HOST_DEVICE void write(int64_t at, int n, Float mean,
                             const Float (&f)[kFactorsOf<kPass>]) const {
     const Float c = load<L>(in(args_.x) + at, n, T(0)) - mean;
-    Float out;
     if constexpr (kPass == Pass::kNormalize) {
-      out = L::fma(f[0], c, f[1]);
+      put(args_.y, at, n, L::fma(f[0], c, f[1]));
     } else {
       const Float g = load<L>(in(args_.grad) + at, n, T(0));
       if constexpr (kPass == Pass::kBackward) {
-        out = L::fma(f[0], g, L::fma(f[1], c, f[2]));
-        if (args_.more) out = out + load<L>(in(args_.more) + at, n, T(0));
+        Float d_x = L::fma(f[0], g, L::fma(f[1], c, f[2]));
+        if (args_.more) d_x = d_x + load<L>(in(args_.more) + at, n, T(0));
+        put(args_.d_x, at, n, d_x);
       } else {
         const Float v = load<L>(in(args_.v) + at, n, T(0));
-        out = L::fma(f[0], v, L::fma(f[1], c, f[2]));
-        store<L>(static_cast<T*>(args_.curvature) + at,
-                 L::fma(f[3], v, L::fma(f[4], g, L::fma(f[5], c, f[6]))), n);
+        put(args_.d_grad, at, n, L::fma(f[0], v, L::fma(f[1], c, f[2])));
+        put(args_.d_x, at, n, L::fma(f[3], v, L::fma(f[4], g, L::fma(f[5], c, f[6]))));
       }
     }
-    store<L>(static_cast<T*>(args_.out) + at, out, n);
   }
 
  private:
   static RC_HOST_DEVICE const T* in(const void* data) {
     return static_cast<const T*>(data);
   }
+  static RC_HOST_DEVICE void put(void* data, int64_t at, int n, Float value) {
+    store<L>(static_cast<T*>(data) + at, value, n);
+  }
+
   const BatchNormArgs& args_;
 };
 
-// Calls body(channel, first, last) with the images of each unit.
+// Calls body(unit, channel, first, last) with the images [first, last) of each unit.
 template <class Body>
 RC_HOST_DEVICE void for_units(const BatchNormArgs& args, int64_t begin, int64_t end,
                               const Body& body) {
@@ -132,7 +133,7 @@ void sum_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
     }
     flush();
     for (int q = 0; q < kCount; ++q) {
-      args.sums[unit * BatchNormArgs::kSums + q] = tree(total[q]);
+      args.sums[unit * BatchNormArgs::kMostSums + q] = tree(total[q]);
     }
   });
 }
@@ -198,7 +199,7 @@ void sum_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
         }
       }
       for (int q = 0; q < kCount; ++q) {
-        double* to = args.sums + (unit * BatchNormArgs::kSums + q) * args.channels + c;
+        double* to = args.sums + (unit * BatchNormArgs::kMostSums + q) * args.channels + c;
         for (int i = 0; i < n; ++i) to[i] = total[q][i];
       }
     }
@@ -225,33 +226,41 @@ void write_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-}  // namespace
-
-#define RC_BATCH_NORM_CASE(work, pass)                                                        \
-  case pass:                                                                                  \
-    return with_arithmetic(args.dtype, [&](auto t) {                                          \
-      using L = LanesOf<decltype(t)>;                                                         \
-      (args.channels_last ? work##_rows<L, pass> : work##_planes<L, pass>)(args, begin, end); \
-    });
-
-void batch_norm_sums(const BatchNormArgs& args, int64_t begin, int64_t end) {
-  switch (args.pass) {
-    RC_BATCH_NORM_CASE(sum, Pass::kMean)
-    RC_BATCH_NORM_CASE(sum, Pass::kNormalize)
-    RC_BATCH_NORM_CASE(sum, Pass::kBackward)
-    RC_BATCH_NORM_CASE(sum, Pass::kDoubleBackward)
-  }
-}
-
-void batch_norm_write(const BatchNormArgs& args, int64_t begin, int64_t end) {
+// Calls body with the pass as a constant and the arithmetic type.
+template <class Body>
+void for_kind(const BatchNormArgs& args, const Body& body) {
+  const auto call = [&](auto pass) {
+    dispatch_arithmetic(args.dtype, [&](auto tag) { body(pass, tag); });
+  };
   switch (args.pass) {
     case Pass::kMean:
-      return;
-      RC_BATCH_NORM_CASE(write, Pass::kNormalize)
-      RC_BATCH_NORM_CASE(write, Pass::kBackward)
-      RC_BATCH_NORM_CASE(write, Pass::kDoubleBackward)
+      return call(std::integral_constant<Pass, Pass::kMean>{});
+    case Pass::kNormalize:
+      return call(std::integral_constant<Pass, Pass::kNormalize>{});
+    case Pass::kBackward:
+      return call(std::integral_constant<Pass, Pass::kBackward>{});
+    case Pass::kDoubleBackward:
+      return call(std::integral_constant<Pass, Pass::kDoubleBackward>{});
   }
 }
 
+}  // namespace
 }  // namespace RC_ISA
+
+void RC_VARIANT(batch_norm_sums)(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  for_kind(args, [&](auto pass, auto tag) {
+    using L = LanesOf<decltype(tag)>;
+    (args.channels_last ? sum_rows<L, pass()> : sum_planes<L, pass()>)(args, begin, end);
+  });
+}
+
+void RC_VARIANT(batch_norm_write)(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  for_kind(args, [&](auto pass, auto tag) {
+    using L = LanesOf<decltype(tag)>;
+    if constexpr (pass() != Pass::kMean) {
+      (args.channels_last ? write_rows<L, pass()> : write_planes<L, pass()>)(args, begin, end);
+    }
+  });
+}
+
 }  // namespace robustcore::density

@@ -1,0 +1,118 @@
+// Rows on CUDA: how warps share them, and sums in the one order.
+#pragma once
+
+#include "common/cuda.h"
+#include "density/rows.h"
+
+namespace robustcore::density {
+namespace {
+
+constexpr int kWarp = 32, kWarpsPerBlock = kThreads / kWarp;
+static_assert(kWarp == kSums, "a lane is an accumulator");
+// Blocks a processor holds at least: what leaves each thread enough registers.
+template <class In>
+constexpr int kBlocks = sizeof(In) == sizeof(double) ? 2 : 4;
+
+// kWarps neighbouring warps of a block share a row: one where a row is short, all where it is long.
+// All threads of a block make the same turns, because shuffles and barriers need them.
+template <int kWarps>
+struct Team {
+  static constexpr int kRows = kWarpsPerBlock / kWarps;  // of a block at a time
+  int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int row = warp / kWarps, member = warp % kWarps;
+
+  __device__ bool writes() const {
+    return lane == 0 && member == 0;
+  }
+  // Calls body(k) with this thread's columns.
+  template <class Body>
+  __device__ void for_columns(int64_t columns, const Body& body) const {
+    for (int64_t k = member * kWarp + lane; k < columns; k += kWarps * kWarp) body(k);
+  }
+};
+
+// Calls body(team, row, live) for the block's rows. A team whose row is past the end comes along,
+// on row 0 and not live.
+template <int kWarps, class Body>
+__device__ void for_rows(int64_t rows, const Body& body) {
+  const Team<kWarps> team;
+  constexpr int64_t at_once = Team<kWarps>::kRows;
+  // Counted in rows, not in units: that takes up to eight registers less.
+  for (int64_t first = blockIdx.x * at_once; first < rows; first += gridDim.x * at_once) {
+    const int64_t row = first + team.row;
+    body(team, row < rows ? row : 0, row < rows);
+  }
+}
+
+template <class T>
+__device__ T warp_max(T v) {
+  RC_UNROLL
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    v = OneLane<T>::max(v, __shfl_xor_sync(0xFFFFFFFFu, v, step));
+  }
+  return v;
+}
+
+// The binary tree over accumulators: the order of addends does not matter, the pairing does.
+template <class T>
+__device__ T warp_sum(T v) {
+  RC_UNROLL
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, step);
+  return v;
+}
+
+// Calls add(part) with the part of every segment of a row, in order. compute(first, count) gives
+// the warp's segment, all lanes of it; count is 0 past the end, and where the row is not live.
+template <int kWarps, class Part, class Compute, class Add>
+__device__ void over_segments(const Team<kWarps>& team, bool live, int64_t elements,
+                              const Compute& compute, const Add& add) {
+  __shared__ Part parts[kWarpsPerBlock];
+  const int64_t segments = ceil_div(elements, kSegment), columns = live ? elements : 0;
+  RC_ROLL
+  for (int64_t wave = 0; wave < segments; wave += kWarps) {
+    const int64_t first = (wave + team.member) * kSegment;
+    const int64_t left = columns - first;
+    const int count = static_cast<int>(left < 0 ? 0 : left < kSegment ? left : kSegment);
+    const Part part = compute(first, count);
+    if constexpr (kWarps == 1) {
+      if (count > 0) add(part);
+    } else {
+      if (team.lane == 0) parts[team.warp] = part;
+      __syncthreads();
+      for (int i = 0; i < kWarps && (wave + i) * kSegment < columns; ++i) {
+        add(parts[team.row * kWarps + i]);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// total plus the sum over a row: step(k, s) is s plus the term of element k.
+template <int kWarps, class T, class Step>
+__device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T total,
+                      const Step& step) {
+  over_segments<kWarps, T>(
+      team, live, elements,
+      [&](int64_t first, int count) {
+        T s = 0;
+        for (int k = team.lane; k < count; k += kWarp) s = step(first + k, s);
+        return warp_sum(s);
+      },
+      [&](T part) { total += part; });
+  return total;
+}
+
+// Calls body with how many warps share a row of so many elements, as a constant.
+template <class Body>
+void for_team(int64_t elements, const Body& body) {
+  if (elements <= 2 * kSegment) return body(std::integral_constant<int, 1>{});
+  body(std::integral_constant<int, kWarpsPerBlock>{});
+}
+
+template <int kWarps, class Args>
+void launch_rows(void (*kernel)(Args), int64_t rows, void* stream, const Args& args) {
+  if (rows > 0) launch(kernel, ceil_div(rows, Team<kWarps>::kRows), kThreads, stream, args);
+}
+
+}  // namespace
+}  // namespace robustcore::density
