@@ -26,42 +26,43 @@ def implementation(impl, x, samples, out, channels_last):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     kwargs = dict(seed=1, memory_format=memory_format, dtype=out.dtype)
     step = iter(range(0, 2**40, samples))
-    if impl == "robustcore":
-        return lambda: ops.gaussian_noise(
-            x, samples, SIGMA, sample_offset=next(step), out=out, **kwargs
-        )
-    if impl == "robustcore, allocating":
-        return lambda: ops.gaussian_noise(x, samples, SIGMA, sample_offset=next(step), **kwargs)
-    if impl == "published":
-        # Cohen et al., one image at a time: repeat, randn_like, times sigma, plus.
-        def published():
-            for image in x:
-                batch = image.repeat((samples, 1, 1, 1))
-                noise = torch.randn_like(batch) * SIGMA
-                batch = batch + noise
-            return batch.contiguous(memory_format=memory_format)
 
-        return published
+    def robustcore(**more):
+        return ops.gaussian_noise(x, samples, SIGMA, sample_offset=next(step), **more, **kwargs)
+
+    def published():
+        # Cohen et al., one image at a time: repeat, randn_like, times sigma, plus.
+        for image in x:
+            batch = image.repeat((samples, 1, 1, 1))
+            noise = torch.randn_like(batch) * SIGMA
+            batch = batch + noise
+        return batch.contiguous(memory_format=memory_format)
 
     def eager():
         return x.unsqueeze(1) + SIGMA * torch.randn(out.shape, dtype=out.dtype, device=x.device)
 
-    if impl == "eager":
-        return eager
-    if impl == "in place":
-        return lambda: out.normal_().mul_(SIGMA).add_(x.unsqueeze(1))
-    if impl == "compiled":
-        return torch.compile(eager, dynamic=False)
     if impl == "cupy":
-        cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-        if not x.is_cuda or out.dtype != torch.float32:
-            pytest.skip("CuPy draws float32 on a GPU")
-        generator = cupy.random.Generator(cupy.random.Philox4x3210(1))
-        images = cupy.asarray(x.unsqueeze(1))
-        return lambda: (
-            generator.standard_normal(tuple(out.shape), dtype=cupy.float32) * SIGMA + images
-        )
-    return lambda: flat.fill_(SIGMA)
+        return with_cupy(x, out)
+    return {
+        "robustcore": lambda: robustcore(out=out),
+        "robustcore, allocating": robustcore,
+        "published": published,
+        "eager": eager,
+        "in place": lambda: out.normal_().mul_(SIGMA).add_(x.unsqueeze(1)),
+        "compiled": torch.compile(eager, dynamic=False),
+        "fill_ (limit)": lambda: flat.fill_(SIGMA),
+    }[impl]
+
+
+def with_cupy(x, out):
+    """CuPy's own counter-based generator."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not x.is_cuda or out.dtype != torch.float32:
+        pytest.skip("CuPy draws float32 on a GPU")
+    generator = cupy.random.Generator(cupy.random.Philox4x3210(1))
+    images = cupy.asarray(x.unsqueeze(1))
+    shape = tuple(out.shape)
+    return lambda: generator.standard_normal(shape, dtype=cupy.float32) * SIGMA + images
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,9 +15,8 @@ import numpy.typing as npt
 from robustcore.common.checks import require_probability
 from robustcore.common.errors import UsageError
 from robustcore.common.plots import require_matplotlib, save
-from robustcore.common.table import read_certificates
+from robustcore.common.table import ABSTAIN, read_certificates
 from robustcore.smoothing import plots
-from robustcore.smoothing.certificates import ABSTAIN
 from robustcore.smoothing.theory.bounds import accuracy_slack
 
 FloatArray = npt.NDArray[np.float64]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from robustcore.common.files import replacing
 
+# What the published code predicts where it cannot answer; no label is negative.
+ABSTAIN = -1
 # The published table of certificates, one row an image.
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 # Columns that may follow: what was drawn, and how many votes the selected class had.

@@ -41,7 +41,7 @@ class fast_double_backward(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        layer = _LAYERS.get(func)
+        layer = LAYERS.get(func)
         if layer is not None and torch.is_grad_enabled():
             result = layer(*args, **kwargs)
             if result is not None:
@@ -124,7 +124,7 @@ def _relu_(input: Tensor) -> Tensor | None:
     return _relu(input, True)
 
 
-_LAYERS: dict[Any, Callable[..., Tensor | None]] = {
+LAYERS: dict[Any, Callable[..., Tensor | None]] = {
     functional.conv1d: _convolution(1),
     functional.conv2d: _convolution(2),
     functional.conv3d: _convolution(3),

@@ -101,11 +101,13 @@ def explain_lime(
     )
     probabilities = logits.double().softmax(1).cpu()
     target = require_target(target, probabilities[:1])
-    weights, intercept, r2 = _ridge(z.double(), probabilities[:, target], width, penalty)
+    weights, intercept, r2 = ridge_regression(z.double(), probabilities[:, target], width, penalty)
     return LimeExplanation(weights, intercept, r2, target, segments.cpu(), x[0].cpu())
 
 
-def _ridge(z: Tensor, y: Tensor, width: float, penalty: float) -> tuple[Tensor, float, float]:
+def ridge_regression(
+    z: Tensor, y: Tensor, width: float, penalty: float
+) -> tuple[Tensor, float, float]:
     """Weights, intercept and weighted r2 of a ridge regression of y ``[N]`` on z ``[N, S]``."""
     shown = z.sum(1)
     distance = 1 - (shown / z.shape[1]).sqrt()  # of the angle to the set of all

@@ -1,7 +1,8 @@
 """Randomized smoothing: certify any classifier, in l2, l1, linf, l0, against patches, by votes."""
 
+from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.augment import noise_augment
-from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
+from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation

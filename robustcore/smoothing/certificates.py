@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustcore.common.checks import require_radii
 from robustcore.common.plots import save
-from robustcore.common.table import COLUMNS, certificate_cells, write_table
+from robustcore.common.table import ABSTAIN, COLUMNS, certificate_cells, write_table
 from robustcore.smoothing.theory import top_k, votes
 from robustcore.smoothing.theory.bounds import (
     accuracy_slack,
@@ -20,9 +20,6 @@ from robustcore.smoothing.theory.bounds import (
     two_sided_p_value,
 )
 from robustcore.smoothing.theory.distributions import Distribution, Gaussian
-
-# What the published code returns where it cannot answer; no label is negative.
-ABSTAIN = -1
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,9 +15,10 @@ from robustcore.common.digits import Digits, load_digits
 from robustcore.common.errors import UsageError
 from robustcore.common.plots import save
 from robustcore.common.progress import on_terminal
+from robustcore.common.table import ABSTAIN
 from robustcore.smoothing import demo_noises, plots
 from robustcore.smoothing.augment import noise_augment
-from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.smooth import Smooth
 
 RADII = (0.0, 0.25, 0.5, 0.75)

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from robustcore import ops
 from robustcore.common.plots import new_figure, restrain
-from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower
 from robustcore.smoothing.theory.distributions import Distribution, Gaussian
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curve = tuple[Certificates, "Tensor | None"]
+    from robustcore.smoothing.certificates import Certificates
+
+    Curve = tuple[Certificates, Tensor | None]
 
 
 _AXES = {

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from robustcore.common.errors import UsageError
-from robustcore.common.table import certificate_cells, line
+from robustcore.common.table import ABSTAIN, certificate_cells, line
 from robustcore.common.user_code import as_usage_error, load_item
-from robustcore.smoothing.certificates import ABSTAIN, Certificates
+from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.sequential import RadiusTests
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.distributions import Distribution

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from robustcore.common.checks import require_int, require_not_negative, require_probability
 from robustcore.common.progress import Bar, Show, sample_bar
-from robustcore.smoothing.certificates import ABSTAIN, Certificates, Result, equal_shares
+from robustcore.common.table import ABSTAIN
+from robustcore.smoothing.certificates import Certificates, Result, equal_shares
 from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
 from robustcore.smoothing.sampler import Origin, Sampler, origin
 from robustcore.smoothing.theory.bounds import (

@@ -12,7 +12,8 @@ from torch import Tensor
 from robustcore.common.checks import require_flag, require_int, require_positive, require_seed
 from robustcore.common.cuda_graph import Graphs
 from robustcore.common.progress import Show
-from robustcore.smoothing.certificates import ABSTAIN, Certificates, Predictions
+from robustcore.common.table import ABSTAIN
+from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.fixed import AllSamples, Estimation, Prediction
 from robustcore.smoothing.graph_loop import GraphLoop
 from robustcore.smoothing.inputs import DTYPES, MAX_IMAGES, require_batch, warn_if_training

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from robustcore.common.progress import on_terminal
-from robustcore.common.table import Row
-from robustcore.smoothing.certificates import ABSTAIN
+from robustcore.common.table import ABSTAIN, Row
 
 
 class Tally:

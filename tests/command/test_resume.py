@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from command.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 from robustcore.command.main import main
 from robustcore.common import resumable
 from robustcore.common.resumable import ResultFile
 from robustcore.common.table import certificate_cells, header, line
-from smoothing.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustcore import density
-from robustcore.density.double_backward import _LAYERS
+from robustcore.density.double_backward import LAYERS
 from robustcore.ops import autograd
 from robustcore.ops.density import batch_norm as batch_norm_topic
 from robustcore.ops.density import conv3x3, relu
@@ -166,7 +166,7 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
         assert len(calls) == 9
     torch.testing.assert_close(model.train()(x).detach(), want)
     assert len(calls) == 9
-    assert set(_LAYERS) == {
+    assert set(LAYERS) == {
         functional.conv1d, functional.conv2d, functional.conv3d, functional.batch_norm,
         functional.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_,
     }  # fmt: skip

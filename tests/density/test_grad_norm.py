@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcore import ops
-from robustcore.ops.density.grad_norm import _norm_curvature_any_order, dual_direction
+from robustcore.ops.density.grad_norm import dual_direction, norm_curvature_any_order
 from testing import (
     assert_close,
     assert_same,
@@ -178,7 +178,7 @@ def test_the_second_derivative_in_one_pass(p, shape, dtype, device):
     wide = g.double()
     v = normal(*shape, seed=1, dtype=dtype).to(device).double()
     upstream = normal(shape[0], seed=2, dtype=dot.dtype).to(device).double()
-    want = _norm_curvature_any_order(v, upstream, wide, p)
+    want = norm_curvature_any_order(v, upstream, wide, p)
     assert_close(dot, want[0])
     assert_close(curvature, want[1])
     assert (curvature[0] == 0).all()

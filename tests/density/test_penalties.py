@@ -394,8 +394,6 @@ def test_bad_input(penalty, change, message):
 
 @every
 def test_bad_target(penalty):
-    if penalty is density.marginal_density_penalty:
-        pytest.skip("takes no notice of a target")
     with pytest.raises(TypeError, match=r"target: got torch\.float32, want an int64 tensor"):
         penalty(mlp(torch.float32), X, target=torch.zeros(5))
     with pytest.raises(ValueError, match=r"target: got shape \[4\], want \[5\]"):

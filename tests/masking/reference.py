@@ -66,14 +66,8 @@ class Published(fx.Interpreter):
         x, m = first
         if m is None:
             return self.vector(f, values, options)
-        if isinstance(f, nn.Conv2d):
-            spans = [d * (k - 1) for d, k in zip(f.dilation, f.kernel_size, strict=True)]
-            return times(f(fill(x, m, max(spans) + 1)), window_max(m, f)), window_max(m, f)
-        if isinstance(f, nn.MaxPool2d):
-            return times(f(times(x, m)), f(m)), f(m)
-        if isinstance(f, nn.AvgPool2d):
-            seen = (f(m) > 0).to(m.dtype)
-            return times(f(times(x, m)), seen), seen
+        if isinstance(f, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            return self.window(f, x, m)
         if isinstance(f, nn.AdaptiveAvgPool2d) or f is functional.adaptive_avg_pool2d:
             return functional.adaptive_avg_pool2d(times(x, m), 1) / share(m), None
         if f == "mean":
@@ -87,6 +81,15 @@ class Published(fx.Interpreter):
         if isinstance(f, nn.Module):
             return times(f(times(x, m)), m), m
         return times(f(times(x, m), *values[1:], **options), m), m
+
+    def window(self, f, x, m):
+        if isinstance(f, nn.Conv2d):
+            spans = [d * (k - 1) for d, k in zip(f.dilation, f.kernel_size, strict=True)]
+            return times(f(fill(x, m, max(spans) + 1)), window_max(m, f)), window_max(m, f)
+        if isinstance(f, nn.MaxPool2d):
+            return times(f(times(x, m)), f(m)), f(m)
+        seen = (f(m) > 0).to(m.dtype)
+        return times(f(times(x, m)), seen), seen
 
     def vector(self, f, values, options):
         x = values[0][0]

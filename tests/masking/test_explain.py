@@ -64,12 +64,12 @@ def test_lime_repeats_by_its_seed_and_leaves_torch_alone(image):
 
 def test_the_regression_is_weighted_ridge():
     """Against the closed form on explicit columns, the intercept not penalised."""
-    from robustcore.masking.explain import _ridge
+    from robustcore.masking.explain import ridge_regression
 
     generator = torch.Generator().manual_seed(0)
     z = (torch.rand(50, 6, generator=generator) < 0.5).double()
     y = torch.rand(50, generator=generator, dtype=torch.float64)
-    weights, intercept, r2 = _ridge(z, y, 0.25, 2.0)
+    weights, intercept, r2 = ridge_regression(z, y, 0.25, 2.0)
     cosine = z.sum(1) / (z.sum(1).sqrt() * 6**0.5).clamp(min=1e-9)
     w = (-((1 - cosine) ** 2) / 0.25**2).exp()
     columns = torch.cat([z, torch.ones(50, 1, dtype=torch.float64)], 1)

@@ -7,53 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from robustcore.common import cuda_graph
 from robustcore.common.cuda_graph import WARM_UP
-from robustcore.common.fingerprint import fingerprint, surprising
-from robustcore.smoothing import (
-    BandAblation,
-    Dual,
-    Gaussian,
-    Laplace,
-    PixelAblation,
-    Smooth,
-    Splitting,
-    Uniform,
-)
+from robustcore.smoothing import BandAblation, Gaussian, Smooth
 from robustcore.smoothing.graph_loop import Step
-from smoothing.fake_cuda import FakeCuda
+from smoothing.captures import (
+    NOISES,
+    RUN,
+    SURPRISES,
+    Head,
+    assert_same_counts,
+    certify,
+)
 from smoothing.models import Pixels
 from testing import assert_same
-
-
-class Calls:
-    """Counts in a place that no fingerprint looks at."""
-
-    __slots__ = ("number",)
-
-    def __init__(self):
-        self.number = 0
-
-
-class Head(nn.Module):
-    """A small convolutional net that counts how often its Python code runs."""
-
-    def __init__(self, channels=2, num_classes=4):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.conv = nn.Conv2d(channels, 6, 3, padding=1)
-        self.linear = nn.Linear(6, num_classes)
-        for parameter in self.parameters():
-            parameter.data.normal_(generator=generator)
-        self.temperature = 1.0
-        self.calls = Calls()
-        self.eval()
-
-    def forward(self, x):
-        self.calls.number += 1
-        return self.linear(self.conv(x).relu().mean((2, 3))) / self.temperature
 
 
 class Waiting(Pixels):
@@ -66,47 +33,6 @@ class Waiting(Pixels):
     def forward(self, x):
         self.cuda.waits()
         return super().forward(x)
-
-
-@pytest.fixture
-def images():
-    return torch.rand(3, 2, 4, 6, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """Captures and replays on the CPU."""
-    fake = FakeCuda()
-    monkeypatch.setitem(cuda_graph.BACKENDS, "cpu", fake)
-    return fake
-
-
-def assert_same_counts(got, expected):
-    for field in ("counts0", "counts", "prediction", "radius"):
-        assert_same(getattr(got, field), getattr(expected, field))
-
-
-RUN = dict(n0=5, n=100, alpha=0.01, batch_size=10)
-
-
-def certify(images, model, *, graph, image_offset=0, **options):
-    run = RUN | {name: options.pop(name) for name in RUN if name in options}
-    options = {"sigma": None if "noise" in options else 0.3, "seed": 7, **options}
-    smooth = Smooth(model, 4, cuda_graph=graph, **options)
-    return smooth.certify(images, **run, image_offset=image_offset)
-
-
-NOISES = {
-    "gaussian": Gaussian(0.3),
-    "uniform": Uniform(0.5),
-    "laplace": Laplace(0.2),
-    "splitting": Splitting(0.4),
-    "in turn": Splitting(0.2, derandomized=True),
-    "pixels": PixelAblation(9, fill=0.5),
-    "channels": PixelAblation(9, fill=(0.5, 0.25)),
-    "null": PixelAblation(9),
-    "dual": Dual(Gaussian(0.3)),
-}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 50, 99, 100])
@@ -221,20 +147,6 @@ def test_captured_again_after_a_change_of_the_model(images, cuda, change):
         CHANGES[change](model)
 
 
-def test_a_function_in_a_model_is_compared_by_itself():
-    model = Head()
-    model.scale = lambda x: 2 * x
-    before = fingerprint(model)
-    assert fingerprint(model) == before
-    for _ in range(10):  # one of them may lie where another was
-        model.scale = eval("lambda x: 3 * x")
-        assert fingerprint(model) != before
-    model.scale = model.me = None
-    model.me = model  # and a cycle has an end
-    assert fingerprint(model) == fingerprint(model)
-    del model.me
-
-
 def test_threads_and_copies_have_their_own(images, cuda):
     smooth = Smooth(Pixels(4), 4, 0.3, seed=7)
     expected = smooth.certify(images, **RUN)
@@ -338,35 +250,6 @@ def test_an_error_of_the_model_leaves_nothing_behind(images, cuda):
     assert_same_counts(result, certify(images, Head(), graph=False))
 
 
-def hooked():
-    model = Head()
-    model.conv.register_forward_hook(lambda *_: None)
-    return model
-
-
-def function():
-    model = Head()
-    return lambda x: model(x)
-
-
-SURPRISES = {"a hook": hooked, "a function": function}
-
-
-def test_models_that_may_surprise_are_not_captured_unasked():
-    assert not surprising(Head())
-    assert surprising(Head().train())
-    assert all(surprising(make()) for make in SURPRISES.values())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_nor_compiled_ones():
-    assert surprising(torch.compile(Head()))
-    model = nn.Sequential(Head())
-    model[0].compile()
-    assert surprising(model)
-
-
 @pytest.mark.parametrize("surprise", ["a hook", "a function"])
 def test_they_are_where_it_is_asked_for(images, cuda, surprise):
     model = SURPRISES[surprise]()
@@ -403,79 +286,3 @@ def test_a_step_counts_on(images, first):
         step.take_votes(votes)
         whole = noise.sample(images[1:2], 40, seed=7, image_offset=index, sample_offset=first)
         assert_same(votes - 1, noise.count(whole.flatten(2)[:, :, :4])[0])
-
-
-# ---- on a GPU ------------------------------------------------------------------------------------
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("batch_size", [7, 10, 50])
-@pytest.mark.parametrize("name", [name for name in NOISES if name != "null"])
-def test_gpu_counts_are_those_of_the_loop(images, name, batch_size):
-    x, model = ((images * 255).round() / 255).cuda(), Pixels(4).cuda()
-    options = dict(noise=NOISES[name], batch_size=batch_size, n=200)
-    expected = certify(x.cpu(), model, graph=False, **options)
-    for graph in (False, None, True):
-        got = certify(x, model, graph=graph, **options)
-        assert_same(got.counts, expected.counts)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gpu_formats(images, dtype, memory_format):
-    x, model = images.cuda(), Head().cuda()
-    options = dict(dtype=dtype, memory_format=memory_format, mean=[0.1, 0.2], std=[0.5, 2.0])
-    expected = certify(x, model, graph=False, **options)
-    model.calls.number = 0
-    got = certify(x, model, graph=True, n0=10, **options)
-    assert model.calls.number == WARM_UP + 1
-    # The model's own kernels may round otherwise when they are captured.
-    assert (got.counts - expected.counts).abs().max() <= 3
-
-
-@pytest.mark.cuda
-def test_gpu_nothing_waits_inside_an_image(images):
-    x, smooth = images.cuda(), Smooth(Head().cuda(), 4, 0.3, seed=7, mean=0.1, std=0.5)
-    expected = smooth.certify(x, **RUN | {"n": 1000})  # captures
-    taken, sampler = smooth._start(x, 10, 0, 1, 1000)
-    bar = tqdm(disable=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            counts = sampler.count(taken, 5, 1000, bar)
-            few = sampler.count(taken, 0, 5, bar)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert_same(counts.cpu(), expected.counts)
-    assert_same(few.cpu(), expected.counts0)
-
-
-@pytest.mark.cuda
-def test_gpu_a_model_that_waits(images):
-    class Net(Pixels):
-        def forward(self, x):
-            return super().forward(x) * float(x.sum().isfinite())
-
-    x = images.cuda()
-    expected = certify(x, Net(4), graph=False)
-    with pytest.warns(UserWarning, match="cuda_graph: the step cannot be captured"):
-        assert_same_counts(certify(x, Net(4), graph=None), expected)
-    with pytest.raises(RuntimeError, match="cuda_graph: got True"):
-        certify(x, Net(4), graph=True)
-    # Random numbers and captures still work.
-    torch.randn(4, device="cuda")
-    assert_same_counts(certify(x, Pixels(4), graph=True), certify(x, Pixels(4), graph=False))
-
-
-@pytest.mark.cuda
-def test_gpu_weights_and_seeds_change(images):
-    x, model = images.cuda(), Head().cuda()
-    smooth = Smooth(model, 4, 0.3)
-    for turn in range(3):
-        result = smooth.certify(x, **RUN | {"n": 200})
-        expected = certify(x, model, graph=False, n=200, seed=result.seed)
-        assert (result.counts - expected.counts).abs().max() <= 3
-        with torch.no_grad():
-            model.linear.weight.normal_(generator=torch.Generator("cuda").manual_seed(turn))

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from command.runs import forks, runs  # noqa: F401  (fixtures)
 from robustcore.smoothing import Smooth
 from robustcore.smoothing.distributed import Ranks, SharedSmooth
 from smoothing.models import Pixels
-from smoothing.runs import forks, runs  # noqa: F401  (fixtures)
 from testing import assert_same
 
 processes = pytest.mark.slow  # they import torch, and not for a sanitizer

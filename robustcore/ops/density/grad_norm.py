@@ -84,13 +84,13 @@ class _GradNormBackward(torch.autograd.Function):
     def backward(ctx, v):
         upstream, grad, norm = ctx.saved_tensors
         if torch.is_grad_enabled():  # there may be a third derivative
-            dot, curvature = _norm_curvature_any_order(v, upstream, grad, ctx.p)
+            dot, curvature = norm_curvature_any_order(v, upstream, grad, ctx.p)
         else:
             dot, curvature = _norm_double_backward(v, upstream, grad, norm, ctx.p)
         return dot, curvature, None, None
 
 
-def _norm_curvature_any_order(
+def norm_curvature_any_order(
     v: Tensor, upstream: Tensor, grad: Tensor, p: float
 ) -> tuple[Tensor, Tensor]:
     """What grad_norm_double_backward computes, out of what can be differentiated again."""

@@ -1,14 +1,13 @@
-"""``robustcore doctor`` and ``robustcore bench``."""
+"""``robustcore doctor``."""
 
 import importlib.metadata
 import importlib.util
-import os
 
 import pytest
 import torch
 
 import robustcore
-from robustcore.command import bench, doctor
+from robustcore.command import doctor
 from robustcore.command.main import main
 
 
@@ -71,27 +70,3 @@ def test_doctor_on_machines_with_a_gpu(capsys, monkeypatch, driver, gpu, build, 
     text = capsys.readouterr().out
     devices = text[text.index("GPU") : text.index("matplotlib")]
     assert (message in devices) if message else ("!" not in devices)
-
-
-def test_bench_runs_the_suite(capfd, tmp_path, monkeypatch):
-    pytest.importorskip("pytest_benchmark")
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-        monkeypatch.delenv(name)  # this is a run of its own, and benchmarks refuse to share
-    report = tmp_path / "table.md"
-    command = ["bench", "--device", "cpu", "--threads", "1", "--only", "count_votes and robustcore"]
-    assert main([*command, "--report", str(report)]) == 0
-    assert "| robustcore |" in capfd.readouterr().out
-    assert "## count_votes" in report.read_text()
-    assert main(["bench", "--only", "no_such_benchmark"]) == 2
-
-
-def test_bench_refusals(capsys, monkeypatch):
-    pytest.importorskip("pytest_benchmark")
-    assert main(["bench", "--threads", "0"]) == 2
-    assert "--threads: got 0" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert main(["bench"]) == 2
-    assert "robustcore[bench]" in capsys.readouterr().err
-    monkeypatch.setattr(bench, "suite", lambda: None)
-    assert main(["bench"]) == 2
