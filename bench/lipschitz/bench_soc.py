@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
 from robustcore.lipschitz import SOC, LipConvNet, MaxMin
 from robustcore.ops import exp_series
-from robustcore.ops.lipschitz.soc import normalised_kernel
+from robustcore.ops.lipschitz.soc import normalised_filter
 
 TRAIN_TERMS, EVAL_TERMS = 5, 12
 SHAPES = {  # channels, side: about the same work each
@@ -92,7 +92,7 @@ def layers(channels, device):
 def polynomial_errors(layer, side):
     """Largest distances of the two training polynomials to exp, up to the norm on such images."""
     with torch.no_grad():
-        kernel = normalised_kernel(layer.weight, layer.scale, layer._train_vectors(side, side))
+        kernel = normalised_filter(layer.weight, layer.scale, layer._train_vectors(side, side))
     x = torch.randn(1, len(kernel), side, side, device=kernel.device)
     for _ in range(60):
         x = torch.conv2d(x / x.norm(), kernel, padding=kernel.shape[2] // 2)

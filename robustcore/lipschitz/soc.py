@@ -18,18 +18,13 @@ from robustcore.common.checks import (
 )
 from robustcore.ops import conv_norm_bound, exp_series
 from robustcore.ops.autograd import not_compiled
-from robustcore.ops.lipschitz.conv_exp import (
-    Prepared,
-    apply_series,
-    evaluate,
-    form_for,
-    prepare,
-)
+from robustcore.ops.lipschitz.conv_exp import apply_series
+from robustcore.ops.lipschitz.recurrence import Prepared, evaluate, form_for, prepare
 from robustcore.ops.lipschitz.series import Series
 from robustcore.ops.lipschitz.skew import skew
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
-    normalised_kernel,
+    normalised_filter,
     reshapes,
     skew_conv_exp,
 )
@@ -191,7 +186,7 @@ class SOC(nn.Module):
             return evaluate(x, frozen.prepared[form], series, keep=False)[0]
         if torch.is_grad_enabled() and self.weight.requires_grad:
             # The same values, with a way back to the weight.
-            kernel = normalised_kernel(self.weight, self.scale, frozen.vectors)
+            kernel = normalised_filter(self.weight, self.scale, frozen.vectors)
             if series is None:
                 kernel = self._exponential(kernel)
         kernel = kernel.to(x.dtype)
@@ -216,7 +211,7 @@ class SOC(nn.Module):
             raise ValueError("weight: is not finite, the layer has no bound")
         with torch.autocast(self.weight.device.type, enabled=False):
             vectors = self._iterated(skew(self.weight), 30)
-            kernel = normalised_kernel(self.weight, self.scale, vectors)
+            kernel = normalised_filter(self.weight, self.scale, vectors)
             if self.kernel_size == 1:
                 return _Frozen(key, vectors, self._exponential(kernel), None, {})
             # A finer grid is tighter; wide kernels leave time for a coarse one.
@@ -239,7 +234,7 @@ class SOC(nn.Module):
         vectors = self._train_vectors(x.shape[2], x.shape[3])
         if self.kernel_size == 1 and x.numel() > 8 * self.weight.shape[0] ** 2:
             # Many positions a channel: one matrix exponential costs less than the series.
-            kernel = normalised_kernel(self.weight, self.scale, vectors)
+            kernel = normalised_filter(self.weight, self.scale, vectors)
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
         series = exp_series(self._radius, degree=self.train_degree)
         return skew_conv_exp(x, self.weight, self.scale, vectors, series, self.recompute)
@@ -254,7 +249,7 @@ class SOC(nn.Module):
             for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
                 old.copy_(new)
             if refresh:
-                kernel = normalised_kernel(self.weight, self.scale, vectors)
+                kernel = normalised_filter(self.weight, self.scale, vectors)
                 self._radius = _MARGIN * _operator_norm(kernel, height, width)
         self._until_refresh = (_REFRESH if refresh else self._until_refresh) - 1
         return vectors

@@ -1,15 +1,14 @@
 """Checks of arguments: a TypeError or ValueError that begins with the argument's name.
 
 What a tensor's shape or layout decides is checked by the compiled ops, in the same words. Here is
-what they cannot see: types, and devices that no kernel runs on. torch.compile traces all of it, so
-numbers may be symbolic, and stay so.
+what they cannot see: types and devices. Unlike robustcore.common.checks, which are for what is read
+on the host, these let through what torch.compile traces: symbolic numbers and meta tensors.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,21 +71,10 @@ def check_number(name: str, value: Any) -> float:
     # numbers.Real: NumPy's scalars register themselves there.
     if isinstance(value, bool) or not isinstance(value, (float, int, torch.SymFloat, numbers.Real)):
         raise TypeError(f"{name}: got {_shown(value)}, want a number")
-    return float(value)
-
-
-def check_flag(name: str, value: Any) -> None:
-    """True or False."""
-    if not isinstance(value, (bool, torch.SymBool)):
-        raise TypeError(f"{name}: got {_shown(value)}, want True or False")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """One of some words."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: got {_shown(value)}, want one of {_listed(choices)}")
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, want one of {_listed(choices)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: got {_shown(value)}, want a number that fits a float") from None
 
 
 def check_p(p: Any) -> float:
@@ -158,10 +146,6 @@ def _numbers(name: str, value: Any, x: Tensor) -> Tensor:
         return torch.tensor(values if many else values[0], dtype=dtype, device=x.device)
     filled = [torch.full((), v, dtype=dtype, device=x.device) for v in values]
     return torch.stack(filled) if many else filled[0]
-
-
-def _listed(choices: Sequence[str]) -> str:
-    return ", ".join(map(repr, choices))
 
 
 def _shown(value: Any) -> str:

@@ -263,7 +263,7 @@ BAD = [
     (dict(weight=W[:0]), "weight: got shape"),
     (dict(weight=W.double()), "weight: got torch.float64, want torch.float32"),
     (dict(bias=B[:5]), r"bias: got shape \[5\], want \[6\]"),
-    (dict(targets=torch.zeros(4)), "targets: want an int64 tensor"),
+    (dict(targets=torch.zeros(4)), "targets: got torch.float32, want an int64 tensor"),
     (dict(targets=torch.zeros(3, dtype=torch.int64)), r"targets: got shape \[3\], want \[4\]"),
 ]
 

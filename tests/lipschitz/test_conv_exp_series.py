@@ -1,7 +1,6 @@
 """The CPU kernel of a whole series (float32, 3 x 3): against float64, and its bits."""
 
 import functools
-import importlib
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from hypothesis import strategies as st
 from lipschitz.dense import skew_weight
 from lipschitz.test_conv_exp import images, reference
 from robustcore import ops
+from robustcore.ops.lipschitz import recurrence
 from testing import needs_vectors, relayouts
 
 pytestmark = pytest.mark.kernel
 
-conv_exp = importlib.import_module("robustcore.ops.lipschitz.conv_exp")  # not the function
 pack = torch.ops.robustcore.conv_exp_pack.default
 series_op = torch.ops.robustcore.conv_exp_series.default
 backward_op = torch.ops.robustcore.conv_exp_series_backward.default
@@ -147,9 +146,9 @@ def test_bits_do_not_depend_on_the_instruction_set(with_each_vectors):
 def test_conv_exp_takes_it_in_any_layout(degree, monkeypatch):
     calls = []
     for name in ("_series", "_series_backward"):
-        op = getattr(conv_exp, name)
+        op = getattr(recurrence, name)
         monkeypatch.setattr(
-            conv_exp, name, lambda *a, op=op, name=name: (calls.append(name), op(*a))[1]
+            recurrence, name, lambda *a, op=op, name=name: (calls.append(name), op(*a))[1]
         )
     kernel = skew_weight(32, 3, dtype=torch.float32)
     x, grad = (images(3, 32, 8, 8, dtype=torch.float32, seed=s) for s in (1, 2))

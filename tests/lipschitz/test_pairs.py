@@ -241,7 +241,11 @@ BAD = [
     (lambda: ops.maxmin(torch.zeros(3)), ValueError, r"x: got shape \[3\], want \[N, C, \*D\]"),
     (lambda: ops.maxmin(X.int()), TypeError, "x: got torch.int32"),
     (lambda: ops.maxmin([1.0]), TypeError, "x: got list"),
-    (lambda: ops.householder(X, torch.zeros(3)), ValueError, r"theta: got \[3\], want .*\[2\]"),
+    (
+        lambda: ops.householder(X, torch.zeros(3)),
+        ValueError,
+        r"theta: got shape \[3\], want .*\[2\]",
+    ),
     (lambda: ops.householder(X, torch.zeros(2, 2)), ValueError, r"theta: .* want .*\[3, 2\]"),
     (lambda: ops.projection_pool(X, torch.zeros(2).int()), TypeError, "theta: got torch.int32"),
 ]

@@ -13,7 +13,7 @@ from robustcore.ops import exp_series
 from robustcore.ops.lipschitz.conv_exp import apply_series
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
-    normalised_kernel,
+    normalised_filter,
     reshapes,
     skew_conv_exp,
 )
@@ -353,7 +353,7 @@ def test_gradients_of_the_training_map(which, recompute):
     series = exp_series(1.5, degree=3)
 
     def composed(x, weight):
-        return apply_series(x, normalised_kernel(weight, scale, vectors), series)
+        return apply_series(x, normalised_filter(weight, scale, vectors), series)
 
     def fused(x, weight):
         return skew_conv_exp(x, weight, scale, vectors, series, recompute)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from robustcore.ops.checks import check_filter
+from robustcore.ops.autograd import arithmetic
+from robustcore.ops.checks import check_filter, check_integer
 
 # Of the double precision eigenvalues, relative, with room to spare: bounds are multiplied by it.
 _ROUNDING = 1 + 1e-10
@@ -36,8 +37,7 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
     """
     check_filter("kernel", kernel)
     sides = kernel.shape[-2:]
-    if not isinstance(grid, int) or grid < max(sides, default=1):
-        raise ValueError(f"grid: got {grid!r}, want an integer of at least {max(sides)}")
+    grid = check_integer("grid", grid, max(1, *sides))
     with torch.no_grad(), torch.autocast(kernel.device.type, enabled=False):
         wide = kernel.detach().to(torch.float64)
         factor = math.prod(1 / math.cos(math.pi * (k - 1) / (2 * grid)) for k in sides)
@@ -48,22 +48,22 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
         )  # fmt: skip
 
 
-def _largest_symbol(kernel: Tensor, grid: int) -> Tensor:
+def _largest_symbol(filter: Tensor, grid: int) -> Tensor:
     """Largest spectral norm of the symbol on the grid, exceeded by at most 1e-6, relative."""
-    rows, columns, h, w = kernel.shape
+    rows, columns, h, w = filter.shape
     if rows < columns:
-        kernel = kernel.transpose(0, 1)
+        filter = filter.transpose(0, 1)
         rows, columns = columns, rows
-    flat = kernel.reshape(rows * columns, h * w)
+    flat = filter.reshape(rows * columns, h * w)
     scale = flat.abs().sum(1).max()
     if not 0 < float(scale) < math.inf:
         return scale  # zero, or nothing that can be bounded
-    is_skew = rows == columns and torch.equal(kernel, -kernel.transpose(0, 1).flip(2, 3))
-    phases = _phases(h, w, grid, kernel.device)
+    is_skew = rows == columns and torch.equal(filter, -filter.transpose(0, 1).flip(2, 3))
+    phases = _phases(h, w, grid, filter.device)
     per_chunk = max(1, _SYMBOL_BYTES // (16 * rows * columns))
     # Skew kernels have symbols i H with Hermitian H, and H and -H both count: the other half of the
     # frequencies has the conjugates. Of others the Gram matrix is Hermitian, and one sign counts.
-    best = torch.zeros((), dtype=torch.float64, device=kernel.device)
+    best = torch.zeros((), dtype=torch.float64, device=filter.device)
     for chunk in phases.split(per_chunk, dim=1):
         symbols = (flat.to(torch.complex128) @ chunk).t().reshape(-1, rows, columns)
         if is_skew:
@@ -98,7 +98,7 @@ def _raised(best: Tensor, hermitian: Tensor) -> Tensor:
 def _phases(h: int, w: int, grid: int, device: torch.device) -> Tensor:
     """``[h * w, F]`` complex: exp(-i (p y + q x)) of the taps, over half of the frequencies."""
     p, q = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    # A real kernel has conjugate symbols at (p, q) and (-p, -q): one of each such pair.
+    # A real filter has conjugate symbols at (p, q) and (-p, -q): one of each such pair.
     mirrored = (-p % grid) * grid + (-q % grid)
     half = (p * grid + q <= mirrored).flatten()
     p, q = (2 * math.pi / grid * f.flatten()[half].double() for f in (p, q))
@@ -128,10 +128,9 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
     check_filter("kernel", kernel)
     if kernel.dim() != 4:
         raise ValueError(f"kernel: got shape {list(kernel.shape)}, want [O, I, kh, kw]")
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"stride: got {stride!r}, want an integer of at least 1")
+    stride = check_integer("stride", stride, 1)
     o, i, h, w = kernel.shape
-    wide = kernel if kernel.dtype == torch.float64 else kernel.float()
+    wide = kernel.to(arithmetic(kernel))
     reshapes = (
         (wide.permute(0, 2, 1, 3).reshape(o * h, i * w), h * w),
         (wide.permute(0, 3, 1, 2).reshape(o * w, i * h), h * w),

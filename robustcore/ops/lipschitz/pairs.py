@@ -14,9 +14,11 @@ from robustcore.ops.autograd import (
     joined,
     laid_out,
     loop,
+    needs_grad,
     raw,
     separated,
 )
+from robustcore.ops.checks import check_device, check_floating
 
 _maxmin = raw.maxmin.default
 _swap = raw.maxmin_swap.default
@@ -46,7 +48,8 @@ def maxmin(x: Tensor) -> Tensor:
     """
     _check_pairs(x)
     last = is_channels_last(x)
-    out: Tensor = _MaxMin.apply(laid_out(x, last), last)[0]
+    x = laid_out(x, last)
+    out: Tensor = (_MaxMin.apply(x, last) if needs_grad(x) else _maxmin(x, last))[0]
     return out
 
 
@@ -67,6 +70,7 @@ def householder(x: Tensor, theta: Tensor) -> Tensor:
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
     _check_pairs(x)
+    check_floating("theta", theta)
     order2 = theta.dim() == 2
     _check_theta(x, theta, 3 if order2 else 1)
     if order2:
@@ -91,36 +95,34 @@ def projection_pool(x: Tensor, theta: Tensor) -> Tensor:
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
     _check_pairs(x)
+    check_floating("theta", theta)
     _check_theta(x, theta, 1)
     return _apply_map(x, theta.clamp(0.0, math.pi), _PROJECTION)
 
 
 def _check_pairs(x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a tensor (see robustcore.as_tensor)")
-    if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, want a floating dtype")
+    check_floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, *D]")
     if x.shape[1] % 2:
         raise ValueError(f"x: got {x.shape[1]} channels, want an even number: they pair up")
 
 
-def _check_theta(x: Tensor, theta: Any, rows: int) -> None:
+def _check_theta(x: Tensor, theta: Tensor, rows: int) -> None:
     want = [x.shape[1] // 2] if rows == 1 else [rows, x.shape[1] // 2]
-    if not isinstance(theta, Tensor) or list(theta.shape) != want:
-        got = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
-        raise ValueError(f"theta: got {got}, want a tensor {want}, angles of each channel pair")
-    if theta.device != x.device or not theta.is_floating_point():
-        raise TypeError(
-            f"theta: got {theta.dtype} on {theta.device}, want a floating dtype on x's {x.device}"
+    if list(theta.shape) != want:
+        raise ValueError(
+            f"theta: got shape {list(theta.shape)}, want {want}, angles of each channel pair"
         )
+    check_device("theta", theta, x)
 
 
 def _apply_map(x: Tensor, theta: Tensor, index: int) -> Tensor:
     last = is_channels_last(x)
-    out: Tensor = _PairMap.apply(laid_out(x, last), theta, index, last)
-    return out
+    x = laid_out(x, last)
+    if needs_grad(x, theta):
+        return _PairMap.apply(x, theta, index, last)
+    return _pair_map(x, _table(theta, x.dtype, index), index, last)
 
 
 class _MaxMin(torch.autograd.Function):

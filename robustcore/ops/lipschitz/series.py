@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import scipy  # scipy.special is loaded where it is first used
 
+from robustcore.common.checks import require_choice, require_flag
 from robustcore.ops.autograd import constant_when_compiled
+from robustcore.ops.checks import check_integer, check_number
 
 _MAX_DEGREE = 500
 
@@ -66,19 +68,20 @@ def exp_series(
     >>> exp_series(1.3, tol=1e-6).degree, exp_series(1.3, tol=1e-6, method="taylor").degree
     (8, 10)
     """
-    if not isinstance(radius, (int, float)) or isinstance(radius, bool):
-        raise TypeError(f"radius: got {type(radius).__name__}, want a float (a bound of the norm)")
+    radius = check_number("radius", radius)
     if not 0 <= radius < math.inf:
         raise ValueError(f"radius: got {radius}, want a finite number of at least 0")
     if (tol is None) == (degree is None):
         raise ValueError(f"tol, degree: got {tol} and {degree}, want exactly one of them")
-    if tol is not None and not 1e-15 <= tol < math.inf:
-        raise ValueError(f"tol: got {tol}, want a number of at least 1e-15")
-    if degree is not None and (not isinstance(degree, int) or not 0 <= degree <= _MAX_DEGREE):
-        raise ValueError(f"degree: got {degree!r}, want an integer in [0, {_MAX_DEGREE}]")
-    if method not in ("chebyshev", "taylor"):
-        raise ValueError(f"method: got {method!r}, want 'chebyshev' or 'taylor'")
-    series: Series = _cached(float(radius), tol, degree, method, contractive)
+    if tol is not None:
+        tol = check_number("tol", tol)
+        if not 1e-15 <= tol < math.inf:
+            raise ValueError(f"tol: got {tol}, want a number of at least 1e-15")
+    if degree is not None and check_integer("degree", degree) > _MAX_DEGREE:
+        raise ValueError(f"degree: got {degree}, want an int in [0, {_MAX_DEGREE}]")
+    require_choice("method", method, ("chebyshev", "taylor"))
+    contractive = require_flag("contractive", contractive)
+    series: Series = _cached(radius, tol, degree, method, contractive)
     return series
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import raw, register_loop
+from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_loop
 from robustcore.ops.checks import check_filter
 
 _skew = raw.skew.default
@@ -38,7 +38,7 @@ def skew_kernel(weight: Tensor) -> SkewKernel:
     """
     kernel = skew(weight)
     c, _, h, w = kernel.shape
-    wide = kernel if kernel.dtype == torch.float64 else kernel.float()
+    wide = kernel.to(arithmetic(kernel))
     square = wide.permute(0, 2, 1, 3).reshape(c * h, c * w)
     mixed, flat = (torch.linalg.matrix_norm(m, ord=2) for m in (square, wide.reshape(c, -1)))
     return SkewKernel(kernel, torch.stack([mixed, mixed, flat, flat]).to(kernel.dtype))
@@ -51,8 +51,12 @@ def skew(weight: Tensor) -> Tensor:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want [C, C, kh, kw]")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want odd sides kh, kw")
-    out: Tensor = _Skew.apply(weight)
-    return out
+    return _Skew.apply(weight) if needs_grad(weight) else _skew(weight.contiguous())
+
+
+def check_skew(name: str, filter: Tensor) -> None:
+    """The filter is its own skew part, up to rounding. Reads its values."""
+    _SkewCheck.apply(filter.detach(), name)
 
 
 class _Skew(torch.autograd.Function):
@@ -71,6 +75,32 @@ class _Skew(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return _Skew.apply(grad)
+
+
+class _SkewCheck(torch.autograd.Function):
+    """No derivative: a Function because vmap hands plain tensors to those."""
+
+    @staticmethod
+    def forward(filter, name):
+        filter = filter.contiguous()
+        if filter.numel():
+            distance, size = (_skew(filter) - filter).abs().amax(), filter.abs().amax()
+            if bool(distance > 64 * torch.finfo(filter.dtype).eps * size):
+                raise ValueError(
+                    f"{name}: is not skew: it differs from its skew part by {float(distance):.3g}; "
+                    "want ops.skew_kernel(weight).kernel"
+                )
+        return filter.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, filter, name):
+        for one in filter.movedim(in_dims[0], 0):
+            _SkewCheck.apply(one, name)
+        return filter.new_empty(info.batch_size, 0), 0
 
 
 @torch.library.register_fake("robustcore::skew")

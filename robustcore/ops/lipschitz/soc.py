@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore.ops.lipschitz.conv_exp import (
+from robustcore.ops.autograd import transforming
+from robustcore.ops.lipschitz.conv_exp import apply_series
+from robustcore.ops.lipschitz.recurrence import (
     adjoint,
     adjoint_of_x,
-    apply_series,
     evaluate,
-    kernel_gradient,
+    filter_gradient,
     prepare,
     reference,
 )
@@ -23,7 +24,7 @@ from robustcore.ops.lipschitz.skew import skew
 class SingularVectors(NamedTuple):
     """Of the reshapes (out h) x (in w), u1 and v1, and out x (in h w), u3 and v3, in any shape.
 
-    The other two reshapes of a skew kernel have the same norms.
+    The other two reshapes of a skew filter have the same norms.
     """
 
     u1: Tensor
@@ -32,17 +33,17 @@ class SingularVectors(NamedTuple):
     v3: Tensor
 
 
-def reshapes(kernel: Tensor) -> tuple[Tensor, Tensor]:
+def reshapes(filter: Tensor) -> tuple[Tensor, Tensor]:
     """``[C, C, k, k]`` as the matrices (out h) x (in w) and out x (in h w)."""
-    c, _, k, _ = kernel.shape
-    return kernel.permute(0, 2, 1, 3).reshape(c * k, c * k), kernel.reshape(c, -1)
+    c, _, k, _ = filter.shape
+    return filter.permute(0, 2, 1, 3).reshape(c * k, c * k), filter.reshape(c, -1)
 
 
-def normalised_kernel(weight: Tensor, scale: Tensor, vectors: SingularVectors) -> Tensor:
+def normalised_filter(weight: Tensor, scale: Tensor, vectors: SingularVectors) -> Tensor:
     """``scale S / sigma``, S the skew part of ``weight [C, C, k, k]``, sigma its smallest norm.
 
     ``sigma`` is that of ``v^T S u`` over the two reshapes; the vectors count as constants.
-    Differentiable to any order in the weight. A zero kernel stays zero.
+    Differentiable to any order in the weight. A zero filter stays zero.
     """
     skewed = skew(weight)
     sigma = torch.minimum(*_norms(skewed, vectors))
@@ -53,16 +54,16 @@ def skew_conv_exp(
     x: Tensor, weight: Tensor, scale: Tensor, vectors: SingularVectors, series: Series,
     recompute: bool,
 ) -> Tensor:  # fmt: skip
-    """``p(L) x`` with ``L = normalised_kernel(weight, scale, vectors)``, unchecked.
+    """``p(L) x`` with ``L = normalised_filter(weight, scale, vectors)``, unchecked.
 
     Keeps the weight and what :func:`conv_exp` keeps of x; L, as large as the weight, is built again
     in backward.
     """
-    if series.degree and x.numel() and torch._C._functorch.peek_interpreter_stack() is None:
+    if series.degree and x.numel() and not transforming():
         y: Tensor = _SkewConvExp.apply(x, weight, scale, *vectors, series, recompute)[0]
         return y
-    kernel = normalised_kernel(weight, scale, vectors).to(x.dtype)
-    return apply_series(x, kernel, series, recompute)
+    filter = normalised_filter(weight, scale, vectors).to(x.dtype)
+    return apply_series(x, filter, series, recompute)
 
 
 def _tiny(weight: Tensor) -> float:
@@ -78,7 +79,7 @@ def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
 def _built(
     weight: Tensor, scale: Tensor, vectors: SingularVectors
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The normalised kernel, in the memory of the skew one, and the norms."""
+    """The normalised filter, in the memory of the skew one, and the norms."""
     skewed = skew(weight)
     norms = _norms(skewed, vectors)
     return skewed.mul_(scale / torch.minimum(*norms).clamp(min=_tiny(weight))), norms
@@ -87,8 +88,8 @@ def _built(
 class _SkewConvExp(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, scale, u1, v1, u3, v3, series, recompute):
-        kernel, _ = _built(weight, scale, SingularVectors(u1, v1, u3, v3))
-        return evaluate(x, prepare(x, kernel.to(x.dtype), series), series, keep=not recompute)
+        filter, _ = _built(weight, scale, SingularVectors(u1, v1, u3, v3))
+        return evaluate(x, prepare(x, filter.to(x.dtype), series), series, keep=not recompute)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -106,32 +107,44 @@ class _SkewConvExp(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: through operations that torch differentiates
 
             def forward(x, weight):
-                kernel = normalised_kernel(weight, scale, vectors).to(x.dtype)
-                return reference(x, kernel, series)
+                filter = normalised_filter(weight, scale, vectors).to(x.dtype)
+                return reference(x, filter, series)
 
             return *torch.func.vjp(forward, x, weight)[1](grad), *(None,) * 7
-        kernel, norms = _built(weight, scale, vectors)
-        prepared = prepare(x, kernel.to(x.dtype), series)
-        del kernel  # as large as the weight
+        filter, norms = _built(weight, scale, vectors)
+        prepared = prepare(x, filter.to(x.dtype), series)
+        del filter  # as large as the weight
         if not ctx.needs_input_grad[1]:
             return adjoint_of_x(grad, prepared, series), *(None,) * 8
         grad_x, work = adjoint(x, prepared, kept, grad, series, ctx.needs_input_grad[0])
         del prepared
-        grad_kernel = kernel_gradient(x, work, series)
+        grad_filter = filter_gradient(x, work, series)
         del work
-        grad_kernel = grad_kernel.to(weight.dtype).contiguous()
-        sigma = torch.minimum(*norms)
-        factor = scale / sigma.clamp(min=_tiny(weight))
-        # <grad, S> = <skew(grad), weight>
-        inner = torch.dot(skew(grad_kernel).flatten(), weight.flatten())
-        grad_kernel.mul_(factor)
-        # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
-        slope = torch.where(sigma > _tiny(weight), -factor * inner / sigma, 0.0 * inner)
-        mixed = norms[0] < norms[1]
-        c, _, k, _ = weight.shape
-        grad_kernel.view(c, -1).addr_((slope * ~mixed) * v3.flatten(), u3.flatten())
-        v1, u1 = v1.reshape(c, k), (slope * mixed) * u1.reshape(c, k)
-        for i in range(k):
-            for j in range(k):
-                grad_kernel[:, :, i, j].addr_(v1[:, i], u1[:, j])
-        return grad_x, skew(grad_kernel), *(None,) * 7
+        grad_weight = _weight_gradient(grad_filter, weight, scale, norms, vectors)
+        return grad_x, grad_weight, *(None,) * 7
+
+
+def _weight_gradient(
+    grad_filter: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    norms: tuple[Tensor, Tensor],
+    vectors: SingularVectors,
+) -> Tensor:
+    """The gradient of ``scale S / sigma`` in the weight, out of that of its value; in place."""
+    grad = grad_filter.to(weight.dtype).contiguous()
+    sigma = torch.minimum(*norms)
+    factor = scale / sigma.clamp(min=_tiny(weight))
+    # <grad, S> = <skew(grad), weight>
+    inner = torch.dot(skew(grad).flatten(), weight.flatten())
+    grad.mul_(factor)
+    # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
+    slope = torch.where(sigma > _tiny(weight), -factor * inner / sigma, 0.0 * inner)
+    mixed = norms[0] < norms[1]
+    c, _, k, _ = weight.shape
+    grad.view(c, -1).addr_((slope * ~mixed) * vectors.v3.flatten(), vectors.u3.flatten())
+    v1, u1 = vectors.v1.reshape(c, k), (slope * mixed) * vectors.u1.reshape(c, k)
+    for i in range(k):
+        for j in range(k):
+            grad[:, :, i, j].addr_(v1[:, i], u1[:, j])
+    return skew(grad)

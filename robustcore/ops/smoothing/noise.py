@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from robustcore.common.checks import require_flag
 from robustcore.ops.autograd import (
     arithmetic,
     fake_nothing,
@@ -19,7 +20,6 @@ from robustcore.ops.autograd import (
 )
 from robustcore.ops.checks import (
     check_device,
-    check_flag,
     check_images,
     check_integer,
     check_number,
@@ -202,11 +202,10 @@ def splitting_noise(
     """
     dtype, channels_last = check_images(x, dtype, memory_format, out)
     num_samples = check_integer("num_samples", num_samples, below=1 << 40)
-    check_flag("derandomized", derandomized)
     scale = check_number("scale", scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}, want a finite number above 0")
-    levels = splitting_levels(scale) if derandomized else 0
+    levels = splitting_levels(scale) if require_flag("derandomized", derandomized) else 0
     stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
     mean, std = _detached(per_channel("mean", mean, x)), _detached(per_channel("std", std, x))
     arguments = (x.detach(), num_samples, scale, levels, mean, std, *stream, *offsets)
