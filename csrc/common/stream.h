@@ -12,12 +12,17 @@ namespace robustcore {
 
 // Keeps streams of one seed apart: every use of random numbers has a number here, never reused.
 enum class Domain : uint32_t {
-  kGaussian = 0,       // smoothing/noise.h
-  kUniform = 1,        // smoothing/noise.h
-  kLaplace = 2,        // smoothing/noise.h
-  kSplitting = 3,      // smoothing/noise.h
-  kAblation = 4,       // smoothing/ablation.h
-  kAblationRetry = 5,  // smoothing/ablation.h
+  kGaussian = 0,         // smoothing/noise.h
+  kUniform = 1,          // smoothing/noise.h
+  kLaplace = 2,          // smoothing/noise.h
+  kSplitting = 3,        // smoothing/noise.h
+  kAblation = 4,         // smoothing/ablation.h
+  kAblationRetry = 5,    // smoothing/ablation.h
+  kLatticeGaussian = 6,  // smoothing/lattice.h, as the next four
+  kLatticeUniform = 7,
+  kLatticeLaplace = 8,
+  kLatticeMiddle = 9,
+  kLatticeLow = 10,
 };
 
 constexpr int64_t kMaxElements = int64_t{1} << 34;

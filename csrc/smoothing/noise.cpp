@@ -5,7 +5,7 @@
 
 #include "common/cpu.h"
 #include "common/device.h"
-#include "common/stream_arguments.h"
+#include "smoothing/noise_outputs.h"
 #include "smoothing/output.h"
 
 namespace robustcore::smoothing {
@@ -20,7 +20,20 @@ void sums_cpu(const SumsArgs& args) {
   run_units(RC_PICK(sums), args, sums_units(args), args.images * args.samples * args.elements);
 }
 
-// Everything about the arguments but the output.
+int64_t channels_of(const Tensor& x, bool channels_last) {
+  // One channel or one pixel: both orders are the same.
+  return channels_last && x.size(2) * x.size(3) > 1 ? x.size(1) : 1;
+}
+
+void run_noise(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
+  args.out = out.mutable_data_ptr();
+  args.channels = channels_of(x, channels_last);
+  if (args.images * args.samples * args.elements == 0) return;
+  run(x, args, noise_cpu, RC_CUDA(noise_cuda));
+}
+
+}  // namespace
+
 NoiseArgs noise_args(Distribution distribution,
                      const Tensor& x,  // [B, *D]
                      int64_t num_samples, double sigma,
@@ -51,19 +64,7 @@ NoiseArgs noise_args(Distribution distribution,
   return args;
 }
 
-int64_t channels_of(const Tensor& x, bool channels_last) {
-  // One channel or one pixel: both orders are the same.
-  return channels_last && x.size(2) * x.size(3) > 1 ? x.size(1) : 1;
-}
-
-void run_noise(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
-  args.out = out.mutable_data_ptr();
-  args.channels = channels_of(x, channels_last);
-  if (args.images * args.samples * args.elements == 0) return;
-  run(x, args, noise_cpu, RC_CUDA(noise_cuda));
-}
-
-void run_noise_out(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
+void noise_into(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& out) {
   const OutputLayout layout = output_layout(x, args.samples, channels_last);
   check_same_device("out", out, x, "x");
   check_layout(out, layout, channels_last);
@@ -71,7 +72,7 @@ void run_noise_out(NoiseArgs args, const Tensor& x, bool channels_last, Tensor& 
   run_noise(args, x, channels_last, out);
 }
 
-Tensor run_noise_new(NoiseArgs args, const Tensor& x, ScalarType dtype, bool channels_last) {
+Tensor new_noise(NoiseArgs args, const Tensor& x, ScalarType dtype, bool channels_last) {
   args.out_dtype = floating_dtype("dtype", dtype);
   const OutputLayout layout = output_layout(x, args.samples, channels_last);
   Tensor out = empty_on(x, layout.sizes, layout.strides, dtype);
@@ -79,11 +80,13 @@ Tensor run_noise_new(NoiseArgs args, const Tensor& x, ScalarType dtype, bool cha
   return out;
 }
 
+namespace {
+
 template <Distribution kDistribution>
 void noise_out(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
                const OptionalTensor& mean, const OptionalTensor& std, RC_STREAM_PARAMETERS,
                bool channels_last, Tensor out) {
-  run_noise_out(
+  noise_into(
       noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, RC_STREAM_ARGUMENTS),
       x, channels_last, out);
 }
@@ -92,7 +95,7 @@ template <Distribution kDistribution>
 Tensor noise(const Tensor& x, int64_t num_samples, double sigma, const OptionalTensor& sigma_map,
              const OptionalTensor& mean, const OptionalTensor& std, RC_STREAM_PARAMETERS,
              ScalarType dtype, bool channels_last) {
-  return run_noise_new(
+  return new_noise(
       noise_args(kDistribution, x, num_samples, sigma, sigma_map, mean, std, RC_STREAM_ARGUMENTS),
       x, dtype, channels_last);
 }
@@ -115,16 +118,15 @@ NoiseArgs splitting_args(const Tensor& x, int64_t num_samples, double scale, int
 void splitting_noise_out(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
                          const OptionalTensor& mean, const OptionalTensor& std,
                          RC_STREAM_PARAMETERS, bool channels_last, Tensor out) {
-  run_noise_out(splitting_args(x, num_samples, scale, levels, mean, std, RC_STREAM_ARGUMENTS), x,
-                channels_last, out);
+  noise_into(splitting_args(x, num_samples, scale, levels, mean, std, RC_STREAM_ARGUMENTS), x,
+             channels_last, out);
 }
 
 Tensor splitting_noise(const Tensor& x, int64_t num_samples, double scale, int64_t levels,
                        const OptionalTensor& mean, const OptionalTensor& std, RC_STREAM_PARAMETERS,
                        ScalarType dtype, bool channels_last) {
-  return run_noise_new(
-      splitting_args(x, num_samples, scale, levels, mean, std, RC_STREAM_ARGUMENTS), x, dtype,
-      channels_last);
+  return new_noise(splitting_args(x, num_samples, scale, levels, mean, std, RC_STREAM_ARGUMENTS), x,
+                   dtype, channels_last);
 }
 
 template <Distribution kDistribution>

@@ -36,12 +36,12 @@ struct NoiseGrid {
 };
 
 // What of one thread's elements does not depend on the sample, as in Epilogue on the CPU: base and
-// scale of an affine distribution; x, gain and shift of splitting.
+// scale of an affine distribution; x, gain and shift of the others.
 template <class T, Distribution kDistribution, int kElements>
 struct Epilogues {
-  static constexpr bool kSplit = kDistribution == Distribution::kSplitting;
+  static constexpr bool kShifted = !is_affine(kDistribution);
   T base[kElements][kThreads], scale[kElements][kThreads];
-  T shift[kSplit ? kElements : 1][kThreads];
+  T shift[kShifted ? kElements : 1][kThreads];
 
   __device__ void load(const NoiseArgs& args, int64_t image, int64_t e, int j) {
     const auto value = [&](const StridedView& view, T absent) {
@@ -52,8 +52,8 @@ struct Epilogues {
     if (e < args.elements) {
       const T mean = value(args.mean, T(0)), std = value(args.std, T(1));
       x = value(args.x, T(0));
-      if constexpr (kSplit) {
-        prepare_split(args, mean, std, x, gain, offset);
+      if constexpr (kShifted) {
+        ValueOf<T, kDistribution>::prepare(args, mean, std, x, gain, offset);
       } else {
         gain = value(args.sigma, static_cast<T>(args.sigma_value));
         if (args.mean.data || args.std.data) {
@@ -63,7 +63,7 @@ struct Epilogues {
       }
     }
     base[j][threadIdx.x] = x, scale[j][threadIdx.x] = gain;
-    if constexpr (kSplit) shift[j][threadIdx.x] = offset;
+    if constexpr (kShifted) shift[j][threadIdx.x] = offset;
   }
 };
 
@@ -86,7 +86,7 @@ struct Places {
 template <Distribution kDistribution, int kChannels>
 constexpr int kBlocks =
     (kChannels == 1 ? 4 : 3) - (kDistribution == Distribution::kGaussian ? 0 : 1) -
-    (kDistribution == Distribution::kSplitting && kChannels == 1 ? 1 : 0);
+    (!is_affine(kDistribution) && kChannels == 1 ? 1 : 0);
 
 // One thread's column: holds what stays the same over a run of samples in registers.
 template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
@@ -94,14 +94,19 @@ class Column {
   using T = Arithmetic<Out>;
   using One = OneLane<T>;
   static constexpr int kElements = 4 * kChannels;
-  static constexpr bool kSplit = kDistribution == Distribution::kSplitting;
+  using Value = ValueOf<T, kDistribution>;
   using Shared = Epilogues<T, kDistribution, kElements>;
 
  public:
   __device__ Column(const NoiseArgs& args, const NoiseGrid& grid, const Shared& shared,
-                    int64_t column)
-      : args_(args), grid_(grid), shared_(shared), first_(4 * column), places_(args, first_) {
-    if constexpr (kSplit) split_ = make_split<T>(args);
+                    int64_t image, int64_t column)
+      : args_(args),
+        grid_(grid),
+        shared_(shared),
+        image_(image),
+        first_(4 * column),
+        places_(args, first_),
+        value_(Value::make(args)) {
     RC_UNROLL
     for (int j = 0; j < kElements; ++j) {
       base_[j] = shared.base[j][threadIdx.x], scale_[j] = shared.scale[j][threadIdx.x];
@@ -115,15 +120,21 @@ class Column {
   // The outputs of one sample, whose image begins at `out`; `index` is the sample's.
   __device__ void write(const PhiloxRow& row, int64_t index, Out* out) {
     Quad<Out> quads[kChannels];  // in memory order: element i of channel c at i * kChannels + c
-    if (kSplit && args_.levels > 0) split_.index = static_cast<T>(index % args_.levels);
+    value_.start_sample(index);
     RC_UNROLL
     for (int c = 0; c < kChannels; ++c) {
       float z[4];
-      draw<kDistribution, Scalar>(row, counter_[c], grid_.keys, z);
+      if constexpr (is_lattice(kDistribution)) {
+        const LatticePlace place{args_.stream.seed, image_, index, c * grid_.plane + first_};
+        draw_lattice<domain_of(kDistribution), Scalar>(args_.lattice, row, counter_[c], grid_.keys,
+                                                       place, z);
+      } else {
+        draw<kDistribution, Scalar>(row, counter_[c], grid_.keys, z);
+      }
       RC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int to = i * kChannels + c;
-        quads[to / 4].v[to % 4] = convert<Out>(value(4 * c + i, static_cast<T>(z[i])));
+        quads[to / 4].v[to % 4] = convert<Out>(result(4 * c + i, static_cast<T>(z[i])));
       }
     }
     if constexpr (kWrite == Write::kQuads) {
@@ -139,21 +150,21 @@ class Column {
   }
 
  private:
-  __device__ T value(int j, T z) const {
-    if constexpr (kSplit) {
-      const T cut = split_.template operator()<One>(base_[j], split_.template threshold<One>(z));
-      return fused_multiply_add(scale_[j], cut, shared_.shift[j][threadIdx.x]);
-    } else {
+  __device__ T result(int j, T z) const {
+    if constexpr (is_affine(kDistribution)) {
       return fused_multiply_add(scale_[j], z, base_[j]);
+    } else {
+      const T value = value_.template value<One>(base_[j], z);
+      return fused_multiply_add(scale_[j], value, shared_.shift[j][threadIdx.x]);
     }
   }
 
   const NoiseArgs& args_;
   const NoiseGrid& grid_;
   const Shared& shared_;
-  const int64_t first_;
+  const int64_t image_, first_;
   const Places places_;
-  Split<T> split_{};
+  Value value_;
   T base_[kElements], scale_[kElements];
   PhiloxColumn<Scalar> counter_[kChannels];
 };
@@ -189,7 +200,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
     }
     __syncthreads();
     if (4 * column < grid.plane) {
-      Column<Out, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, column);
+      Column<Out, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, image0 + image,
+                                                            column);
       Out* out = static_cast<Out*>(args.out) + (image * args.samples + s_begin) * args.elements;
       RC_ROLL
       for (int s = first_row; s < count; s += grid.rows) {

@@ -10,6 +10,7 @@
 #include "common/stream.h"
 #include "common/strided.h"
 #include "common/variants.h"
+#include "smoothing/lattice.h"
 #include "smoothing/samples.h"
 
 namespace robustcore::smoothing {
@@ -19,9 +20,21 @@ enum class Distribution : int32_t {
   kUniform = static_cast<int32_t>(Domain::kUniform),
   kLaplace = static_cast<int32_t>(Domain::kLaplace),
   kSplitting = static_cast<int32_t>(Domain::kSplitting),
+  kLatticeGaussian = static_cast<int32_t>(Domain::kLatticeGaussian),
+  kLatticeUniform = static_cast<int32_t>(Domain::kLatticeUniform),
+  kLatticeLaplace = static_cast<int32_t>(Domain::kLatticeLaplace),
 };
 
-// out[b, s, e] = (x + sigma * z - mean) / std, or for splitting (split(x) - mean) / std
+constexpr bool is_lattice(Distribution distribution) {
+  return distribution >= Distribution::kLatticeGaussian;
+}
+// Out of the image and one number a sample: fma(scale, z, base), or else gain and shift as well.
+constexpr bool is_affine(Distribution distribution) {
+  return distribution < Distribution::kSplitting;
+}
+
+// out[b, s, e] = (x + sigma * z - mean) / std, for splitting (split(x) - mean) / std, on a lattice
+// ((round(grid x) refine + N) / (grid refine) - mean) / std
 struct NoiseArgs {
   Distribution distribution;
   int64_t images, samples, elements;
@@ -29,6 +42,7 @@ struct NoiseArgs {
   StridedView x, sigma, mean, std;  // sigma.data null: sigma_value; mean, std null: 0, 1
   double sigma_value;               // for splitting half of the interval of thresholds
   int64_t levels;  // splitting: 0 at random, else the number of thresholds, in turn
+  Lattice lattice;
   // [images, samples, elements], or with channels > 1 [images, samples, pixels, channels]
   void* out;
   DType out_dtype;
@@ -110,8 +124,22 @@ RC_HOST_DEVICE void for_affine(Distribution distribution, const Body& body) {
 template <class Body>
 RC_HOST_DEVICE void for_distribution(Distribution distribution, const Body& body) {
   using enum Distribution;
-  if (distribution != kSplitting) return for_affine(distribution, body);
-  return body(std::integral_constant<Distribution, kSplitting>{});
+  if (is_affine(distribution)) return for_affine(distribution, body);
+  if (distribution == kSplitting) return body(std::integral_constant<Distribution, kSplitting>{});
+  if (distribution == kLatticeGaussian) {
+    return body(std::integral_constant<Distribution, kLatticeGaussian>{});
+  }
+  if (distribution == kLatticeUniform) {
+    return body(std::integral_constant<Distribution, kLatticeUniform>{});
+  }
+  return body(std::integral_constant<Distribution, kLatticeLaplace>{});
+}
+
+RC_HOST_DEVICE float round_to_even(float v) {
+  return ::rintf(v);
+}
+RC_HOST_DEVICE double round_to_even(double v) {
+  return ::rint(v);
 }
 
 // The affine epilogue, split so that everything that does not depend on the sample is done once:
@@ -131,7 +159,36 @@ template <class T>
 struct Split {
   T width, inverse, top, levels, index;  // levels 0: at random
 
-  // The threshold s of z.
+  static RC_HOST_DEVICE Split make(const NoiseArgs& args) {
+    if (args.levels > 0) {
+      const T width = static_cast<T>(2 * args.levels);
+      return {width, T(1) / width, T(510), static_cast<T>(args.levels), T(0)};
+    }
+    const T width = static_cast<T>(2 * args.sigma_value);
+    return {width, T(1) / width, T(1), T(0), T(0)};
+  }
+  // What does not depend on the sample: x in the split's units, gain and shift of the epilogue.
+  static RC_HOST_DEVICE void prepare(const NoiseArgs& args, T mean, T std, T& x, T& gain,
+                                     T& shift) {
+    const bool in_turn = args.levels > 0;
+    if (in_turn) x = T(2) * round_to_even(T(255) * x);
+    gain = T(1) / (in_turn ? T(1020) * std : T(2) * std);
+    shift = -mean / std;
+  }
+  RC_HOST_DEVICE void start_sample(int64_t sample) {
+    if (levels > T(0)) index = static_cast<T>(sample % static_cast<int64_t>(levels));
+  }
+
+  // Twice the value, in units of 1 / top.
+  template <class L>
+  RC_HOST_DEVICE typename L::Float value(typename L::Float x, typename L::Float z) const {
+    const auto w = L::splat(width), zero = L::splat(T(0)), s = threshold<L>(z);
+    const auto k = L::ceil((x - s) * L::splat(inverse));
+    const auto above = L::min(L::fma(k, w, s), L::splat(top));
+    return above + L::max(L::fma(k - L::splat(T(1)), w, s), zero);
+  }
+
+ private:
   template <class L>
   RC_HOST_DEVICE typename L::Float threshold(typename L::Float z) const {
     if (levels == T(0)) return L::splat(width) * z;
@@ -141,35 +198,34 @@ struct Split {
     const auto wraps = L::min(L::max(turn - last, zero), one);
     return L::fma(L::splat(T(2)), L::fma(zero - L::splat(levels), wraps, turn), one);
   }
-  // Twice the value, in units of 1 / top.
+};
+
+// Lattice noise: the sample is an integer below 2^24, exact in float32, and the output a function
+// of it alone.
+template <class T>
+struct OnLattice {
+  static RC_HOST_DEVICE OnLattice make(const NoiseArgs&) {
+    return {};
+  }
+  static RC_HOST_DEVICE void prepare(const NoiseArgs& args, T mean, T std, T& x, T& gain,
+                                     T& shift) {
+    const T grid = static_cast<T>(args.lattice.grid), refine = static_cast<T>(args.lattice.refine);
+    x = refine * round_to_even(grid * x);
+    gain = T(1) / (grid * refine * std);
+    shift = -mean / std;
+  }
+  RC_HOST_DEVICE void start_sample(int64_t) {}
+
   template <class L>
-  RC_HOST_DEVICE typename L::Float operator()(typename L::Float x, typename L::Float s) const {
-    const auto w = L::splat(width), zero = L::splat(T(0));
-    const auto k = L::ceil((x - s) * L::splat(inverse));
-    const auto above = L::min(L::fma(k, w, s), L::splat(top));
-    return above + L::max(L::fma(k - L::splat(T(1)), w, s), zero);
+  RC_HOST_DEVICE typename L::Float value(typename L::Float x, typename L::Float z) const {
+    return x + z;
   }
 };
 
-template <class T>
-RC_HOST_DEVICE Split<T> make_split(const NoiseArgs& args) {
-  if (args.levels > 0) {
-    const T width = static_cast<T>(2 * args.levels);
-    return {width, T(1) / width, T(510), static_cast<T>(args.levels), T(0)};
-  }
-  const T width = static_cast<T>(2 * args.sigma_value);
-  return {width, T(1) / width, T(1), T(0), T(0)};
-}
-
-// What of splitting does not depend on the sample: x in the split's units, and the gain and shift
-// of out = fma(gain, split(x), shift).
-template <class T>
-RC_HOST_DEVICE void prepare_split(const NoiseArgs& args, T mean, T std, T& x, T& gain, T& shift) {
-  const bool in_turn = args.levels > 0;
-  if (in_turn) x = T(2) * (sizeof(T) == 8 ? ::rint(T(255) * x) : ::rintf(T(255) * x));
-  gain = T(1) / (in_turn ? T(1020) * std : T(2) * std);
-  shift = -mean / std;
-}
+// What is not affine: out = fma(gain, value(x, z), shift). The affine ones have no use for it.
+template <class T, Distribution kDistribution>
+using ValueOf =
+    std::conditional_t<kDistribution == Distribution::kSplitting, Split<T>, OnLattice<T>>;
 
 }  // namespace RC_ISA
 }  // namespace robustcore::smoothing

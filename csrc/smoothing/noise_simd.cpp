@@ -15,26 +15,39 @@ constexpr int64_t kPad = Lanes::kElements;
 template <Distribution kDistribution>
 class NoiseRun {
  public:
-  explicit NoiseRun(uint64_t seed) : key_(philox_key(seed)), keys_(key_) {}
+  explicit NoiseRun(const Stream& stream, const Lattice& lattice = {})
+      : seed_(stream.seed), lattice_(lattice), key_(philox_key(stream.seed)), keys_(key_) {}
 
-  PhiloxRow row(int64_t image, int64_t sample) const {
-    return stream_row(key_, domain_of(kDistribution), image, sample);
+  struct Row {
+    PhiloxRow words;
+    int64_t image, sample;
+  };
+  Row row(int64_t image, int64_t sample) const {
+    return {stream_row(key_, domain_of(kDistribution), image, sample), image, sample};
   }
 
   // Calls emit(offset, vector) for elements first, first + 1, ... until `count` are covered;
   // `first` is a multiple of 4.
   template <class Emit>
-  RC_HOST_DEVICE void operator()(const PhiloxRow& row, int64_t first, int64_t count,
+  RC_HOST_DEVICE void operator()(const Row& row, int64_t first, int64_t count,
                                  const Emit& emit) const {
     for (int64_t done = 0; done < count; done += Lanes::kElements) {
-      const auto counter = Lanes::counters(static_cast<uint32_t>((first + done) / 4));
+      const auto column =
+          philox_column<Lanes>(Lanes::counters(static_cast<uint32_t>((first + done) / 4)));
       Float z[Lanes::kVectors];
-      draw<kDistribution, Lanes>(row, philox_column<Lanes>(counter), keys_, z);
+      if constexpr (is_lattice(kDistribution)) {
+        draw_lattice<domain_of(kDistribution), Lanes>(
+            lattice_, row.words, column, keys_, {seed_, row.image, row.sample, first + done}, z);
+      } else {
+        draw<kDistribution, Lanes>(row.words, column, keys_, z);
+      }
       for (int v = 0; v < Lanes::kVectors; ++v) emit(done + v * Lanes::kFloats, z[v]);
     }
   }
 
  private:
+  uint64_t seed_;
+  Lattice lattice_;
   PhiloxKey key_;
   PhiloxKeys<Lanes> keys_;
 };
@@ -84,41 +97,44 @@ class Epilogue {
   T base_[kTileElements + kPad], scale_[kTileElements + kPad];
 };
 
-// Splitting: out = fma(gain, split(x, threshold of z), shift).
-template <class T>
-class Epilogue<T, Distribution::kSplitting> {
+// The others: out = fma(gain, value(x, z), shift).
+template <class T, Distribution kDistribution>
+  requires(!is_affine(kDistribution))
+class Epilogue<T, kDistribution> {
+  using Value = ValueOf<T, kDistribution>;
+
  public:
-  explicit Epilogue(const NoiseArgs& args) : args_(args), split_(make_split<T>(args)) {}
+  explicit Epilogue(const NoiseArgs& args) : args_(args), value_(Value::make(args)) {}
 
   void load(int64_t image, int64_t first, int64_t count, int64_t to) {
     T mean[kTileElements], std[kTileElements];
     load_elements(args_.x, image, 0, first, count, x_ + to);
     load_normalization(args_, image, first, count, mean, std);
     for (int64_t i = 0; i < count; ++i) {
-      prepare_split(args_, mean[i], std[i], x_[to + i], gain_[to + i], shift_[to + i]);
+      Value::prepare(args_, mean[i], std[i], x_[to + i], gain_[to + i], shift_[to + i]);
     }
   }
   void start_sample(int64_t sample) {
-    if (args_.levels > 0) split_.index = static_cast<T>(sample % args_.levels);
+    value_.start_sample(sample);
   }
 
   template <class L>
   RC_HOST_DEVICE typename L::Float run(int64_t i, typename L::Float z) const {
-    const auto v = split_.template operator()<L>(L::load(x_ + i), split_.template threshold<L>(z));
+    const auto v = value_.template value<L>(L::load(x_ + i), z);
     return L::fma(L::load(gain_ + i), v, L::load(shift_ + i));
   }
 
  private:
   const NoiseArgs& args_;
-  Split<T> split_;
+  Value value_;
   T x_[kTileElements + kPad], gain_[kTileElements + kPad], shift_[kTileElements + kPad];
 };
 
 // The path that has to be fast: float32, logical order. Vectors go straight to the output.
 template <Distribution kDistribution>
-void write_row(const NoiseRun<kDistribution>& noise, const PhiloxRow& row, int64_t first,
-               int64_t count, const Epilogue<float, kDistribution>& epilogue, int64_t at,
-               float* out) {
+void write_row(const NoiseRun<kDistribution>& noise,
+               const typename NoiseRun<kDistribution>::Row& row, int64_t first, int64_t count,
+               const Epilogue<float, kDistribution>& epilogue, int64_t at, float* out) {
   const int64_t whole = count / Lanes::kElements * Lanes::kElements;
   noise(row, first, whole, [&](int64_t i, Float z) {
     Lanes::store(out + i, epilogue.template run<Lanes>(at + i, z));
@@ -135,6 +151,7 @@ void write_row(const NoiseRun<kDistribution>& noise, const PhiloxRow& row, int64
 template <class Out, Distribution kDistribution>
 class TileWriter {
   using T = Arithmetic<Out>;
+  using Row = typename NoiseRun<kDistribution>::Row;
 
  public:
   explicit TileWriter(const NoiseArgs& args)
@@ -142,7 +159,7 @@ class TileWriter {
         pixels_(args.elements / args.channels),
         image0_(first_image(args.stream)),
         sample0_(first_sample(args.stream)),
-        noise_(args.stream.seed),
+        noise_(args.stream, args.lattice),
         epilogue_(args) {}
 
   void operator()(const SampleTile& tile) {
@@ -153,8 +170,7 @@ class TileWriter {
       epilogue_.start_sample(sample0_ + s);
       // Thresholds in turn: one offset an element, the same for every image and sample.
       const bool in_turn = kDistribution == Distribution::kSplitting && args_.levels > 0;
-      const PhiloxRow row =
-          in_turn ? noise_.row(0, 0) : noise_.row(image0_ + tile.image, sample0_ + s);
+      const auto row = in_turn ? noise_.row(0, 0) : noise_.row(image0_ + tile.image, sample0_ + s);
       Out* out = static_cast<Out*>(args_.out) + (tile.image * args_.samples + s) * args_.elements;
       for (int64_t c = 0; c < tile.channels; ++c) write_channel(tile, c, row, out);
     }
@@ -165,8 +181,7 @@ class TileWriter {
     return (tile.channel + c) * pixels_ + tile.pixel;
   }
 
-  RC_HOST_DEVICE void write_channel(const SampleTile& tile, int64_t c, const PhiloxRow& row,
-                                    Out* out) {
+  RC_HOST_DEVICE void write_channel(const SampleTile& tile, int64_t c, const Row& row, Out* out) {
     const int64_t first = this->first(tile, c), at = c * tile.pixels;
     if constexpr (sizeof(Out) == sizeof(float)) {
       if (args_.channels == 1) {
@@ -193,7 +208,7 @@ class TileWriter {
 
 template <class T, Distribution kDistribution>
 void sums_units(const SumsArgs& args, int64_t begin, int64_t end) {
-  const NoiseRun<kDistribution> noise(args.stream.seed);
+  const NoiseRun<kDistribution> noise(args.stream);
   const int64_t tiles = ceil_div(args.elements, kSumsTile);
   const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
   for (int64_t unit = begin; unit < end; ++unit) {

@@ -1,0 +1,181 @@
+// Noise on a lattice: integers N with the exact distribution of a rounded real, so that a sample of
+// an image on the lattice is an integer too and a certificate holds in exact arithmetic (Voracek
+// and Hein, "Sound randomized smoothing in floating-point arithmetics", 2023).
+//
+// Version 1 of its streams; it never changes within a major version. The word of an element (domain
+// kLatticeGaussian, ...) gives the sign, its top bit, and 31 bits of a uniform V in [0, 1). |N| is
+// the number of thresholds at or below V: threshold k is P(|N| <= k) in units of 2^-95. Where 31
+// bits do not decide, 64 more do: the words of the same element in kLatticeMiddle and kLatticeLow.
+#pragma once
+
+#include "common/math.h"
+#include "common/stream.h"
+#include "common/variants.h"
+
+namespace robustcore::smoothing {
+
+struct Lattice {
+  const int32_t* thresholds;  // [count, 3]: bits 64 to 95, 32 to 63, 0 to 31
+  int64_t count;
+  float spread;  // standard deviation, scale or half width of the noise in steps
+  // An image's value x is the integer round(grid x); one of them is `refine` steps.
+  double grid, refine;
+};
+
+// Tries the 2^31 values that 31 bits of V can have: adds up where the float approximation leaves
+// the decision to the thresholds, and where it decides wrongly. A unit is 2^20 of them.
+struct LatticeCheckArgs {
+  Domain domain;
+  Lattice lattice;
+  int64_t *unsure, *wrong;
+};
+constexpr int64_t kLatticeCheckUnits = int64_t{1} << 11;
+RC_VARIANTS(lattice_check, const LatticeCheckArgs& args, int64_t begin, int64_t end);
+
+// Where in the streams a run of elements is.
+struct LatticePlace {
+  uint64_t seed;
+  int64_t image, sample;
+  int64_t element;  // of the first
+};
+
+inline namespace RC_ISA {
+
+// What is asked of a quantile's float approximation: an error of at most relative * z + absolute,
+// half a bucket of V included, up to z = last. Proven by trying all 2^31 buckets (lattice_check).
+template <Domain kDomain>
+struct Quantile;
+
+// Of |Z|, Z standard normal: Phi^-1((1 + v) / 2) = v P(-2 ln(1 - v^2)), P a minimax polynomial of
+// relative error 9.7e-7. `tail` is 1 - v.
+template <>
+struct Quantile<Domain::kLatticeGaussian> {
+  static constexpr float relative = 2.5e-6f, absolute = 1e-9f, last = 4.0f;
+
+  template <class L>
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float v, typename L::Float tail) {
+    constexpr float c[] = {2.29603362f,      0.170860484f,    -0.002027618f,
+                           -0.00014830727f,  1.71230058e-05f, -5.22882317e-07f,
+                           -3.57245078e-08f, 3.66671915e-09f, -9.61489846e-11f};
+    const auto w = neg_two_log<L>(tail * (L::splat(2.0f) - tail));
+    return v * horner<L>(w - L::splat(6.0f), c);
+  }
+};
+
+template <>
+struct Quantile<Domain::kLatticeUniform> {
+  static constexpr float relative = 5e-7f, absolute = 1e-9f, last = 1.0f;
+
+  template <class L>
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float v, typename L::Float) {
+    return v;
+  }
+};
+
+template <>
+struct Quantile<Domain::kLatticeLaplace> {
+  static constexpr float relative = 1e-6f, absolute = 2e-6f, last = 8.0f;
+
+  template <class L>
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float, typename L::Float tail) {
+    return L::splat(0.5f) * neg_two_log<L>(tail);
+  }
+};
+
+// |N| of the words' low 31 bits, and the lanes where it may be another (as bits of `unsure`).
+template <Domain kDomain, class L>
+RC_HOST_DEVICE typename L::Float approximate(typename L::Uint word, float spread,
+                                             uint32_t& unsure) {
+  using Q = Quantile<kDomain>;
+  using Int = typename L::Int;
+  const auto bits = word & 0x7FFFFFFFu;
+  const auto v =
+      L::fma(L::from_int(L::template as<Int>(bits)), L::splat(0x1p-31f), L::splat(0x1p-32f));
+  const auto tail = L::fma(L::from_int(L::template as<Int>(0x7FFFFFFFu - bits)), L::splat(0x1p-31f),
+                           L::splat(0x1p-32f));
+  const auto z = Q::template of<L>(v, tail);
+  const auto zero = L::splat(0.0f), half = L::splat(0.5f);
+  const auto y = L::fma(L::splat(spread), z, half);
+  const auto count = zero - L::ceil(zero - y);  // floor(y)
+  // The border that y is nearest to is as far as y's fraction is from 0 or 1; y rounds by 2^-24.
+  const auto fraction = y - count;
+  const auto distance = L::min(fraction, L::splat(1.0f) - fraction);
+  const auto margin =
+      L::fma(L::splat(Q::relative + 2 * 0x1p-24f), y, L::splat(spread * Q::absolute));
+  unsure = L::less_mask(distance, margin) | L::less_mask(L::splat(Q::last), z);
+  return count;
+}
+
+// |N| from the thresholds; `guess` is near it.
+RC_HOST_DEVICE int64_t exact_count(const Lattice& lattice, uint32_t word, int64_t guess,
+                                   const LatticePlace& place) {
+  uint32_t v[3] = {word & 0x7FFFFFFFu, 0, 0};
+  bool drawn = false;
+  const auto at_or_above = [&](int64_t k) {  // V >= threshold k
+    const int32_t* threshold = lattice.thresholds + 3 * k;
+    for (int i = 0; i < 3; ++i) {
+      const auto t = static_cast<uint32_t>(threshold[i]);
+      if (v[i] != t) return v[i] > t;
+      if (i == 0 && !drawn) {
+        drawn = true;
+        uint32_t words[4];
+        const auto counter = static_cast<uint32_t>(place.element / 4);
+        stream_words(place.seed, Domain::kLatticeMiddle, place.image, place.sample, counter, words);
+        v[1] = words[place.element % 4];
+        stream_words(place.seed, Domain::kLatticeLow, place.image, place.sample, counter, words);
+        v[2] = words[place.element % 4];
+      }
+    }
+    return true;
+  };
+  int64_t k = guess < lattice.count ? guess : lattice.count;
+  while (k > 0 && !at_or_above(k - 1)) --k;
+  while (k < lattice.count && at_or_above(k)) ++k;
+  return k;
+}
+
+// The noise of L::kFloats neighbouring elements, integers as floats, from their words.
+template <Domain kDomain, class L>
+RC_HOST_DEVICE typename L::Float lattice_noise(const Lattice& lattice, typename L::Uint word,
+                                               const LatticePlace& place) {
+  using Uint = typename L::Uint;
+  using Float = typename L::Float;
+  uint32_t unsure;
+  Float count = approximate<kDomain, L>(word, lattice.spread, unsure);
+  if (unsure) {  // some 3 in 10 000
+    float counts[L::kFloats];
+    uint32_t words[L::kFloats];
+    L::store(counts, count);
+    memcpy(words, &word, sizeof(words));
+    for (int i = 0; i < L::kFloats; ++i) {
+      if (!(unsure >> i & 1)) continue;
+      LatticePlace at = place;
+      at.element += i;
+      counts[i] =
+          static_cast<float>(exact_count(lattice, words[i], static_cast<int64_t>(counts[i]), at));
+    }
+    count = L::load(counts);
+  }
+  return L::template as<Float>(L::template as<Uint>(count) | (word & 0x80000000u));
+}
+
+// One step of a row: the noise of L::kElements elements, in element order.
+template <Domain kDomain, class L>
+RC_HOST_DEVICE void draw_lattice(const Lattice& lattice, const PhiloxRow& row,
+                                 const PhiloxColumn<L>& column, const PhiloxKeys<L>& keys,
+                                 const LatticePlace& place, typename L::Float (&z)[L::kVectors]) {
+  using Float = typename L::Float;
+  using Uint = typename L::Uint;
+  words_in_order<L>(row, column, keys, z, [](Uint r, Uint t, Float& a, Float& b) {
+    a = L::template as<Float>(r), b = L::template as<Float>(t);
+  });
+  RC_UNROLL
+  for (int i = 0; i < L::kVectors; ++i) {
+    LatticePlace at = place;
+    at.element += i * L::kFloats;
+    z[i] = lattice_noise<kDomain, L>(lattice, L::template as<Uint>(z[i]), at);
+  }
+}
+
+}  // namespace RC_ISA
+}  // namespace robustcore::smoothing
