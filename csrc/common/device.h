@@ -19,17 +19,15 @@ aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #endif
 
 // RC_LIBRARY_IMPL(m) { m.impl(...); }: the same function for both devices; `run` chooses.
-#define RC_LIBRARY_IMPL(m)                         \
-  template <class Library>                         \
-  static void implement(Library& m);               \
-  STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {  \
-    implement(m);                                  \
-  }                                                \
-  STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) { \
-    implement(m);                                  \
-  }                                                \
-  template <class Library>                         \
-  static void implement(Library& m)
+#define RC_LIBRARY_IMPL(m)                                      \
+  static void implement(torch::stable::detail::StableLibrary&); \
+  STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {               \
+    implement(m);                                               \
+  }                                                             \
+  STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {              \
+    implement(m);                                               \
+  }                                                             \
+  static void implement(torch::stable::detail::StableLibrary& m)
 
 namespace robustcore {
 

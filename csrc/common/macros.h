@@ -5,10 +5,12 @@
 // helpers inside that variant; see RC_ISA below.
 #if defined(__CUDACC__)
 #define RC_HOST_DEVICE __host__ __device__ __forceinline__
+#define RC_COLD RC_HOST_DEVICE  // a call costs a GPU's thread more than the code
 #define RC_UNROLL _Pragma("unroll")
 #define RC_ROLL _Pragma("unroll 1")
 #else
 #define RC_HOST_DEVICE inline __attribute__((always_inline))
+#define RC_COLD inline __attribute__((noinline, cold))  // rare code, kept out of a loop
 #define RC_UNROLL
 #define RC_ROLL
 #endif

@@ -13,6 +13,7 @@ from robustcore.ops.masking.fill import neighbor_fill
 from robustcore.ops.masking.masked_conv2d import masked_conv2d
 from robustcore.ops.masking.pools import mask_pool, masked_mean, masked_pool
 from robustcore.ops.smoothing.ablation import ablate_patches, ablate_pixels
+from robustcore.ops.smoothing.lattice import lattice_noise
 from robustcore.ops.smoothing.noise import (
     gaussian_noise,
     laplace_noise,
@@ -34,6 +35,7 @@ __all__ = [
     "grad_norm",
     "householder",
     "laplace_noise",
+    "lattice_noise",
     "linear_logsumexp",
     "logsumexp",
     "mask_multiply",
