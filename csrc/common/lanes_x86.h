@@ -268,6 +268,11 @@ struct Avx512 {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), a, b);
   }
 
+  // table[index mod 16] of each lane.
+  static RC_HOST_DEVICE Float lookup(const float (&table)[16], Uint index) {
+    return _mm512_permutexvar_ps(as<__m512i>(index), _mm512_loadu_ps(table));
+  }
+
   template <class Pair>  // as in Avx2
   static RC_HOST_DEVICE void normals(const Word (&w)[4], Float (&z)[kVectors], Pair pair) {
     const __m512i r = _mm512_mask_blend_epi32(0xAAAA, w[0], _mm512_slli_epi64(w[2], 32));

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import fake_nothing, raw, register_loop
-from robustcore.ops.checks import check_images, check_out_dtype, per_channel
+from robustcore.ops.checks import (
+    check_choice,
+    check_images,
+    check_integer,
+    check_number,
+    per_channel,
+)
 from robustcore.ops.smoothing.samples import fake_samples
 from robustcore.ops.stream import stream_arguments
 
@@ -64,30 +70,32 @@ def lattice_noise(
 
     Source: Voracek and Hein, "Sound randomized smoothing in floating-point arithmetics", ICLR 2023.
     """
-    check_images(x, seed, memory_format)
-    q, m = check_grid(grid)
+    dtype, channels_last = check_images(x, dtype, memory_format, out)
+    num_samples = check_integer("num_samples", num_samples, below=1 << 40)
+    q, m = lattice_grid(grid)
     table = lattice_table(kind, sigma, (q, m))
+    stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
+    mean, std = per_channel("mean", mean, x), per_channel("std", std, x)
     arguments = (
-        x.detach(), num_samples, table.thresholds_on(x.device), table.spread, float(q), float(m),
-        _detached(per_channel("mean", mean, x)), _detached(per_channel("std", std, x)),
-        *stream_arguments(seed, image_offset, sample_offset),
+        x.detach(), num_samples, _on(table.thresholds, x.device), table.spread, float(q), float(m),
+        None if mean is None else mean.detach(), None if std is None else std.detach(),
+        *stream, *offsets,
     )  # fmt: skip
-    channels_last = memory_format == torch.channels_last
     if out is None:
-        return _NOISE[kind](*arguments, dtype or x.dtype, channels_last)
-    check_out_dtype(out, dtype)
+        return _NOISE[kind](*arguments, dtype, channels_last)
     _NOISE_OUT[kind](*arguments, channels_last, out)
     return out
 
 
-def check_grid(grid: Any) -> tuple[int, int]:
-    """(q, m) of ``grid``."""
-    pair = grid if isinstance(grid, tuple) else (grid, 1)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in pair):
-        raise TypeError(f"grid: got {grid!r}, want an int or a pair of them")
-    if min(pair) < 1 or pair[0] * pair[1] >= 2**24:
-        raise ValueError(f"grid: got {grid!r}, want at least 1, and a product below 2**24")
-    return pair
+def lattice_grid(grid: Any) -> tuple[int, int]:
+    """(q, m): steps of an image in [0, 1], and steps of the noise in one of them."""
+    two = grid if isinstance(grid, (tuple, list)) else (grid, 1)
+    if len(two) != 2:
+        raise ValueError(f"grid: got {grid!r}, want an int or two")
+    q, m = (check_integer("grid", n, 1, 1 << 24) for n in two)
+    if q * m >= 2**24:
+        raise ValueError(f"grid: got {grid!r}, want a product below 2**24")
+    return q, m
 
 
 class LatticeTable(NamedTuple):
@@ -97,12 +105,9 @@ class LatticeTable(NamedTuple):
     spread: float  # q m sigma
     total_variation: float  # at most, of one element's noise, from the exact distribution
 
-    def thresholds_on(self, device: torch.device) -> Tensor:
-        return self.thresholds if device.type == "cpu" else _copied(self.thresholds, device)
-
 
 @lru_cache(maxsize=64)
-def _copied(thresholds: Tensor, device: torch.device) -> Tensor:
+def _on(thresholds: Tensor, device: torch.device) -> Tensor:
     return thresholds.to(device)
 
 
@@ -113,13 +118,11 @@ def lattice_table(kind: str, sigma: float, grid: int | tuple[int, int]) -> Latti
     arithmetic of 192 bits; the rest of the distribution, beyond 11 standard deviations (63 scales
     of a Laplace), is less than 5e-28 and counted in ``total_variation``.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, want one of {', '.join(KINDS)}")
-    if isinstance(sigma, (bool, Tensor)) or not isinstance(sigma, (int, float)):
-        raise TypeError(f"sigma: got {type(sigma).__name__}, want a float")
+    check_choice("kind", kind, KINDS)
+    sigma = check_number("sigma", sigma)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma: got {sigma}, want a finite number above 0")
-    return _table(kind, float(sigma), *check_grid(grid))
+    return _table(kind, sigma, *lattice_grid(grid))
 
 
 @lru_cache(maxsize=64)
@@ -150,10 +153,6 @@ def _table(kind: str, sigma: float, q: int, m: int) -> LatticeTable:
     thresholds = torch.where(thresholds >= 2**31, thresholds - 2**32, thresholds).to(torch.int32)
     beyond = 0.0 if kind == "uniform" else 5e-28
     return LatticeTable(thresholds, spread, (count + 1) * 2.0 ** (1 - _BITS) + beyond)
-
-
-def _detached(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach()
 
 
 def _fake_noise(x, num_samples, *arguments):
