@@ -1,6 +1,7 @@
 // Executes the smoothing kernels through the shim and compares them with the CPU
 // kernels, bit for bit. Prints one line a case; the exit status is the number of cases that differ
 // (at most 99).
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -94,6 +95,46 @@ void noise_cases() {
       check_noise(args, name + " maps");
       if (s.pixels > 1) {
         args.channels = s.channels;
+        check_noise(args, name + " channels last");
+      }
+    }
+  }
+}
+
+// Thresholds of a normal rounded to integers, as many bits as a double has.
+std::vector<int32_t> thresholds(double spread) {
+  std::vector<int32_t> words;
+  for (int k = 0; k < 11 * spread; ++k) {
+    const double p = std::erf((k + 0.5) / (spread * std::sqrt(2.0))) * 0x1p31;
+    const double rest = (p - std::floor(p)) * 0x1p32;
+    words.push_back(static_cast<int32_t>(static_cast<uint32_t>(p)));
+    words.push_back(static_cast<int32_t>(static_cast<uint32_t>(rest)));
+    words.push_back(0);
+  }
+  return words;
+}
+
+void lattice_cases() {
+  for (const auto distribution : {Distribution::kLatticeGaussian, Distribution::kLatticeUniform,
+                                  Distribution::kLatticeLaplace}) {
+    for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
+      for (const double spread : {0.3, 64.0, 3000.0}) {
+        const int64_t channels = 3, pixels = 12, d = channels * pixels;
+        const auto x = values(2 * d, 1);
+        const auto table = thresholds(spread);
+        NoiseArgs args{};
+        args.distribution = distribution;
+        args.images = 2, args.samples = 40, args.elements = d, args.channels = 1;
+        args.stream = {77, 1, 2, &image_offset, &sample_offset};
+        args.x = view(x.data(), d, {d}, {1});
+        args.lattice = {table.data(), static_cast<int64_t>(table.size() / 3),
+                        static_cast<float>(spread), 255, 2};
+        args.out_dtype = dtype;
+        const std::string name = "lattice " + std::to_string(static_cast<int>(distribution)) +
+                                 " dtype " + std::to_string(static_cast<int>(dtype)) + " spread " +
+                                 std::to_string(spread);
+        check_noise(args, name);
+        args.channels = channels;
         check_noise(args, name + " channels last");
       }
     }
@@ -223,6 +264,7 @@ int main() {
   patches_case(9, 11, 4, 3);
   patches_case(40, 33, 33, 7);
   noise_cases();
+  lattice_cases();
   for (const bool with_noise : {true, false}) {
     sums_case<float>(2, 1, 1, with_noise);
     sums_case<float>(2, 70, 135, with_noise);

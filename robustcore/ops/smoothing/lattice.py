@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import fake_nothing, raw, register_loop
+from robustcore.common.checks import require_choice
+from robustcore.ops.autograd import constant_when_compiled, fake_nothing, raw, register_loop
 from robustcore.ops.checks import (
-    check_choice,
     check_images,
     check_integer,
     check_number,
@@ -73,11 +73,11 @@ def lattice_noise(
     dtype, channels_last = check_images(x, dtype, memory_format, out)
     num_samples = check_integer("num_samples", num_samples, below=1 << 40)
     q, m = lattice_grid(grid)
-    table = lattice_table(kind, sigma, (q, m))
+    thresholds, spread, _ = _table_on(kind, sigma, q, m, x.device)
     stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
     mean, std = per_channel("mean", mean, x), per_channel("std", std, x)
     arguments = (
-        x.detach(), num_samples, _on(table.thresholds, x.device), table.spread, float(q), float(m),
+        x.detach(), num_samples, thresholds, spread, float(q), float(m),
         None if mean is None else mean.detach(), None if std is None else std.detach(),
         *stream, *offsets,
     )  # fmt: skip
@@ -106,8 +106,16 @@ class LatticeTable(NamedTuple):
     total_variation: float  # at most, of one element's noise, from the exact distribution
 
 
+@constant_when_compiled
+def _table_on(kind: str, sigma: float, q: int, m: int, device: torch.device) -> LatticeTable:
+    table = lattice_table(kind, sigma, (q, m))
+    if device.type == "cpu":
+        return table
+    return table._replace(thresholds=_copied(table.thresholds, device))
+
+
 @lru_cache(maxsize=64)
-def _on(thresholds: Tensor, device: torch.device) -> Tensor:
+def _copied(thresholds: Tensor, device: torch.device) -> Tensor:
     return thresholds.to(device)
 
 
@@ -118,7 +126,7 @@ def lattice_table(kind: str, sigma: float, grid: int | tuple[int, int]) -> Latti
     arithmetic of 192 bits; the rest of the distribution, beyond 11 standard deviations (63 scales
     of a Laplace), is less than 5e-28 and counted in ``total_variation``.
     """
-    check_choice("kind", kind, KINDS)
+    require_choice("kind", kind, KINDS)
     sigma = check_number("sigma", sigma)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma: got {sigma}, want a finite number above 0")
