@@ -1,8 +1,8 @@
-// Winograd's minimal filtering F(M x M, 3 x 3): M x M outputs of a 3 x 3 convolution from a patch
-// of (M + 2) x (M + 2) inputs with one product a patch element, where the plain sum has 9 an
-// output. One-dimensional maps; a kernel applies them along rows, then along columns. With B, G, A
-// the matrices of Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016:
-//   patch = B^T d,  result = A^T m,  result_adjoint = A y,  kernel = G g,  kernel_adjoint = G^T u.
+// Winograd's minimal filtering F(M x M, 3 x 3): M x M results of a 3 x 3 convolution from a patch
+// of (M + 2) x (M + 2) inputs with one product a patch element, where the plain sum has 9 a result.
+// One-dimensional maps, to be applied along rows, then along columns. With B, G, A the matrices of
+// Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016:
+//   patch = B^T d,  result = A^T m,  result_adjoint = A y,  filter = G g,  filter_adjoint = G^T u.
 #pragma once
 
 #include "common/lanes.h"
@@ -53,7 +53,7 @@ struct Winograd<2> {
     m[3] = F{} - y[1];
   }
   template <class F>
-  static RC_HOST_DEVICE void kernel(const F (&g)[3], F (&u)[4]) {
+  static RC_HOST_DEVICE void filter(const F (&g)[3], F (&u)[4]) {
     const F sum = g[0] + g[2];
     u[0] = g[0];
     u[1] = scaled(0.5, sum + g[1]);
@@ -61,7 +61,7 @@ struct Winograd<2> {
     u[3] = g[2];
   }
   template <class F>
-  static RC_HOST_DEVICE void kernel_adjoint(const F (&u)[4], F (&g)[3]) {
+  static RC_HOST_DEVICE void filter_adjoint(const F (&u)[4], F (&g)[3]) {
     const F sum = scaled(0.5, u[1] + u[2]);
     g[0] = u[0] + sum;
     g[1] = scaled(0.5, u[1] - u[2]);
@@ -109,7 +109,7 @@ struct Winograd<4> {
     m[5] = y[3];
   }
   template <class F>
-  static RC_HOST_DEVICE void kernel(const F (&g)[3], F (&u)[6]) {
+  static RC_HOST_DEVICE void filter(const F (&g)[3], F (&u)[6]) {
     const F even_a = times(a2, g[2], g[0]), even_b = times(b2, g[2], g[0]);
     u[0] = scaled(1 / (a2 * b2), g[0]);
     u[1] = scaled(wa, times(a, g[1], even_a));
@@ -119,7 +119,7 @@ struct Winograd<4> {
     u[5] = g[2];
   }
   template <class F>
-  static RC_HOST_DEVICE void kernel_adjoint(const F (&u)[6], F (&g)[3]) {
+  static RC_HOST_DEVICE void filter_adjoint(const F (&u)[6], F (&g)[3]) {
     const F sum_a = scaled(wa, u[1] + u[2]), sum_b = scaled(wb, u[3] + u[4]);
     g[0] = times(1 / (a2 * b2), u[0], sum_a + sum_b);
     g[1] = times(a * wa, u[1] - u[2], scaled(b * wb, u[3] - u[4]));

@@ -1,17 +1,19 @@
-// Tiles of a Winograd convolution on vectors of channels: what its kernels are made of, on the
-// instruction sets that have vectors worth it.
+// Tiles of a Winograd convolution on vectors of channels: their transforms and matrix products, on
+// the instruction sets that have vectors worth it.
 #pragma once
 
 #include <type_traits>
 
+#include "common/image_rows.h"
 #include "common/winograd.h"
+#include "common/winograd_plan.h"
 
 #if !defined(__CUDACC__) && defined(__AVX2__)
 namespace robustcore {
 inline namespace RC_ISA {
 
-constexpr int kTileRows = 8;                    // rows that the matrix products take at a time
-constexpr int kTileBlock = 2 * Lanes::kFloats;  // columns that they make at a time
+constexpr int kTileRows = WinogradPlan::kRows;
+constexpr int kTileBlock = 2 * Lanes::kFloats;  // columns that the matrix products make at a time
 // Half the rows at a time where there are 16 registers only.
 constexpr int kRowsAtOnce = Lanes::kFloats == 16 ? kTileRows : kTileRows / 2;
 
@@ -23,17 +25,6 @@ void dispatch_tile(int64_t tile, const Body& body) {
   } else {
     body(std::integral_constant<int, 4>{});
   }
-}
-
-// The first `count` lanes, zeros in the others: none where count <= 0, in a block of padding.
-inline Lanes::Float load_first(const float* p, int64_t count) {
-  if (count >= Lanes::kFloats) return Lanes::load(p);
-  return Lanes::load_partial(p, count > 0 ? static_cast<int>(count) : 0, 0.0f);
-}
-
-inline void store_first(float* p, Lanes::Float v, int64_t count) {
-  count >= Lanes::kFloats ? Lanes::store(p, v)
-                          : Lanes::store_partial(p, v, static_cast<int>(count));
 }
 
 // out[r, j] = sum over i of a[r, i] b[i, j], kTileBlock columns; rows of a and out lie `a_row` and
@@ -156,22 +147,18 @@ inline void transform_result(const float* products, int rows, const Store& store
   }
 }
 
-// taps[3 y + x] of a kernel's gradient, a vector of channels each, from the sums load(f).
+// out[f * next]: the transformed filter of 3 x 3 taps.
+template <int M>
+inline void transform_filter(const Lanes::Float (&taps)[9], float* out, int64_t next) {
+  transform_square<3, M + 2>([](const auto& g, auto& u) { Winograd<M>::filter(g, u); },
+                             [&](int y, int x) { return taps[3 * y + x]; }, out, next);
+}
+
+// taps[3 y + x]: the adjoint of the filter's transform, on the elements load(f).
 template <int M, class Load>
-inline void transform_kernel_adjoint(const Load& load, float (&taps)[9][Lanes::kFloats]) {
-  constexpr int A = M + 2;
-  Lanes::Float half[A][3];
-  for (int y = 0; y < A; ++y) {
-    Lanes::Float u[A];
-    for (int x = 0; x < A; ++x) u[x] = load(y * A + x);
-    Winograd<M>::kernel_adjoint(u, half[y]);
-  }
-  for (int x = 0; x < 3; ++x) {
-    Lanes::Float column[A], g[3];
-    for (int y = 0; y < A; ++y) column[y] = half[y][x];
-    Winograd<M>::kernel_adjoint(column, g);
-    for (int y = 0; y < 3; ++y) Lanes::store(taps[3 * y + x], g[y]);
-  }
+inline void transform_filter_adjoint(const Load& load, float* taps, int64_t next) {
+  transform_square<M + 2, 3>([](const auto& u, auto& g) { Winograd<M>::filter_adjoint(u, g); },
+                             [&](int y, int x) { return load(y * (M + 2) + x); }, taps, next);
 }
 
 }  // namespace RC_ISA

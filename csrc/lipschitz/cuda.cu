@@ -1,6 +1,7 @@
 #include "common/launch.h"
 #include "common/strided.h"
 #include "lipschitz/launch.h"
+#include "lipschitz/series.h"
 
 namespace robustcore::lipschitz {
 namespace {

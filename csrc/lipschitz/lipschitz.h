@@ -6,51 +6,6 @@
 
 namespace robustcore::lipschitz {
 
-// out = alpha * z + beta * a + gamma * b; total_out = total_scale * total + delta * out.
-// Everything has `count` elements in the same order. a, b and the pair of totals may be null; out
-// may be z, a or b, and total_out may be total.
-struct UpdateArgs {
-  int64_t count;
-  DType dtype;
-  const void *z, *a, *b, *total;
-  void *out, *total_out;
-  double alpha, beta, gamma, total_scale, delta;
-};
-
-// A polynomial of the 3 x 3 convolution L, by its recurrence from k = degree - 1 down to 0:
-//   u[degree] = coefficients[degree] x,  u[degree + 1] = 0,
-//   u[k] = coefficients[k] x + step L u[k + 1] + carry u[k + 2], with `first` for `step` at k = 0,
-// and y = u[0]. Images are float32 and channels last.
-struct SeriesArgs {
-  static constexpr int64_t kMaxDegree = 64;
-  int64_t images, height, width, channels, degree;
-  int64_t tile;         // of the Winograd transform, 2 or 4
-  const float* kernel;  // L's, transformed and packed, see SeriesKernelArgs
-  const float* x;       // [images, height, width, channels]
-  float* kept;          // u[1], ..., u[degree - 1], each like x; or null
-  float* y;             // like x
-  float coefficients[kMaxDegree + 1], first, step, carry;
-};
-
-// Its adjoint for a skew L: m[0] = grad, m[k + 1] = -step L m[k] + carry m[k - 1] (`first` at 0),
-// grad_x = sum of coefficients[k] m[k]. The kernel's gradient is the sum over k of step times that
-// of <m[k], L u[k + 1]>, and comes from a second pass over what the first leaves in `work`.
-struct SeriesBackwardArgs {
-  SeriesArgs series;   // kept: null to compute it again; y is unused
-  const float* grad;   // like x
-  float* grad_x;       // like x
-  float* work;         // see SeriesPlan
-  float* grad_kernel;  // [channels, channels, 3, 3], of the second pass
-};
-
-// Packs a kernel: out[column block, patch element, padded input channels, block], zeros where
-// channels are padded.
-struct SeriesKernelArgs {
-  int64_t channels, tile;
-  const float* kernel;  // [channels, channels, 3, 3]
-  float* out;
-};
-
 // out[o, i, t] = (weight[o, i, t] - weight[i, o, taps - 1 - t]) / 2
 struct SkewArgs {
   int64_t channels, taps;

@@ -4,51 +4,6 @@ namespace robustcore::lipschitz {
 inline namespace RC_ISA {
 namespace {
 
-// ---- update --------------------------------------------------------------------------------------
-
-// Plain loops over contiguous memory: the compiler's vectors reach the memory's speed here. The
-// pointers may alias element by element, which is why `ivdep` is right and `restrict` is not.
-template <class E, bool kA, bool kB, bool kTotal>
-void update_run(const UpdateArgs& args, int64_t first, int64_t last) {
-  using T = Arithmetic<E>;
-  const E* z = static_cast<const E*>(args.z);
-  const E* a = static_cast<const E*>(args.a);
-  const E* b = static_cast<const E*>(args.b);
-  const E* total = static_cast<const E*>(args.total);
-  E* out = static_cast<E*>(args.out);
-  E* total_out = static_cast<E*>(args.total_out);
-  const T alpha = static_cast<T>(args.alpha), beta = static_cast<T>(args.beta);
-  const T gamma = static_cast<T>(args.gamma), delta = static_cast<T>(args.delta);
-  const T total_scale = static_cast<T>(args.total_scale);
-#pragma GCC ivdep
-  for (int64_t i = first; i < last; ++i) {
-    T v = alpha * convert<T>(z[i]);
-    if constexpr (kA) v = multiply_add(beta, convert<T>(a[i]), v);
-    if constexpr (kB) v = multiply_add(gamma, convert<T>(b[i]), v);
-    out[i] = convert<E>(v);
-    if constexpr (kTotal) {
-      total_out[i] = convert<E>(multiply_add(delta, v, total_scale * convert<T>(total[i])));
-    }
-  }
-}
-
-void update(const UpdateArgs& args, int64_t begin, int64_t end) {
-  const int64_t first = begin * kUpdateRun;
-  const int64_t last = end * kUpdateRun < args.count ? end * kUpdateRun : args.count;
-  dispatch(args.dtype, [&](auto tag) {
-    using E = decltype(tag);
-    const auto with_total = [&](auto a, auto b) {
-      constexpr bool kA = decltype(a)::value, kB = decltype(b)::value;
-      return args.total ? update_run<E, kA, kB, true>(args, first, last)
-                        : update_run<E, kA, kB, false>(args, first, last);
-    };
-    if (args.a && args.b) return with_total(std::true_type{}, std::true_type{});
-    if (args.a) return with_total(std::true_type{}, std::false_type{});
-    if (args.b) return with_total(std::false_type{}, std::true_type{});
-    return with_total(std::false_type{}, std::false_type{});
-  });
-}
-
 // ---- skew ----------------------------------------------------------------------------------------
 
 void skew(const SkewArgs& args, int64_t begin, int64_t end) {
@@ -218,20 +173,6 @@ void map_backward(const MapBackwardArgs& args, int64_t begin, int64_t end) {
 }  // namespace RC_ISA
 
 const SimdKernels RC_CONCAT(simd_, RC_ISA) = {
-    update,
-#if defined(__AVX2__)
-    series,
-    series_backward,
-    series_gradient,
-    series_kernel,
-    2 * Lanes::kFloats,
-#else
-    nullptr,
-    nullptr,
-    nullptr,
-    nullptr,
-    0,
-#endif
     skew,
     maxmin,
     swap,
