@@ -1,4 +1,3 @@
-#include "common/variants.h"
 #include "common/winograd_group.h"
 #include "density/conv3x3.h"
 

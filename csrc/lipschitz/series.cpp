@@ -224,15 +224,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
       "conv_exp_series_gradient(Tensor work, Tensor x, int degree, int tile, bool kept) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
+RC_LIBRARY_IMPL(m) {
   m.impl("conv_exp_update", TORCH_BOX(&conv_exp_update));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   m.impl("conv_exp_pack", TORCH_BOX(&conv_exp_pack));
   m.impl("conv_exp_series", TORCH_BOX(&conv_exp_series));
   m.impl("conv_exp_series_backward", TORCH_BOX(&conv_exp_series_backward));
   m.impl("conv_exp_series_gradient", TORCH_BOX(&conv_exp_series_gradient));
-}
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
-  m.impl("conv_exp_update", TORCH_BOX(&conv_exp_update));
 }
 
 }  // namespace robustcore::lipschitz

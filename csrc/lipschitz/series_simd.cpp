@@ -1,6 +1,5 @@
-#include "common/variants.h"
+#include "common/math.h"
 #include "common/winograd_group.h"
-#include "lipschitz/lipschitz.h"
 #include "lipschitz/series.h"
 
 namespace robustcore::lipschitz {
@@ -24,11 +23,11 @@ void update_run(const UpdateArgs& args, int64_t first, int64_t last) {
 #pragma GCC ivdep
   for (int64_t i = first; i < last; ++i) {
     T v = alpha * convert<T>(z[i]);
-    if constexpr (kA) v = multiply_add(beta, convert<T>(a[i]), v);
-    if constexpr (kB) v = multiply_add(gamma, convert<T>(b[i]), v);
+    if constexpr (kA) v = fused_multiply_add(beta, convert<T>(a[i]), v);
+    if constexpr (kB) v = fused_multiply_add(gamma, convert<T>(b[i]), v);
     out[i] = convert<E>(v);
     if constexpr (kTotal) {
-      total_out[i] = convert<E>(multiply_add(delta, v, total_scale * convert<T>(total[i])));
+      total_out[i] = convert<E>(fused_multiply_add(delta, v, total_scale * convert<T>(total[i])));
     }
   }
 }
