@@ -41,21 +41,20 @@ using Float = Lanes::Float;
 // Absent parts are null; `staged` ones lie like the images that are convolved.
 struct Step {
   int64_t channels, padded;
-  float scale, own, carry, total_scale;
+  Float scale, own, carry, total_scale;
   const float *staged_x, *staged_after;
   float *staged_out, *out, *total;
 
   template <class Pixel>
   void operator()(const Pixel& at, int64_t c, Float z) const {
     const int64_t s = at.staged * padded + c, d = at.dense * channels + c, lanes = channels - c;
-    Float v = Lanes::splat(scale) * z;
-    if (staged_x) v = Lanes::fma(Lanes::splat(own), Lanes::load(staged_x + s), v);
-    if (staged_after) v = Lanes::fma(Lanes::splat(carry), Lanes::load(staged_after + s), v);
+    Float v = scale * z;
+    if (staged_x) v = Lanes::fma(own, Lanes::load(staged_x + s), v);
+    if (staged_after) v = Lanes::fma(carry, Lanes::load(staged_after + s), v);
     if (staged_out) Lanes::store(staged_out + s, v);
     if (out) store_first(out + d, v, lanes);
     if (!total) return;
-    const Float sum = Lanes::fma(Lanes::splat(total_scale), v, load_first(total + d, lanes));
-    store_first(total + d, sum, lanes);
+    store_first(total + d, Lanes::fma(total_scale, v, load_first(total + d, lanes)), lanes);
   }
 };
 
@@ -76,17 +75,19 @@ class Series {
     group_.start(g);
     group_.stage(args_.x, true, staged_[0]);
     for (int64_t k = d - 1; k >= (y ? 0 : 1); --k) {
-      Step step = step_of(k ? args_.step : args_.first);
-      step.staged_x = staged_[0], step.own = args_.coefficients[k];
+      float scale = k ? args_.step : args_.first, own = args_.coefficients[k];
       const float* from = buffer(k + 1);
+      const float* after = nullptr;
       if (k == d - 1) {  // u[d] is a multiple of x
         from = staged_[0];
-        step.scale *= last;
+        scale *= last;
       } else if (k == d - 2) {
-        step.own = __builtin_fmaf(args_.carry, last, step.own);
+        own = __builtin_fmaf(args_.carry, last, own);
       } else if (args_.carry != 0.0f) {
-        step.staged_after = buffer(k), step.carry = args_.carry;
+        after = buffer(k);
       }
+      Step step = step_of(scale, after);
+      step.staged_x = staged_[0], step.own = Lanes::splat(own);
       step.staged_out = k ? buffer(k) : nullptr;
       step.out = k == 0 ? y : kept ? kept + (k - 1) * stride : nullptr;
       group_.for_each_run([&](int64_t) {
@@ -110,12 +111,10 @@ class Series {
     }
     for (int64_t k = 0; k < d; ++k) {
       const float scale = k ? args_.step : args_.first;
-      Step step = step_of(-scale);  // the transpose of L is -L
-      if (k > 0 && args_.carry != 0.0f) {
-        step.staged_after = buffer(k + 1), step.carry = args_.carry;
-      }
+      // The transpose of L is -L.
+      Step step = step_of(-scale, k > 0 && args_.carry != 0.0f ? buffer(k + 1) : nullptr);
       step.staged_out = k + 1 < d ? buffer(k + 1) : nullptr;
-      step.total = grad_x, step.total_scale = args_.coefficients[k + 1];
+      step.total = grad_x, step.total_scale = Lanes::splat(args_.coefficients[k + 1]);
       const float* u = k + 1 < d ? kept + k * stride : args_.x + first;
       const float weight = k + 1 < d ? scale : scale * args_.coefficients[d];
       group_.for_each_run([&](int64_t run) {
@@ -131,10 +130,11 @@ class Series {
   float* buffer(int64_t k) const {
     return staged_[1 + k % 2];
   }
-  Step step_of(float scale) const {
+  Step step_of(float scale, const float* after) const {
     Step step{};
     step.channels = args_.channels(), step.padded = plan_.in;
-    step.scale = scale;
+    step.scale = Lanes::splat(scale);
+    step.staged_after = after, step.carry = Lanes::splat(args_.carry);
     return step;
   }
 
