@@ -1,5 +1,5 @@
 // The pybind11 module `robustcore._C`. Importing it registers the ops with torch; what it exports
-// is build information and hooks for tests. No tensor passes through pybind11.
+// is build information, constants and hooks for tests. No tensor passes through pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 
 #include "common/isa.h"
 #include "common/philox.h"
+#include "common/winograd_plan.h"
 
 namespace py = pybind11;
 
@@ -46,6 +47,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("select_simd", &robustcore::select_isa, py::arg("name"),
         "For tests: run the CPU kernels of another instruction set.");
+  m.def("winograd_block", &robustcore::winograd_block,
+        "Channels to a multiple of which our own convolutions pad; 0 where there are none.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("seed"),
         "For tests: one Philox4x32-10 block.");
 }

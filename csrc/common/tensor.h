@@ -110,11 +110,19 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
   return result;
 }
 
-// Whether [N, C, H, W] is channels last and not contiguous too.
+// Of [N, C, H, W]; where a size is 1 the stride says nothing.
+inline bool is_channels_last(const Tensor& t) {
+  int64_t expected = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// And not contiguous too.
 inline bool channels_last(const Tensor& t) {
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return c > 1 && h * w > 1 && t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == w * c &&
-         (t.size(0) == 1 || t.stride(0) == h * w * c);
+  return is_channels_last(t) && !t.is_contiguous();
 }
 
 // Strides without gaps in the order of dimensions, or with dimension 1, the channels, last.

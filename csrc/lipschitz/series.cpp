@@ -28,16 +28,6 @@ bool is_dense(const Tensor& t) {
   return t.numel() == 0 || reach == t.numel();
 }
 
-// Of [N, C, H, W]; where a size is 1 the stride says nothing.
-bool is_channels_last(const Tensor& t) {
-  int64_t expected = 1;
-  for (const int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
 // ---- A step, on any device -----------------------------------------------------------------------
 
 void update_cpu(const UpdateArgs& args) {

@@ -32,7 +32,29 @@ void update_run(const UpdateArgs& args, int64_t first, int64_t last) {
   }
 }
 
+}  // namespace
+}  // namespace RC_ISA
+
+void RC_VARIANT(update)(const UpdateArgs& args, int64_t begin, int64_t end) {
+  const int64_t first = begin * kUpdateRun;
+  const int64_t last = std::min(end * kUpdateRun, args.count);
+  dispatch(args.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    const auto with_total = [&](auto a, auto b) {
+      constexpr bool kA = decltype(a)::value, kB = decltype(b)::value;
+      return args.total ? update_run<E, kA, kB, true>(args, first, last)
+                        : update_run<E, kA, kB, false>(args, first, last);
+    };
+    if (args.a && args.b) return with_total(std::true_type{}, std::true_type{});
+    if (args.a) return with_total(std::true_type{}, std::false_type{});
+    if (args.b) return with_total(std::false_type{}, std::true_type{});
+    return with_total(std::false_type{}, std::false_type{});
+  });
+}
+
 #if defined(__AVX2__)
+inline namespace RC_ISA {
+namespace {
 
 using Float = Lanes::Float;
 
@@ -160,29 +182,8 @@ void backward_groups(const SeriesBackwardArgs& args, float* floats, int64_t begi
   });
 }
 
-#endif
-
 }  // namespace
 }  // namespace RC_ISA
-
-void RC_VARIANT(update)(const UpdateArgs& args, int64_t begin, int64_t end) {
-  const int64_t first = begin * kUpdateRun;
-  const int64_t last = std::min(end * kUpdateRun, args.count);
-  dispatch(args.dtype, [&](auto tag) {
-    using E = decltype(tag);
-    const auto with_total = [&](auto a, auto b) {
-      constexpr bool kA = decltype(a)::value, kB = decltype(b)::value;
-      return args.total ? update_run<E, kA, kB, true>(args, first, last)
-                        : update_run<E, kA, kB, false>(args, first, last);
-    };
-    if (args.a && args.b) return with_total(std::true_type{}, std::true_type{});
-    if (args.a) return with_total(std::true_type{}, std::false_type{});
-    if (args.b) return with_total(std::false_type{}, std::true_type{});
-    return with_total(std::false_type{}, std::false_type{});
-  });
-}
-
-#if defined(__AVX2__)
 
 void RC_VARIANT(series)(const SeriesArgs& args, float* floats, int64_t begin, int64_t end) {
   const int64_t group = args.plan.group * args.image();

@@ -127,6 +127,13 @@ def test_a_layer_to_third_order(padding, vectors):
 
 
 @needs_vectors
+def test_strides_of_sizes_of_1(vectors):
+    # Channels last to torch, whatever the stride of the width is.
+    x = tensors((2, 64, 16))[0].transpose(1, 2).unsqueeze(3)
+    weight, bias, grad = tensors((16, 16, 3, 3), 16, (2, 16, 64, 1))
+    check(x, weight, bias, grad.contiguous(memory_format=torch.channels_last), (1, 1))
+
+
 @pytest.mark.parametrize("layout", relayouts(torch.zeros(2, 16, 8, 8)))
 def test_any_layout(layout):
     x, weight = tensors((2, 16, 8, 8), (16, 16, 3, 3))

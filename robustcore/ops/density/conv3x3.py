@@ -132,7 +132,7 @@ def _is_ours(x, weight, stride, padding, dilation, groups):
     if min(channels, weight.shape[0]) < _MIN_CHANNELS or n * height * width < _MIN_PIXELS:
         return False
     out = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    return min(out) > 0 and _C.build_info()["simd"] in ("avx2", "avx512")
+    return min(out) > 0 and _C.winograd_block() > 0
 
 
 @torch.library.register_fake("robustcore::conv3x3")

@@ -136,7 +136,7 @@ def _numbers(series: Series) -> tuple[list[float], float, float, float]:
 @constant_when_compiled
 def _block() -> int:
     """Channels that our own kernel pads to a multiple of; 0 where there is none."""
-    return {"avx512": 32, "avx2": 16}.get(_C.build_info()["simd"], 0)
+    return _C.winograd_block()
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
