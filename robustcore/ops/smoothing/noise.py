@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcore.common.checks import require_flag
-from robustcore.ops.autograd import (
-    arithmetic,
-    fake_nothing,
-    needs_grad,
-    raw,
-    register_loop,
-    sum_to,
-)
+from robustcore.ops.autograd import needs_grad
 from robustcore.ops.checks import (
     check_device,
     check_images,
@@ -26,18 +19,8 @@ from robustcore.ops.checks import (
     check_tensor,
     per_channel,
 )
-from robustcore.ops.smoothing.samples import fake_samples
-from robustcore.ops.stream import Offsets, Stream, stream_arguments
-
-# By distribution: the noise, the same into a given tensor, and the sums of its backward.
-_NOISE = {
-    kind: getattr(raw, f"{kind}_noise").default
-    for kind in ("gaussian", "uniform", "laplace", "splitting")
-}
-_NOISE_OUT = {kind: getattr(raw, f"{kind}_noise_out").default for kind in _NOISE}
-# What the public functions call the level of those that have a derivative.
-_LEVEL = {"gaussian": "sigma", "uniform": "scale", "laplace": "scale"}
-_SUMS = {kind: getattr(raw, f"{kind}_noise_sums").default for kind in _LEVEL}
+from robustcore.ops.smoothing.noise_autograd import LEVEL, NOISE, NOISE_OUT, Call, sample
+from robustcore.ops.stream import stream_arguments
 
 
 def gaussian_noise(
@@ -210,8 +193,8 @@ def splitting_noise(
     mean, std = _detached(per_channel("mean", mean, x)), _detached(per_channel("std", std, x))
     arguments = (x.detach(), num_samples, scale, levels, mean, std, *stream, *offsets)
     if out is None:
-        return _NOISE["splitting"](*arguments, dtype, channels_last)
-    _NOISE_OUT["splitting"](*arguments, channels_last, out)
+        return NOISE["splitting"](*arguments, dtype, channels_last)
+    NOISE_OUT["splitting"](*arguments, channels_last, out)
     return out
 
 
@@ -228,17 +211,6 @@ def splitting_levels(scale: float) -> int:
     return math.floor(levels)
 
 
-class _Call(NamedTuple):
-    """The arguments of an affine noise op that are no tensors."""
-
-    kind: str
-    num_samples: int
-    sigma: float  # where there is no sigma_map
-    stream: Stream
-    dtype: torch.dtype
-    channels_last: bool
-
-
 def _affine_noise(
     kind: str,
     x: Tensor,
@@ -252,20 +224,20 @@ def _affine_noise(
     num_samples = check_integer("num_samples", num_samples, below=1 << 40)
     sigma_map = None
     if isinstance(sigma, Tensor):
-        sigma_map = _sigma_map(_LEVEL[kind], sigma, x)
+        sigma_map = _sigma_map(LEVEL[kind], sigma, x)
         sigma = 0.0
     else:
-        sigma = check_number(_LEVEL[kind], sigma)
+        sigma = check_number(LEVEL[kind], sigma)
     mean, std = normalisation
     mean, std = per_channel("mean", mean, x), per_channel("std", std, x)
     on_host, offsets = stream_arguments(*stream, x)
-    call = _Call(kind, num_samples, sigma, on_host, dtype, channels_last)
+    call = Call(kind, num_samples, sigma, on_host, dtype, channels_last)
     out = output[2]
     if out is None:
-        return _sample(x, sigma_map, mean, std, offsets, call)
+        return sample(x, sigma_map, mean, std, offsets, call)
     if needs_grad(x, sigma_map, mean, std):
         raise ValueError("out: cannot be given when an input requires a gradient")
-    _NOISE_OUT[kind](
+    NOISE_OUT[kind](
         x, num_samples, sigma, sigma_map, mean, std, *on_host, *offsets, channels_last, out
     )
     return out
@@ -290,119 +262,3 @@ def _sigma_map(name: str, sigma: Tensor, x: Tensor) -> Tensor:
     if sigma.dim() == 1 and sigma.shape[0] == x.shape[0]:
         return sigma.reshape(-1, *[1] * (x.dim() - 1))
     return sigma.reshape(*[1] * (x.dim() - sigma.dim()), *sigma.shape)
-
-
-def _sample(
-    x: Tensor,  # [B, *D], as what follows broadcasts to
-    sigma_map: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    offsets: Offsets,
-    call: _Call,
-) -> Tensor:
-    """The raw op where nothing needs a gradient: it is several times cheaper to call."""
-    if needs_grad(x, sigma_map, mean, std):
-        return _AffineNoise.apply(x, sigma_map, mean, std, *offsets, call)
-    return _raw_noise(x, sigma_map, mean, std, offsets, call)
-
-
-def _raw_noise(x, sigma_map, mean, std, offsets, call):
-    return _NOISE[call.kind](
-        x, call.num_samples, call.sigma, sigma_map, mean, std, *call.stream, *offsets, call.dtype,
-        call.channels_last,
-    )  # fmt: skip
-
-
-class _AffineNoise(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, sigma_map, mean, std, image_offset, sample_offset, call):
-        return _raw_noise(x, sigma_map, mean, std, (image_offset, sample_offset), call)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.call = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, sigma_map, mean, std, *offsets = ctx.saved_tensors
-        need_x, need_sigma, need_mean, need_std = ctx.needs_input_grad[:4]
-        # d out = (dx + z dsigma - dmean - out dstd) / std, and every term needs only the sums over
-        # samples of grad and of grad * z.
-        sums = _Sums(ctx.call.kind, ctx.call.stream, need_sigma or need_std)
-        total, noise_total = _NoiseSums.apply(grad, *offsets, sums)
-        if std is not None:
-            total, noise_total = total / std, noise_total / std if sums.with_noise else None
-        grads: list[Tensor | None] = [None] * 7
-        if need_x:
-            grads[0] = total.to(x.dtype)
-        if need_sigma:
-            grads[1] = sum_to(noise_total, sigma_map)
-        if need_mean:
-            grads[2] = -sum_to(total, mean)
-        if need_std:
-            shift = x.to(total.dtype) if mean is None else x.to(total.dtype) - mean
-            sigma = ctx.call.sigma if sigma_map is None else sigma_map
-            grads[3] = -sum_to((shift * total + sigma * noise_total) / std, std)
-        return tuple(grads)
-
-
-class _Sums(NamedTuple):
-    """The arguments of the adjoint that are no tensors."""
-
-    kind: str
-    stream: Stream
-    with_noise: bool
-
-
-class _NoiseSums(torch.autograd.Function):
-    """The adjoint of the noise op: sums over samples of grad and of grad * z."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad, image_offset, sample_offset, sums):
-        return _SUMS[sums.kind](grad, *sums.stream, image_offset, sample_offset, sums.with_noise)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, *offsets, ctx.sums = inputs
-        ctx.num_samples, ctx.dtype = grad.shape[1], grad.dtype
-        ctx.save_for_backward(*offsets)
-
-    @staticmethod
-    def backward(ctx, total, noise_total):
-        kind, stream, with_noise = ctx.sums
-        if with_noise:
-            # The adjoint of the adjoint is the noise op itself.
-            call = _Call(kind, ctx.num_samples, 0.0, stream, ctx.dtype, False)
-            grad = _sample(total, noise_total, None, None, ctx.saved_tensors, call)
-        else:
-            grad = total.to(ctx.dtype).unsqueeze(1)
-            grad = grad.expand(-1, ctx.num_samples, *[-1] * (total.dim() - 1))
-        return grad, None, None, None
-
-
-def _fake_noise(x, num_samples, *arguments):
-    return fake_samples(x, num_samples, *arguments[-2:])
-
-
-def _fake_sums(grad, *arguments):
-    dtype = arithmetic(grad)
-    sizes = [grad.shape[0], *grad.shape[2:]]
-    return (
-        grad.new_empty(sizes, dtype=dtype),
-        grad.new_empty(sizes if arguments[-1] else [0], dtype=dtype),
-    )
-
-
-for _op in _NOISE.values():
-    torch.library.register_fake(_op.name(), _fake_noise)
-    register_loop(_op)  # noise depends on the index inside a call
-for _op in _NOISE_OUT.values():
-    torch.library.register_fake(_op.name(), fake_nothing)
-for _op in _SUMS.values():
-    torch.library.register_fake(_op.name(), _fake_sums)
-    register_loop(_op)
