@@ -1,66 +1,122 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under ten minutes: builds for this GPU, runs the tests,
-# the sanitizer and the benchmarks, and writes what it found to a folder.
+# Everything that needs a GPU, in two calls of at most 400 and 240 s:
 #
-#     bench/gpu.sh [FOLDER]        (bench/results by default)
+#     bench/gpu.sh [OUT]             builds for this GPU; ops against the CPU's bits; the tests; every
+#                                    kernel beside the device's ceilings; whole pieces of work
+#     bench/gpu.sh --again [OUT]     what failed; compute-sanitizer; ncu (on the same machine)
+#     bench/gpu.sh --rehearse [OUT]  every line of both on a machine without a GPU, at tiny sizes
 #
-# Wants a python3 with a CUDA torch >= 2.10, nvcc, pytest, pytest-benchmark, hypothesis, scikit-learn,
-# scikit-build-core and pybind11; CuPy and compute-sanitizer are used where they are. Downloads nothing
-# and installs robustcore into a temporary folder. A stage that fails does not keep the later ones from
-# running; the exit status says whether all passed.
+# OUT (bench/results by default) gets one file, gpu.tar; the last lines printed are a summary of it.
+# `--wheel FILE` installs that instead of building. Wants a python3 with a CUDA torch >= 2.10, pytest,
+# pytest-xdist, hypothesis, scikit-learn, torchvision and, to build, nvcc, scikit-build-core and
+# pybind11. Downloads nothing; what it builds stays in build/gpu. Every stage has its own time, and one
+# that fails or is slow costs only itself; the exit status says whether all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-results=$(realpath -m "${1:-bench/results}")
-mkdir -p "$results"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
-python3 -c 'import torch; assert torch.cuda.is_available()' ||
-  { echo "bench/gpu.sh: python3 has no torch that sees a GPU" >&2; exit 2; }
-name=$(python3 -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')
-log=$results/gpu_$name.log
-: > "$log"
-failed=()
+device=cuda again= tiny=() source=. workers=8 out=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --again) again=1 ;;
+    --rehearse) device=cpu tiny=(--tiny) workers=2 ;;
+    --wheel) source=$2; shift ;;
+    -*) echo "bench/gpu.sh: $1 is no option" >&2; exit 2 ;;
+    *) out=$1 ;;
+  esac
+  shift
+done
+rehearse=${tiny[0]:-}
+mkdir -p "${out:=bench/results}" build/gpu
+out=$(realpath "$out") work=$(realpath build/gpu)
+found=$work/found # what becomes the tar
+if [ -z "$again" ]; then rm -rf "$found" "$work/cache"; fi
+mkdir -p "$found"
 
-stage() { # stage NAME SECONDS COMMAND...
+# The checkout is kept off Python's path, or its folder robustcore would hide the one installed.
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONPATH=$work/site:$PWD/bench/gpu
+export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
+if [ -z "$rehearse" ]; then
+  archs=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') ||
+    { echo "bench/gpu.sh: python3 has no torch that sees a GPU" >&2; exit 2; }
+  export ROBUSTCORE_CUDA=on ROBUSTCORE_CUDA_ARCHS=$archs
+  nvidia-smi > "$found/machine.txt" 2>&1
+fi
+
+end=$((SECONDS + 390))
+if [ -n "$again" ]; then end=$((SECONDS + 230)); fi
+touch "$found/stages.tsv"
+
+stage() { # stage NAME SECONDS COMMAND...: its output goes to NAME.log
   local name=$1 limit=$2 start=$SECONDS status
   shift 2
-  printf '\n======== %s\n' "$name" | tee -a "$log"
-  timeout "$limit" "$@" >> "$log" 2>&1
+  limit=$((limit < end - start ? limit : end - start))
+  if [ "$limit" -lt 5 ]; then
+    printf '%s\tno time left\t0\n' "$name" >> "$found/stages.tsv"
+    return 1
+  fi
+  timeout -k 10 -s INT "$limit" "$@" > "$found/$name.log" 2>&1
   status=$?
-  [ $status -eq 0 ] || failed+=("$name")
-  tail -n 15 "$log"
-  printf -- '-------- %s: exit %d, %d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$log"
-  return $status
+  case $status in
+    0 | 5) status=passed ;; # 5: pytest had nothing to run again
+    124 | 137) status="stopped after $limit s" ;;
+    *) status="exit $status" ;;
+  esac
+  printf '%s\t%s\t%d\n' "$name" "$status" $((SECONDS - start)) | tee -a "$found/stages.tsv"
+  [ "$status" = passed ]
 }
 
-nvidia-smi >> "$log"
-stage build 240 python3 -m pip install -q --no-deps --no-build-isolation --no-cache-dir \
-  --target "$work/site" . || exit 1
-export PYTHONPATH=$work/site
-python3 -c 'import robustcore; print(robustcore.build_info())' | tee -a "$log"
+measure() { # measure STAGE SECONDS FILE ARGUMENTS...: a piece of bench/gpu, its table STAGE.tsv
+  stage "$1" "$2" python3 "bench/gpu/$3.py" "$found/$1.tsv" --device "$device" "${tiny[@]}" "${@:4}"
+}
 
-stage "tests on the GPU" 240 python3 -m pytest -m cuda -q tests
-for family in smoothing lipschitz density masking; do
-  stage "benchmarks: $family" 150 python3 -m pytest "bench/$family" --device cuda -q \
-    --benchmark-json "$results/gpu_${name}_$family.json" \
-    --report "$results/gpu_${name}_$family.md"
-done
-if command -v compute-sanitizer > /dev/null; then
-  # Small shapes are enough for it: every kernel runs, and each access is checked.
-  small="(reference or special or gradients or same_bits) and cuda"
-  for tool in memcheck racecheck; do
-    stage "compute-sanitizer $tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      --target-processes all python3 -m pytest -m cuda -q -x -k "$small" \
-      tests/smoothing/test_gaussian_noise.py tests/smoothing/test_gaussian_noise_gradients.py \
-      tests/smoothing/test_count_votes.py tests/smoothing/test_offsets.py
-  done
-else
-  echo "compute-sanitizer: not on this machine" | tee -a "$log"
+pack() { # the summary, and everything in one file: at any time before the end, too
+  python3 bench/gpu/summary.py "$found" > "$work/summary.txt" 2>&1
+  tar -czf "$out/gpu.tar" -C "$found" .
+}
+
+# A rehearsal collects few tests: without a GPU they are skipped.
+tests=(tests)
+if [ -n "$rehearse" ]; then tests=(tests/common tests/density/test_logsumexp.py); fi
+pytest=(python3 -m pytest "${tests[@]}" -q -m cuda -n "$workers" --continue-on-collection-errors
+  -o "cache_dir=$work/cache" --tb short)
+
+if [ ! -d "$work/site/robustcore" ] || [ -z "$again" ]; then
+  rm -rf "$work/site"
+  stage build 150 python3 -m pip install -q --no-deps --no-build-isolation --no-cache-dir \
+    --no-index --target "$work/site" "$source" || { pack; cat "$found/build.log"; exit 1; }
 fi
 
-if [ ${#failed[@]} -gt 0 ]; then
-  printf 'failed: %s\n' "${failed[*]}" | tee -a "$log"
-  exit 1
-fi
-echo "all stages passed" | tee -a "$log"
+first_call() {
+  measure ops 40 ops_once
+  stage tests 75 "${pytest[@]}" --junitxml "$found/tests.xml"
+  pack
+  measure kernels 55 kernels
+  measure certify 55 end_to_end --piece certify --seconds 35
+  pack
+  measure resnet50 50 end_to_end --piece resnet50 --seconds 25
+  measure soc 45 end_to_end --piece soc --seconds 25
+  measure density 45 end_to_end --piece density --seconds 25
+}
+
+second_call() {
+  local memcheck=(compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1)
+  local racecheck=(compute-sanitizer --tool racecheck --error-exitcode 1)
+  local ncu=(ncu --clock-control none --kernel-name-base demangled --kernel-name 'regex:robustcore'
+    --launch-count 60 --section SpeedOfLight --section WarpStateStats --section Occupancy
+    --section LaunchStats)
+  if [ -n "$rehearse" ]; then memcheck=(env) racecheck=(env) ncu=(env); fi
+  local touch=(python3 bench/gpu/ops_once.py "$work/touched.tsv" --device "$device" --touch)
+  stage tests_again 50 "${pytest[@]}" --lf --lfnf none --junitxml "$found/tests_again.xml"
+  # Without torch's cache every tensor is an allocation of its own, whose ends are seen.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 70 "${memcheck[@]}" "${touch[@]}"
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage racecheck 70 "${racecheck[@]}" "${touch[@]}"
+  stage ncu 60 "${ncu[@]}" python3 bench/gpu/kernels.py "$work/profiled.tsv" --device "$device" \
+    "${tiny[@]}" --once --only 'gaussian_noise: 1000 x' 'count_votes: 1 x' \
+    'logsumexp, backward: 4096' 'neighbor_fill: .64, 64' 'maxmin: .256'
+}
+
+if [ -z "$again" ]; then first_call; fi
+if [ -n "$again$rehearse" ]; then second_call; fi
+pack
+cat "$work/summary.txt"
+! awk -F '\t' '$2 != "passed"' "$found/stages.tsv" | grep -q .

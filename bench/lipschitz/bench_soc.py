@@ -39,11 +39,17 @@ class PublishedSOC(nn.Module):
         self.weight = nn.Parameter(torch.randn(c, c, k, k) / c**0.5)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         shapes = [(1, c, 1, k), (1, c, k, 1), (1, c, k, k), (c, 1, k, k)]
-        self.u = [unit(torch.randn(shape)) for shape in shapes]
-        self.v = [None] * 4
-        with torch.no_grad():
-            for _ in range(50):
-                self.iterate(self.skew())
+        # Parameters that want no gradient, as published: they move with the module.
+        vectors = [nn.Parameter(unit(torch.randn(shape)), False) for shape in shapes]
+        self.u = nn.ParameterList(vectors)
+        self.v = nn.ParameterList([nn.Parameter(torch.empty(0), False) for _ in shapes])
+        self.converge(50)
+
+    @torch.no_grad()
+    def converge(self, steps):
+        kernel = self.skew()
+        for _ in range(steps):
+            self.iterate(kernel)
 
     def skew(self):
         return 0.5 * (self.weight - self.weight.transpose(0, 1).flip(2, 3))
@@ -52,8 +58,8 @@ class PublishedSOC(nn.Module):
         for i, (over_v, over_u) in enumerate(
             (((1, 3), (0, 2)), ((1, 2), (0, 3)), ((1, 2, 3), (0,)), ((0, 2, 3), (1,)))
         ):
-            self.v[i] = unit((kernel * self.u[i]).sum(over_v, keepdim=True))
-            self.u[i] = unit((kernel * self.v[i]).sum(over_u, keepdim=True))
+            self.v[i].data = unit((kernel * self.u[i]).sum(over_v, keepdim=True))
+            self.u[i].data = unit((kernel * self.v[i]).sum(over_u, keepdim=True))
 
     def kernel(self):
         kernel = self.skew()
@@ -81,12 +87,10 @@ def layers(channels, device):
     """Ours and the published layer with the same weight."""
     torch.manual_seed(0)
     ours = SOC(channels, channels, scale=0.7, tol=2.5e-6).to(device)
-    theirs = PublishedSOC(channels, channels)
-    theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias})
-    with torch.no_grad():
-        for _ in range(200):
-            theirs.iterate(theirs.skew())
-    return ours, theirs.to(device)
+    theirs = PublishedSOC(channels, channels).to(device)
+    theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias}, strict=False)
+    theirs.converge(200)
+    return ours, theirs
 
 
 def polynomial_errors(layer, side):
@@ -106,6 +110,18 @@ def polynomial_errors(layer, side):
     return (after - t.exp()).abs().max(), (taylor - t.exp()).abs().max()
 
 
+def step_of(layer, x, layout):
+    """A training step of the layer on x, in the memory format that its output has."""
+    inputs = x.contiguous(memory_format=layout).requires_grad_()
+    upstream = torch.randn_like(inputs)
+
+    def step():
+        inputs.grad = layer.weight.grad = layer.bias.grad = None
+        layer(inputs).backward(upstream)
+
+    return step
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("case", SHAPES)
 def test_training_step(case, impl, measure, device):
@@ -115,24 +131,9 @@ def test_training_step(case, impl, measure, device):
     assert error <= published
     ours.recompute = "recompute" in impl
     x = torch.randn(64, channels, side, side, device=device)
-    grad = torch.randn_like(x)
-
-    def step_of(layer):
-        # Ours in the layout that its output has, and a network of it keeps.
-        layout = torch.channels_last if layer is ours else torch.contiguous_format
-        inputs = x.contiguous(memory_format=layout).requires_grad_()
-        upstream = grad.contiguous(memory_format=layout)
-
-        def step():
-            inputs.grad = layer.weight.grad = layer.bias.grad = None
-            layer(inputs).backward(upstream)
-
-        return step
-
-    against = None
-    if impl == "published":
-        against = "robustcore", step_of(ours)
-    step = step_of(theirs if impl == "published" else ours)
+    ours_step = step_of(ours, x, torch.channels_last)  # a network of it keeps this layout
+    against = ("robustcore", ours_step) if impl == "published" else None
+    step = step_of(theirs, x, torch.contiguous_format) if against else ours_step
     measure(f"SOC training step: {case}", impl, step, against=against)
 
 
@@ -162,8 +163,13 @@ class PublishedMaxMin(nn.Module):
         return torch.cat([torch.max(a, b), torch.min(a, b)], dim=1)
 
 
-def published_net(net):
-    """The same network out of the published layers."""
+def published_net(net, device):
+    """The same network out of the published layers, made on the device: minutes on two cores."""
+    with torch.device(device):
+        return _published_net(net)
+
+
+def _published_net(net):
     layers = []
     for module in net.modules():
         if isinstance(module, SOC):
@@ -182,7 +188,7 @@ def test_network_training_step(impl, measure, device):
     torch.manual_seed(0)
     net = LipConvNet(20, 10, recompute="recompute" in impl).to(device)
     if impl == "published":
-        net = published_net(net).to(device)
+        net = published_net(net, device)
     x = torch.rand(32, 3, 32, 32, device=device)
     labels = torch.randint(10, (32,), device=device)
 
