@@ -1,13 +1,12 @@
-// Executes the masking kernels of cuda.cu through the shim and compares them with the CPU kernels,
-// bit for bit. Prints one line a case; the exit status is the number of cases that differ (at most
-// 99).
+// Executes the masking kernels through the shim and compares them with the CPU kernels, bit for
+// bit. Prints one line a case; the exit status is the number of cases that differ (at most 99).
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "cases.h"
-#include "masking/launch.h"
-#include "masking/simd.h"
+#include "masking/epilogue.h"
+#include "masking/fill.h"
 
 using namespace robustcore;
 using namespace robustcore::masking;
@@ -60,7 +59,7 @@ void fill_case(const Shape& shape, int iters, bool last, bool binary, bool one_i
     out[side].resize(shape.size());
     std::memset(static_cast<void*>(out[side].data()), side ? 0xAB : 0xCD, shape.size() * sizeof(T));
     args.out = out[side].data();
-    side ? fill_cuda(args, nullptr) : simd_baseline.fill(args, 0, FillTiling(args).units(args));
+    side ? fill_cuda(args, nullptr) : fill_baseline(args, 0, FillTiling(args).units(args));
   }
   report("fill dtype " + std::to_string(static_cast<int>(kType<T>)) + " " +
              std::to_string(shape.channels) + "x" + std::to_string(shape.rows) + "x" +
@@ -92,7 +91,7 @@ void epilogue_case(const Shape& shape, bool last, bool with_mask, bool affine, b
     out[side].resize(shape.size());
     std::memset(static_cast<void*>(out[side].data()), side ? 0xAB : 0xCD, shape.size() * sizeof(T));
     args.out = out[side].data();
-    side ? epilogue_cuda(args, nullptr) : simd_baseline.epilogue(args, 0, epilogue_units(args));
+    side ? epilogue_cuda(args, nullptr) : epilogue_baseline(args, 0, epilogue_units(args));
   }
   report("epilogue dtype " + std::to_string(static_cast<int>(kType<T>)) +
              (last ? " channels last" : "") + (with_mask ? " mask" : "") +

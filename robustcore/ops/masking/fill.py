@@ -24,7 +24,7 @@ _fill_ = raw.neighbor_fill_.default
 _state = raw.fill_state.default
 
 
-# Of one pass: kMaxIters and kMaxItersTransposed in csrc/masking/masking.h.
+# Of one pass: kMaxIters and kMaxItersTransposed in csrc/masking/fill.h.
 MAX_ITERS, MAX_ITERS_TRANSPOSED = 8, 4
 
 FILLS = ("neighbor", "zero", "partial")
