@@ -166,6 +166,9 @@ struct ScalarDouble {
   static RC_HOST_DEVICE Float min(Float a, Float b) {
     return a < b ? a : b;
   }
+  static RC_HOST_DEVICE double reduce_max(Float a) {
+    return a;
+  }
 };
 
 }  // namespace RC_ISA

@@ -66,21 +66,17 @@ RC_HOST_DEVICE typename L::Real segment_sum(int64_t count, const Add& add) {
   return tree(a);
 }
 
-// The maximum of `least` and value(i, n) over a segment. Where an element is NaN it is NaN, or a
-// maximum of elements after that: see L::max.
+// The maximum of `least` and value(i, n) over a segment; with a NaN in it, that or the maximum of
+// some of the others.
 template <class L, class Value>
 RC_HOST_DEVICE typename L::Real segment_max(int64_t count, typename L::Real least,
                                             const Value& value) {
-  using T = typename L::Real;
   typename L::Float maxima[kWays<L>];
   for (auto& max : maxima) max = L::splat(least);
   for_lanes<L>(count,
                [&](int64_t i, int n, int way) { maxima[way] = L::max(maxima[way], value(i, n)); });
   for (int way = 1; way < kWays<L>; ++way) maxima[0] = L::max(maxima[0], maxima[way]);
-  T a[L::kFloats];
-  L::store(a, maxima[0]);
-  for (int i = 1; i < L::kFloats; ++i) a[0] = a[i] > a[0] ? a[i] : a[0];
-  return a[0];
+  return L::reduce_max(maxima[0]);
 }
 
 // Calls body(first, count) with the segments of a row.
@@ -91,6 +87,15 @@ RC_HOST_DEVICE void for_segments(int64_t elements, const Body& body) {
   }
 }
 
+// Out of line, here and below: loops for each dtype would be copied to every place that has a
+// segment, and slow its own loops down.
+template <class T>
+[[gnu::noinline]] const T* gather_segment(const StridedView& view, int64_t row, int64_t first,
+                                          int64_t count, T* buffer) {
+  load_elements(view, row, 0, first, count, buffer);
+  return buffer;
+}
+
 // Elements [first, first + count) of a row: where they lie if they lie right, else in `buffer`.
 template <class T>
 RC_HOST_DEVICE const T* load_segment(const StridedView& view, int64_t row, int64_t first,
@@ -98,8 +103,7 @@ RC_HOST_DEVICE const T* load_segment(const StridedView& view, int64_t row, int64
   if (view.dtype == kDType<T> && view.dims == 1 && view.strides[0] == 1) {
     return static_cast<const T*>(view.data) + row * view.image_stride + first;
   }
-  load_elements(view, row, 0, first, count, buffer);
-  return buffer;
+  return gather_segment(view, row, first, count, buffer);
 }
 
 // Where the segments of a matrix of results are written: in place, or on the way to another dtype.
@@ -115,14 +119,17 @@ class SegmentWriter {
     return dtype_ == kDType<T> ? static_cast<T*>(data_) + at_ : buffer_;
   }
   void end(const T* written, int64_t count) {
-    if (written != buffer_) return;
+    if (written == buffer_) convert_buffer(count);
+  }
+
+ private:
+  [[gnu::noinline]] void convert_buffer(int64_t count) {
     dispatch(dtype_, [&](auto tag) {
       auto* to = static_cast<decltype(tag)*>(data_) + at_;
       for (int64_t i = 0; i < count; ++i) to[i] = convert<decltype(tag)>(buffer_[i]);
     });
   }
 
- private:
   void* data_;
   DType dtype_;
   int64_t columns_, at_ = 0;
