@@ -27,7 +27,7 @@ def test_kernels_match_the_cpu(family, sanitizer, tmp_path):
         COMPILER, "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all", "-ffp-contract=off", "-DRC_CUDA_SHIM",
         "-I", ROOT / "csrc", "-I", ROOT / "tests" / "shim",
-        "-x", "c++", *sorted(sources.glob("*.cu")), *sorted(sources.glob("*simd*.cpp")),
+        "-x", "c++", *sorted(sources.glob("*.cu")), *sorted(sources.glob("*_simd.cpp")),
         ROOT / "tests" / family / "cuda_on_cpu.cpp", "-o", program, "-pthread",
     ]  # fmt: skip
     subprocess.run(list(map(str, build)), check=True)

@@ -7,9 +7,9 @@
 
 #include "cases.h"
 #include "common/philox.h"
-#include "lipschitz/launch.h"
+#include "lipschitz/pairs.h"
 #include "lipschitz/series.h"
-#include "lipschitz/simd.h"
+#include "lipschitz/skew.h"
 
 using namespace robustcore;
 using namespace robustcore::lipschitz;
@@ -81,7 +81,7 @@ void skew_case(DType dtype, int64_t channels, int64_t taps) {
   const int64_t n = channels * channels * taps;
   Buffer weight = values(n, dtype, 5), cpu(n, dtype, 0xCD), gpu(n, dtype, 0xAB);
   SkewArgs args{channels, taps, dtype, weight.data(), cpu.data()};
-  simd_baseline.skew(args, 0, skew_units(args));
+  skew_baseline(args, 0, skew_units(args));
   args.out = gpu.data();
   skew_cuda(args, nullptr);
   report(label("skew", dtype, channels, taps, 0), cpu == gpu);
@@ -97,13 +97,13 @@ void pair_cases(const PairShape& shape) {
   std::vector<uint8_t> bits[2];
   for (auto& b : bits) b.assign(shape.rows * shape.bytes(), 0x55);
   MaxMinArgs maxmin{shape, x.data(), cpu.data(), bits[0].data()};
-  simd_baseline.maxmin(maxmin, 0, units);
+  maxmin_baseline(maxmin, 0, units);
   maxmin.out = gpu.data(), maxmin.bits = bits[1].data();
   maxmin_cuda(maxmin, nullptr);
   report(name("maxmin"), cpu == gpu && bits[0] == bits[1]);
 
   SwapArgs swap{shape, gpu.data(), bits[0].data(), cpu.data()};
-  simd_baseline.swap(swap, 0, units);
+  swap_baseline(swap, 0, units);
   report(name("swap restores"), cpu == x);
   Buffer swapped(2 * pairs, shape.dtype, 0xAB);
   swap.out = swapped.data();
@@ -121,15 +121,20 @@ void pair_cases(const PairShape& shape) {
       Buffer angle[2] = {{m.kAngles * pairs, shape.dtype, 0xCD},
                          {m.kAngles * pairs, shape.dtype, 0xAB}};
       for (const bool cuda : {false, true}) {
-        const MapArgs args{shape, x.data(), table.data(), out[cuda].data()};
-        const MapBackwardArgs back{
-            shape, x.data(), table.data(), grad.data(), grad_x[cuda].data(), angle[cuda].data()};
+        const MapArgs args{map, shape, x.data(), table.data(), out[cuda].data()};
+        const MapBackwardArgs back{map,
+                                   shape,
+                                   x.data(),
+                                   table.data(),
+                                   grad.data(),
+                                   grad_x[cuda].data(),
+                                   angle[cuda].data()};
         if (cuda) {
-          map_cuda(map, args, nullptr);
-          map_backward_cuda(map, back, nullptr);
+          pair_map_cuda(args, nullptr);
+          pair_map_backward_cuda(back, nullptr);
         } else {
-          simd_baseline.map[static_cast<int>(map)](args, 0, units);
-          simd_baseline.map_backward[static_cast<int>(map)](back, 0, units);
+          pair_map_baseline(args, 0, units);
+          pair_map_backward_baseline(back, 0, units);
         }
       }
       const std::string which = " map " + std::to_string(static_cast<int>(map));

@@ -1,40 +1,33 @@
-// Schemas and checks of the lipschitz ops. Nothing is allocated or written before every check has
-// passed. Memory comes dense, contiguous or channels last: the Python side brings it there, because
+// Memory comes dense, contiguous or channels last: the Python side brings it there, because
 // convolutions hand it over like that anyway.
-#include <cmath>
+#include "lipschitz/pairs.h"
 
-#include "common/cuda_stream.h"
-#include "common/tensor.h"
-#include "lipschitz/launch.h"
+#include "common/cpu.h"
+#include "common/device.h"
 
 namespace robustcore::lipschitz {
 namespace {
 
-// Calls kCuda(args..., stream) or kCpu(args...) for tensors where `on` is. Launchers are template
-// arguments, so that a build without CUDA refers to none of its own.
-template <auto kCpu, auto kCuda, class... Args>
-void run(const Tensor& on, const Args&... args) {
-  if (on.is_cuda()) {
-    on_cuda(on, [&](void* stream) { kCuda(args..., stream); });
-  } else {
-    kCpu(args...);
-  }
+template <class Args>
+void run_pairs(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
+  const PairShape& shape = args.shape;
+  run_units(kernel, args, PairTiling(shape).units(shape), 2 * shape.rows * shape.run());
 }
 
-Tensor skew(const Tensor& weight) {  // [C, C, kh, kw], contiguous
-  check(weight.dim() == 4 && weight.size(0) == weight.size(1) && weight.size(2) % 2 == 1 &&
-            weight.size(3) % 2 == 1,
-        "weight: got shape ", shape_of(weight), ", want [C, C, kh, kw] with odd kh, kw");
-  check(weight.is_contiguous(), "weight: want it contiguous");
-  SkewArgs args{};
-  args.channels = weight.size(0);
-  args.taps = weight.size(2) * weight.size(3);
-  args.dtype = floating_dtype("weight", weight.scalar_type());
-  Tensor out = torch::stable::empty_like(weight);
-  args.weight = weight.const_data_ptr();
-  args.out = out.mutable_data_ptr();
-  if (weight.numel() > 0) run<skew_cpu, skew_cuda>(weight, args);
-  return out;
+void maxmin_cpu(const MaxMinArgs& args) {
+  run_pairs(RC_PICK(maxmin), args);
+}
+
+void swap_cpu(const SwapArgs& args) {
+  run_pairs(RC_PICK(swap), args);
+}
+
+void pair_map_cpu(const MapArgs& args) {
+  run_pairs(RC_PICK(pair_map), args);
+}
+
+void pair_map_backward_cpu(const MapBackwardArgs& args) {
+  run_pairs(RC_PICK(pair_map_backward), args);
 }
 
 // [N, C, *D] as rows of pairs. `halves` is 2 where C counts both members, else 1.
@@ -74,16 +67,11 @@ Tensor with_channels(const Tensor& t, int64_t channels, bool channels_last) {
   for (int64_t d = t.dim() - 1; d >= 2; --d) lay(d);
   if (!channels_last) lay(1);
   lay(0);
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(t.scalar_type())),
-      t.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
-      t.is_cuda() ? t.get_device_index() : 0, &handle));
-  return Tensor(handle);
+  return empty_on(t, sizes, strides, t.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
+std::tuple<Tensor, Tensor> maxmin(const Tensor& x,  // [N, 2 C, *D]
+                                  bool channels_last) {
   MaxMinArgs args{};
   args.shape = pair_shape("x", x, channels_last, 2);
   Tensor out = with_channels(x, x.size(1), channels_last);
@@ -92,11 +80,13 @@ std::tuple<Tensor, Tensor> maxmin(const Tensor& x, bool channels_last) {
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();
   args.bits = bits.mutable_data_ptr<uint8_t>();
-  if (x.numel() > 0) run<maxmin_cpu, maxmin_cuda>(x, args);
+  if (x.numel() > 0) run(x, args, maxmin_cpu, RC_CUDA(maxmin_cuda));
   return {out, bits};
 }
 
-Tensor maxmin_swap(const Tensor& x, const Tensor& bits, bool channels_last) {
+Tensor maxmin_swap(const Tensor& x,     // [N, 2 C, *D]
+                   const Tensor& bits,  // [rows, bytes of a row]
+                   bool channels_last) {
   SwapArgs args{};
   args.shape = pair_shape("x", x, channels_last, 2);
   check_same_device("bits", bits, x, "x");
@@ -108,7 +98,7 @@ Tensor maxmin_swap(const Tensor& x, const Tensor& bits, bool channels_last) {
   args.x = x.const_data_ptr();
   args.bits = bits.const_data_ptr<uint8_t>();
   args.out = out.mutable_data_ptr();
-  if (x.numel() > 0) run<swap_cpu, swap_cuda>(x, args);
+  if (x.numel() > 0) run(x, args, swap_cpu, RC_CUDA(swap_cuda));
   return out;
 }
 
@@ -133,7 +123,7 @@ const void* table_data(const Tensor& table, const Tensor& x, int64_t entries, in
   check(table.dim() == 2 && table.size(0) == entries && table.size(1) == channels &&
             table.is_contiguous() && table.scalar_type() == dtype,
         "table: got ", shape_of(table), ", want a contiguous table [", entries, ", ", channels,
-        "] of ", torch::headeronly::toString(dtype));
+        "] of ", name_of(dtype));
   return table.const_data_ptr();
 }
 
@@ -143,21 +133,24 @@ Tensor pair_map(const Tensor& x,      // [N, 2 C, *D]
   const Map map = checked_map(map_index);
   const MapSizes sizes = sizes_of(map);
   MapArgs args{};
+  args.map = map;
   args.shape = pair_shape("x", x, channels_last, 2);
   args.table = table_data(table, x, sizes.entries, args.shape.channels);
   Tensor out = with_channels(x, sizes.outputs * args.shape.channels, channels_last);
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();
-  if (x.numel() > 0) run<map_cpu, map_cuda>(x, map, args);
+  if (x.numel() > 0) run(x, args, pair_map_cpu, RC_CUDA(pair_map_cuda));
   return out;
 }
 
-std::tuple<Tensor, Tensor> pair_map_backward(const Tensor& grad, const Tensor& x,
-                                             const Tensor& table, int64_t map_index,
-                                             bool channels_last) {
+std::tuple<Tensor, Tensor> pair_map_backward(const Tensor& grad,   // as pair_map's result
+                                             const Tensor& x,      // [N, 2 C, *D]
+                                             const Tensor& table,  // [entries, C]
+                                             int64_t map_index, bool channels_last) {
   const Map map = checked_map(map_index);
   const MapSizes sizes = sizes_of(map);
   MapBackwardArgs args{};
+  args.map = map;
   args.shape = pair_shape("x", x, channels_last, 2);
   args.table = table_data(table, x, sizes.entries, args.shape.channels);
   check_same_device("grad", grad, x, "x");
@@ -171,14 +164,13 @@ std::tuple<Tensor, Tensor> pair_map_backward(const Tensor& grad, const Tensor& x
   args.grad = grad.const_data_ptr();
   args.grad_x = grad_x.mutable_data_ptr();
   args.grad_angle = grad_angle.mutable_data_ptr();
-  if (x.numel() > 0) run<map_backward_cpu, map_backward_cuda>(x, map, args);
+  if (x.numel() > 0) run(x, args, pair_map_backward_cpu, RC_CUDA(pair_map_backward_cuda));
   return {grad_x, grad_angle};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
-  m.def("skew(Tensor weight) -> Tensor");
   m.def("maxmin(Tensor x, bool channels_last) -> (Tensor, Tensor)");
   m.def("maxmin_swap(Tensor x, Tensor bits, bool channels_last) -> Tensor");
   m.def("pair_map(Tensor x, Tensor table, int map, bool channels_last) -> Tensor");
@@ -187,20 +179,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
       "(Tensor, Tensor)");
 }
 
-template <class Library>
-void implement(Library& m) {
-  m.impl("skew", TORCH_BOX(&skew));
+RC_LIBRARY_IMPL(m) {
   m.impl("maxmin", TORCH_BOX(&maxmin));
   m.impl("maxmin_swap", TORCH_BOX(&maxmin_swap));
   m.impl("pair_map", TORCH_BOX(&pair_map));
   m.impl("pair_map_backward", TORCH_BOX(&pair_map_backward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
-  implement(m);
-}
-STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
-  implement(m);
 }
 
 }  // namespace robustcore::lipschitz

@@ -1,18 +1,14 @@
-// Lipschitz: the arguments of its kernels, and the arithmetic both devices run. Every product that
-// is added to something is an explicit fma, so all instruction sets and the GPU agree to the bit.
+// Pairs of channels: MaxMin, its adjoint, and maps of the plane of a pair, with the arithmetic both
+// devices run. Every product that is added to something is an explicit fma, so all instruction sets
+// and the GPU agree to the bit.
 #pragma once
 
 #include "common/dtype.h"
+#include "common/math.h"
+#include "common/strided.h"
+#include "common/variants.h"
 
 namespace robustcore::lipschitz {
-
-// out[o, i, t] = (weight[o, i, t] - weight[i, o, taps - 1 - t]) / 2
-struct SkewArgs {
-  int64_t channels, taps;
-  DType dtype;
-  const void* weight;  // [channels, channels, taps]
-  void* out;
-};
 
 // Channels in two halves whose members pair up. Memory is [rows, 2, channels, pixels]: rows are
 // images, or, channels last, the positions of all images, with pixels = 1.
@@ -49,6 +45,7 @@ struct SwapArgs {
 enum class Map : int32_t { kHouseholder, kHouseholder2, kProjection };
 
 struct MapArgs {
+  Map map;
   PairShape shape;
   const void* x;
   const void* table;  // [entries, channels], double if x is, else float
@@ -56,6 +53,7 @@ struct MapArgs {
 };
 
 struct MapBackwardArgs {
+  Map map;
   PairShape shape;
   const void* x;
   const void* table;
@@ -64,25 +62,46 @@ struct MapBackwardArgs {
   void* grad_angle;  // [rows, angles, channels, pixels], the terms of each angle's gradient
 };
 
-inline namespace RC_ISA {
+constexpr int64_t kPairRun = 8192;  // pairs of a unit, a multiple of 8
 
-RC_HOST_DEVICE float multiply_add(float a, float b, float c) {
-  return ::fmaf(a, b, c);
-}
-RC_HOST_DEVICE double multiply_add(double a, double b, double c) {
-  return ::fma(a, b, c);
-}
-RC_HOST_DEVICE float square_root(float a) {
-  return ::sqrtf(a);
-}
-RC_HOST_DEVICE double square_root(double a) {
-  return ::sqrt(a);
-}
+// A unit is a part of a long row, or several short rows.
+struct PairTiling {
+  int64_t rows;   // of a unit
+  int64_t parts;  // of a row
+
+  explicit PairTiling(const PairShape& s)
+      : rows(s.run() < kPairRun ? kPairRun / s.run() : 1), parts(ceil_div(s.run(), kPairRun)) {}
+  int64_t units(const PairShape& s) const {
+    return ceil_div(s.rows, rows) * parts;
+  }
+
+  // Calls body(row, first, last) with the pairs [first, last) of each row in the units.
+  template <class Body>
+  void for_each(const PairShape& s, int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row0 = unit / parts * rows, first = unit % parts * kPairRun;
+      const int64_t last = first + kPairRun < s.run() ? first + kPairRun : s.run();
+      const int64_t row1 = row0 + rows < s.rows ? row0 + rows : s.rows;
+      for (int64_t row = row0; row < row1; ++row) body(row, first, last);
+    }
+  }
+};
+
+RC_VARIANTS(maxmin, const MaxMinArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(swap, const SwapArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(pair_map, const MapArgs& args, int64_t begin, int64_t end);
+RC_VARIANTS(pair_map_backward, const MapBackwardArgs& args, int64_t begin, int64_t end);
+void maxmin_cuda(const MaxMinArgs& args, void* stream);
+void swap_cuda(const SwapArgs& args, void* stream);
+void pair_map_cuda(const MapArgs& args, void* stream);
+void pair_map_backward_cuda(const MapBackwardArgs& args, void* stream);
+
+inline namespace RC_ISA {
 
 // p * q + r * s
 template <class T>
 RC_HOST_DEVICE T dot2(T p, T q, T r, T s) {
-  return multiply_add(p, q, r * s);
+  return fused_multiply_add(p, q, r * s);
 }
 
 // Where the vector (x, y) stands in [0, pi): the x axis itself belongs to it on the right only.
@@ -175,14 +194,14 @@ struct Projection {
   template <class T>
   static RC_HOST_DEVICE void forward(const T* k, T x, T y, T* out) {
     const int s = sector(k, x, y);
-    const T norm = square_root(dot2(x, x, y, y));
+    const T norm = OneLane<T>::sqrt(dot2(x, x, y, y));
     const T near = dot2(-x, k[1], s == 0 ? y : -y, k[0]);
     out[0] = s == 1 ? norm : near;
   }
   template <class T>
   static RC_HOST_DEVICE void backward(const T* k, T x, T y, const T* g, T* grad, T* angle) {
     const int s = sector(k, x, y);
-    const T norm = square_root(dot2(x, x, y, y));
+    const T norm = OneLane<T>::sqrt(dot2(x, x, y, y));
     const T scale = norm > 0 ? g[0] / norm : T(0);
     const T sign = s == 0 ? T(1) : T(-1);
     grad[0] = s == 1 ? scale * x : -g[0] * k[1];
