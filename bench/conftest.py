@@ -23,12 +23,15 @@ import robustcore
 def pytest_addoption(parser):
     group = parser.getgroup("robustcore")
     group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
-    group.addoption("--threads", type=int, default=2, help="CPU threads of torch")
+    group.addoption("--threads", type=int, help="of torch on the CPU (2; on a GPU machine all)")
     group.addoption("--report", metavar="FILE", help="write the table of ratios as Markdown")
 
 
 def pytest_configure(config):
-    torch.set_num_threads(config.getoption("--threads"))
+    if config.option.threads is None:
+        cuda = config.getoption("--device") == "cuda"
+        config.option.threads = torch.get_num_threads() if cuda else 2
+    torch.set_num_threads(config.option.threads)
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +40,12 @@ def device(request):
     if name == "cuda" and not torch.cuda.is_available():
         pytest.exit("--device cuda: no GPU on this machine", returncode=2)
     return torch.device(name)
+
+
+@pytest.fixture
+def no_tf32(monkeypatch):
+    """For work that is asserted equal to a float32 reference: cuDNN's default is TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture

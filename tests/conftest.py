@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 
+# cuDNN's default for float32; the references are float32 in earnest.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():

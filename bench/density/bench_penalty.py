@@ -126,6 +126,7 @@ IMPLS = [
 ]
 
 
+@pytest.mark.usefixtures("no_tf32")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # of torch's jvp
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("network", [vgg, resnet18], ids=["vgg", "resnet18"])

@@ -24,6 +24,7 @@ CASES = {  # name: shape, masks, iterations, side of a block, channels last
 }
 
 
+@pytest.mark.usefixtures("no_tf32")
 @pytest.mark.parametrize("impl", ["robustcore", "published", "copy (limit)"])
 @pytest.mark.parametrize("case", CASES)
 def test_neighbor_fill(case, impl, measure, device):

@@ -93,3 +93,58 @@ def test_cuda_array_interface():
 
     t = torch.arange(4.0, device="cuda")
     assert robustcore.as_tensor(Foreign(t)).data_ptr() == t.data_ptr()
+
+
+class Streams:
+    """Of torch.cuda what as_tensor asks; the log has what waits for what."""
+
+    def __init__(self):
+        self.log = []
+
+    def current_stream(self, device):
+        return self
+
+    def default_stream(self, device):
+        return "default"
+
+    def ExternalStream(self, pointer, device):
+        return pointer
+
+    def wait_stream(self, other):
+        self.log.append(other)
+
+
+@pytest.mark.parametrize(("stream", "waits"), [(None, []), (1, ["default"]), (2, [2]), (77, [77])])
+def test_the_stream_of_the_interface_is_waited_for(stream, waits, monkeypatch):
+    class Foreign:
+        __cuda_array_interface__ = {"stream": stream}  # noqa: RUF012
+
+    streams, made = Streams(), torch.zeros(1)
+    monkeypatch.setattr(torch, "cuda", streams)
+    monkeypatch.setattr(torch, "as_tensor", lambda array, device: made)
+    assert robustcore.as_tensor(Foreign()) is made
+    assert streams.log == waits
+
+
+def test_stream_0_is_refused(monkeypatch):
+    class Foreign:
+        __cuda_array_interface__ = {"stream": 0}  # noqa: RUF012
+
+    monkeypatch.setattr(torch, "as_tensor", lambda array, device: torch.zeros(1))
+    with pytest.raises(ValueError, match="array: got stream 0"):
+        robustcore.as_tensor(Foreign())
+
+
+@pytest.mark.cuda
+def test_a_slow_stream_is_waited_for():
+    slow = torch.cuda.Stream()
+    t = torch.zeros(2**20, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(slow):
+        torch.cuda._sleep(200_000_000)
+        t.fill_(7)
+
+    class Foreign:
+        __cuda_array_interface__ = t.__cuda_array_interface__ | {"stream": slow.cuda_stream}
+
+    assert (robustcore.as_tensor(Foreign()) == 7).all()
