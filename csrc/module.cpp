@@ -8,6 +8,7 @@
 #include "common/isa.h"
 #include "common/philox.h"
 #include "common/winograd_plan.h"
+#include "masking/fill.h"
 
 namespace py = pybind11;
 
@@ -49,6 +50,8 @@ PYBIND11_MODULE(_C, m) {
         "For tests: run the CPU kernels of another instruction set.");
   m.def("winograd_block", &robustcore::winograd_block,
         "Channels to a multiple of which our own convolutions pad; 0 where there are none.");
+  m.attr("MAX_FILL_ITERS") = robustcore::masking::kMaxIters;
+  m.attr("MAX_FILL_ITERS_TRANSPOSED") = robustcore::masking::kMaxItersTransposed;
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("seed"),
         "For tests: one Philox4x32-10 block.");
 }

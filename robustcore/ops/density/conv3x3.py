@@ -1,6 +1,6 @@
 """Convolutions with the double backward that an input gradient's needs.
 
-torch's own is right and slow: it takes the weights' gradient by a convolution with a kernel the
+torch's own is right and slow: it takes the weights' gradient by a convolution with a filter the
 size of the image. Here it is the ordinary gradient of the weights. On the CPU, float32 convolutions
 of 3 x 3 and stride 1, of which most networks consist, are our own, by Winograd's minimal filtering
 (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016), for all their passes;
@@ -10,6 +10,7 @@ they round to about 1e-6 of the norm, where torch's round to 2e-7.
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ _conv3x3_weight_gradient = raw.conv3x3_weight_gradient.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 # Sizes below which torch's own were as fast: channels, which fill vectors, and pixels of the batch,
-# which share one transform of the kernel.
+# which share one transform of the filter.
 _MIN_CHANNELS, _MIN_PIXELS = 16, 128
 
 
@@ -36,8 +37,23 @@ def convolution(
     groups: int,
 ) -> Tensor:
     """A convolution ``[N, C, *D]`` with a number a dimension, differentiable to any order."""
-    result: Tensor = apply(_Convolution, x, weight, bias, stride, padding, dilation, groups)
+    geometry = _Geometry(stride, padding, dilation, groups)
+    result: Tensor = apply(_Convolution, x, weight, bias, geometry)
     return result
+
+
+class _Geometry(NamedTuple):
+    """How the filter moves, a number a dimension."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def of_torch(self) -> tuple[Any, ...]:
+        """The arguments of torch's convolutions, which may be transposed: these are not."""
+        none = [0] * len(self.stride)
+        return self.stride, self.padding, self.dilation, False, none, self.groups
 
 
 class _Convolution(torch.autograd.Function):
@@ -46,23 +62,21 @@ class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, weight, bias, stride, padding, dilation, groups):
-        if _is_ours(x, weight, stride, padding, dilation, groups):
-            return _conv3x3(dense(x), weight.contiguous(), bias, *padding, False)
-        return torch.convolution(
-            x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-        )
+    def forward(x, weight, bias, geometry):
+        if _is_ours(x, weight, geometry):
+            return _conv3x3(dense(x), weight.contiguous(), bias, *geometry.padding, False)
+        return torch.convolution(x, weight, bias, *geometry.of_torch())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, *ctx.settings = inputs
+        x, weight, _, ctx.geometry = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
         needs = needed(ctx, 3)
-        grads = apply(_ConvolutionBackward, grad, *ctx.saved_tensors, needs, *ctx.settings)
-        return *present(grads, needs), *[None] * 4
+        grads = apply(_ConvolutionBackward, grad, *ctx.saved_tensors, needs, ctx.geometry)
+        return *present(grads, needs), None
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -71,8 +85,9 @@ class _ConvolutionBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, x, weight, needs, stride, padding, dilation, groups):
-        if _is_ours(x, weight, stride, padding, dilation, groups):
+    def forward(grad, x, weight, needs, geometry):
+        if _is_ours(x, weight, geometry):
+            padding = geometry.padding
             need_x, need_weight, need_bias = needs
             grad, flipped = dense(grad), [2 - p for p in padding]
             grads = (
@@ -82,15 +97,13 @@ class _ConvolutionBackward(torch.autograd.Function):
             )
         else:
             grads = _convolution_backward(
-                grad, x, weight, [weight.shape[0]], stride, padding, dilation, False,
-                [0] * len(stride), groups, needs,
-            )  # fmt: skip
+                grad, x, weight, [weight.shape[0]], *geometry.of_torch(), needs
+            )
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.needs, stride, padding, dilation, groups = inputs
-        ctx.settings = stride, padding, dilation, groups
+        *tensors, ctx.needs, ctx.geometry = inputs
         ctx.mark_non_differentiable(*[o for o, n in zip(output, ctx.needs, strict=True) if not n])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -100,33 +113,35 @@ class _ConvolutionBackward(torch.autograd.Function):
         grad, x, weight = ctx.saved_tensors
         need_grad, need_x, need_weight = needed(ctx, 3)
         d_grad = d_x = d_weight = None
-        settings = ctx.settings
+        geometry = ctx.geometry
         if need_grad:
             terms = []
             if v_x is not None:
-                terms.append(apply(_Convolution, v_x, weight, v_bias, *settings))
+                terms.append(apply(_Convolution, v_x, weight, v_bias, geometry))
             if v_weight is not None:
                 bias = None if terms else v_bias
-                terms.append(apply(_Convolution, x, v_weight, bias, *settings))
+                terms.append(apply(_Convolution, x, v_weight, bias, geometry))
             if not terms and v_bias is not None:
                 terms.append(v_bias.view(-1, *[1] * (grad.dim() - 2)).expand_as(grad))
             d_grad = functools.reduce(torch.add, terms) if terms else None
         if need_weight and v_x is not None:
             only = [False, True, False]
-            d_weight = apply(_ConvolutionBackward, grad, v_x, weight, only, *settings)[1]
+            d_weight = apply(_ConvolutionBackward, grad, v_x, weight, only, geometry)[1]
         if need_x and v_weight is not None:
             only = [True, False, False]
-            d_x = apply(_ConvolutionBackward, grad, x, v_weight, only, *settings)[0]
-        return d_grad, d_x, d_weight, *[None] * 5
+            d_x = apply(_ConvolutionBackward, grad, x, v_weight, only, geometry)[0]
+        return d_grad, d_x, d_weight, None, None
 
 
-def _is_ours(x, weight, stride, padding, dilation, groups):
+def _is_ours(x: Tensor, weight: Tensor, geometry: _Geometry) -> bool:
     """Whether our own kernel takes this convolution, and is worth it."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    if groups != 1 or tuple(weight.shape[2:]) != (3, 3) or x.dim() != 4:
+    if geometry.groups != 1 or tuple(weight.shape[2:]) != (3, 3) or x.dim() != 4:
         return False
-    if any(n != 1 for n in (*stride, *dilation)) or any(not 0 <= p <= 2 for p in padding):
+    padding = geometry.padding
+    moves_by_one = all(n == 1 for n in (*geometry.stride, *geometry.dilation))
+    if not moves_by_one or any(not 0 <= p <= 2 for p in padding):
         return False
     n, channels, height, width = x.shape
     if min(channels, weight.shape[0]) < _MIN_CHANNELS or n * height * width < _MIN_PIXELS:

@@ -37,7 +37,9 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
     """
     check_filter("kernel", kernel)
     sides = kernel.shape[-2:]
-    grid = check_integer("grid", grid, max(1, *sides))
+    if 0 in kernel.shape[-4:] or kernel.is_meta:
+        raise ValueError(f"kernel: got shape {list(kernel.shape)} on {kernel.device}, want values")
+    grid = check_integer("grid", grid, max(sides))
     with torch.no_grad(), torch.autocast(kernel.device.type, enabled=False):
         wide = kernel.detach().to(torch.float64)
         factor = math.prod(1 / math.cos(math.pi * (k - 1) / (2 * grid)) for k in sides)
@@ -126,7 +128,7 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
     Source: Singla and Feizi, "Fantastic four", 2021; CONV-SV, 2021.
     """
     check_filter("kernel", kernel)
-    if kernel.dim() != 4:
+    if kernel.dim() != 4 or 0 in kernel.shape:
         raise ValueError(f"kernel: got shape {list(kernel.shape)}, want [O, I, kh, kw]")
     stride = check_integer("stride", stride, 1)
     o, i, h, w = kernel.shape
@@ -137,5 +139,14 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
         (wide.reshape(o, -1), -(-h // stride) * -(-w // stride)),
         (wide.transpose(0, 1).reshape(i, -1), h * w),
     )
-    norms = [torch.linalg.matrix_norm(m, ord=2) * math.sqrt(count) for m, count in reshapes]
+    norms = [spectral_norm("kernel", m) * math.sqrt(count) for m, count in reshapes]
     return torch.stack(norms).min()
+
+
+def spectral_norm(name: str, matrix: Tensor) -> Tensor:
+    """The largest singular value; ``name`` is where the matrix comes from."""
+    try:
+        norm: Tensor = torch.linalg.matrix_norm(matrix, ord=2)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise ValueError(f"{name}: has entries that are not finite") from None
+    return norm

@@ -13,21 +13,10 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import arithmetic, fake_dense, is_channels_last
-from robustcore.ops.checks import check_floating
+from robustcore.ops.checks import check_device, check_floating, check_tensor
 
 Pair = tuple[int, int]
-
-
 Pads = tuple[Pair, Pair]  # (before, after) of the rows, of the columns
-
-
-def pair(name: str, value: Any) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) == 1:
-        pair = pair * 2
-    if len(pair) != 2:
-        raise ValueError(f"{name}: got {value!r}, want an int or two")
-    return pair
 
 
 def check_mask(x: Any, mask: Any) -> Tensor:
@@ -35,11 +24,11 @@ def check_mask(x: Any, mask: Any) -> Tensor:
     check_floating("x", x)
     if x.dim() != 4:
         raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, H, W]")
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: got {type(mask).__name__}, want a tensor")
+    check_tensor("mask", mask)
     if mask.dtype == torch.bool:
         mask = mask.to(arithmetic(x))
     check_floating("mask", mask)
+    check_device("mask", mask, x)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask: requires a gradient; a mask is a constant here, detach it")
     fits = mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2:] == x.shape[2:]
@@ -54,6 +43,17 @@ def check_mask(x: Any, mask: Any) -> Tensor:
             "either"
         )
     return mask
+
+
+def check_window(name: str, image: Tensor, kernel: Pair, pads: Pads, dilation: Pair) -> None:
+    """A window fits into the padded image ``[N, C, H, W]``; ``name`` is what gives its size."""
+    for size, k, (before, after), d in zip(image.shape[2:], kernel, pads, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        if size < 1 or reach > size + before + after:
+            raise ValueError(
+                f"{name}: got {k}, whose window of {reach} pixels does not fit into {size} padded "
+                f"by {before} and {after}"
+            )
 
 
 def output_images(x: Tensor, mask: Tensor | None) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustcore import _C
+from robustcore.common.checks import require_choice, require_flag
 from robustcore.ops.autograd import fake_nothing, needs_grad, raw, separated
+from robustcore.ops.checks import check_integer
 from robustcore.ops.masking.arguments import (
     check_mask,
     fake_like,
@@ -16,16 +19,8 @@ from robustcore.ops.masking.arguments import (
 from robustcore.ops.masking.epilogue import apply_epilogue, mask_multiply, may_write
 
 _fill = raw.neighbor_fill.default
-
-
 _fill_ = raw.neighbor_fill_.default
-
-
 _state = raw.fill_state.default
-
-
-# Of one pass: kMaxIters and kMaxItersTransposed in csrc/masking/fill.h.
-MAX_ITERS, MAX_ITERS_TRANSPOSED = 8, 4
 
 FILLS = ("neighbor", "zero", "partial")
 
@@ -65,9 +60,8 @@ def neighbor_fill(
     tensor([[[[7., 7., 0.]]]])
     """
     mask = check_mask(x, mask)
-    if not isinstance(iters, int) or isinstance(iters, bool) or iters < 0:
-        raise ValueError(f"iters: got {iters!r}, want an int of at least 0")
-    if _check_fill(fill) != "neighbor" or iters == 0:
+    iters, detach = check_integer("iters", iters, below=1 << 16), require_flag("detach", detach)
+    if require_choice("fill", fill, FILLS) != "neighbor" or iters == 0:
         return mask_multiply(x, mask)
     if needs_grad(x):
         return _NeighborFill.apply(x, mask, iters, detach)
@@ -76,29 +70,23 @@ def neighbor_fill(
 
 def consume_fill(x: Tensor, mask: Tensor, iters: int) -> Tensor:
     """:func:`neighbor_fill` of an x that nobody else reads: in place where that can be."""
-    if iters <= MAX_ITERS and x.device.type == "cpu" and may_write(x, mask):
+    if iters <= _C.MAX_FILL_ITERS and x.device.type == "cpu" and may_write(x, mask):
         _fill_(x, mask, iters)
         return x
     return neighbor_fill(x, mask, iters)
 
 
-def _check_fill(fill: str) -> str:
-    if fill not in FILLS:
-        raise ValueError(f"fill: got {fill!r}, want one of {', '.join(map(repr, FILLS))}")
-    return fill
-
-
 def _filled(x: Tensor, mask: Tensor, iters: int) -> Tensor:
-    for first in range(0, iters, MAX_ITERS):
+    for first in range(0, iters, _C.MAX_FILL_ITERS):
         if first:
-            mask = _state(mask, MAX_ITERS)
-        x = _fill(x, mask, min(MAX_ITERS, iters - first), first == 0, False)
+            mask = _state(mask, _C.MAX_FILL_ITERS)
+        x = _fill(x, mask, min(_C.MAX_FILL_ITERS, iters - first), first == 0, False)
     return x
 
 
 def _fill_transposed(x: Tensor, mask: Tensor, iters: int) -> Tensor:
     """The transpose of ``x -> _filled(x, mask, iters)``, which is linear."""
-    most = MAX_ITERS_TRANSPOSED
+    most = _C.MAX_FILL_ITERS_TRANSPOSED
     passes = [(mask, min(most, iters))]
     for first in range(most, iters, most):
         passes.append((_state(passes[-1][0], most), min(most, iters - first)))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustcore.common.checks import require_flag
 from robustcore.ops.autograd import arithmetic
-from robustcore.ops.masking.arguments import Pads, Pair, check_mask, pair
+from robustcore.ops.checks import check_device, check_floating, check_integer, check_like, pair
+from robustcore.ops.masking.arguments import Pads, Pair, check_mask, check_window
 from robustcore.ops.masking.epilogue import apply_epilogue
 from robustcore.ops.masking.fill import neighbor_fill
 from robustcore.ops.masking.pools import mask_pool
@@ -49,17 +51,25 @@ def masked_conv2d(
         window, float32 (float64 if x is).
 
     The convolution is torch's (oneDNN, cuDNN); scale, shift, ReLU and mask are one pass after it.
-    Differentiable to any order in x, weight, bias, scale and shift. Raises TypeError or
-    ValueError naming the argument (RuntimeError, torch's, if weight does not fit x).
+    Differentiable to any order in x, weight, bias, scale and shift. Raises TypeError or ValueError
+    naming the argument.
     Source: as :func:`neighbor_fill`; Liu et al., "Image inpainting for irregular holes using
     partial convolutions", 2018.
     """
     mask = check_mask(x, mask)
+    _check_weights(x, weight, bias, scale, shift, check_integer("groups", groups, 1))
     kernel = (weight.shape[2], weight.shape[3])
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     pads = conv_pads(padding, kernel, dilations)
+    check_window("weight", x, kernel, pads, dilations)
+    if isinstance(padding, str):
+        if padding == "same" and strides != (1, 1):
+            raise ValueError(f"padding: got 'same' with stride {strides}, want stride 1")
+    else:
+        padding = (pads[0][0], pads[1][0])
     if iters is None:
         iters = max(d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
+    relu = require_flag("relu", relu)
     shown = neighbor_fill(x, mask, iters, fill=fill)
     y = functional.conv2d(shown, weight, bias, strides, padding, dilations, groups)
     if fill == "partial":
@@ -68,6 +78,29 @@ def masked_conv2d(
     wide = arithmetic(y)
     scale, shift = (None if t is None else t.to(wide) for t in (scale, shift))
     return apply_epilogue(y, out_mask, scale, shift, relu, in_place=True), out_mask
+
+
+def _check_weights(x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any, groups: int) -> None:
+    autocast = torch.is_autocast_enabled(x.device.type)  # which gives x and weight one dtype
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and autocast:
+            check_floating(name, t)
+            check_device(name, t, x)
+        elif t is not None or name == "weight":
+            check_like(name, t, x)
+    shape, inner = list(weight.shape), x.shape[1] // groups
+    if x.shape[1] % groups or len(shape) != 4 or shape[1] != inner or shape[0] % groups:
+        raise ValueError(
+            f"weight: got shape {shape}, want [C_out, {x.shape[1]} / groups, kh, kw], both numbers "
+            f"of channels multiples of groups = {groups}"
+        )
+    for name, t in (("bias", bias), ("scale", scale), ("shift", shift)):
+        if t is None:
+            continue
+        check_floating(name, t)
+        check_device(name, t, x)
+        if t.shape != weight.shape[:1]:
+            raise ValueError(f"{name}: got shape {list(t.shape)}, want [{shape[0]}]")
 
 
 def partial_correction(
@@ -96,13 +129,15 @@ def partial_correction(
 
 def conv_pads(padding: Any, kernel: Pair, dilation: Pair) -> Pads:
     """A convolution's padding as (before, after) of rows and of columns."""
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return (
             (total[0] // 2, total[0] - total[0] // 2),
             (total[1] // 2, total[1] - total[1] // 2),
         )
-    if padding == "valid":
+    if isinstance(padding, str):
+        if padding != "valid":
+            raise ValueError(f"padding: got {padding!r}, want an int, two, 'same' or 'valid'")
         padding = 0
-    rows, columns = pair("padding", padding)
+    rows, columns = pair("padding", padding, 0)
     return (rows, rows), (columns, columns)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustcore.ops.masking.arguments import Pads, Pair, check_mask
+from robustcore.common.checks import require_choice, require_flag
+from robustcore.ops.checks import check_floating, pair
+from robustcore.ops.masking.arguments import Pads, Pair, check_mask, check_window
 from robustcore.ops.masking.epilogue import mask_multiply
 
 
@@ -27,13 +29,23 @@ def mask_pool(
         mask: ``[N, 1, H, W]``, floating, in [0, 1], 1 = visible.
         kernel, stride, dilation: (rows, columns), in pixels.
         pads: (before, after) of rows, and of columns.
-        ceil_mode: as in ``torch.nn.functional.max_pool2d``, which raises for what does not fit.
+        ceil_mode: as in ``torch.nn.functional.max_pool2d``.
 
     Returns:
         ``[N, 1, H', W']`` of mask's dtype. Not differentiable.
 
+    Raises TypeError or ValueError naming the argument.
     Source: Balasubramanian and Feizi, 2023.
     """
+    check_floating("mask", mask)
+    if mask.dim() != 4 or mask.shape[1] != 1:
+        raise ValueError(f"mask: got shape {list(mask.shape)}, want [N, 1, H, W]")
+    kernel, stride = pair("kernel", kernel), pair("stride", stride)
+    dilation, ceil_mode = pair("dilation", dilation), require_flag("ceil_mode", ceil_mode)
+    if not isinstance(pads, (tuple, list)) or len(pads) != 2:
+        raise TypeError(f"pads: got {pads!r}, want (before, after) of rows and of columns")
+    pads = pair("pads", pads[0], 0), pair("pads", pads[1], 0)
+    check_window("kernel", mask, kernel, pads, dilation)
     if kernel == (1, 1) and pads == ((0, 0), (0, 0)) and not ceil_mode:
         return mask[:, :, :: stride[0], :: stride[1]]
     symmetric = all(a == b and 2 * a <= k for (a, b), k in zip(pads, kernel, strict=True))
@@ -68,14 +80,21 @@ def masked_pool(
     Source: Balasubramanian and Feizi, 2023.
     """
     mask = check_mask(x, mask)
-    if kind not in ("max", "avg"):
-        raise ValueError(f"kind: got {kind!r}, want 'max' or 'avg'")
+    if x.shape[1] < 1:
+        raise ValueError(f"x: got shape {list(x.shape)}, want at least one channel")
+    require_choice("kind", kind, ("max", "avg"))
+    kernel = pair("kernel_size", kernel_size)
+    stride = kernel if stride is None else pair("stride", stride)
+    rows, columns = padding = pair("padding", padding, 0)
+    if 2 * rows > kernel[0] or 2 * columns > kernel[1]:
+        raise ValueError(f"padding: got {padding}, want at most half of kernel_size {kernel}")
+    check_window("kernel_size", x, kernel, ((rows, rows), (columns, columns)), (1, 1))
     pool: Any = functional.max_pool2d if kind == "max" else functional.avg_pool2d
-    options = dict(stride=stride, padding=padding, ceil_mode=ceil_mode)
-    out_mask: Tensor = pool(mask, kernel_size, **options)
+    options = dict(stride=stride, padding=padding, ceil_mode=require_flag("ceil_mode", ceil_mode))
+    out_mask: Tensor = pool(mask, kernel, **options)
     if kind == "avg":
         out_mask = (out_mask > 0).to(mask.dtype)
-    return mask_multiply(pool(mask_multiply(x, mask), kernel_size, **options), out_mask), out_mask
+    return mask_multiply(pool(mask_multiply(x, mask), kernel, **options), out_mask), out_mask
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
