@@ -85,15 +85,16 @@ MODELLED = "smoothing.Smooth.* masking.* density.* lipschitz.certify"
 # (callables, arguments, labels, why)
 OF_ARGUMENT = [
     # ---- tensors
-    ("ops.* lipschitz.*", "x grad logits filter features weight bias theta mask scale shift sigma "
+    ("ops.* lipschitz.*", "x grad logits kernel features weight bias theta mask scale shift sigma "
      "mean std fill certificates", VALUES | {"tensor a 0-d nan"}, DATA),
-    ("ops.* lipschitz.*", "x grad logits filter features theta mask scale shift sigma mean std "
+    ("ops.* lipschitz.*", "x grad logits kernel features theta mask scale shift sigma mean std "
      "certificates weight", FLOATING, DTYPE),
-    ("ops.*", "x grad logits filter weight mask", META, "meta in, meta out"),
-    ("ops.* lipschitz.*", "x grad logits filter mask weight shift scale", SIZES, FREE),
-    ("ops.*noise ops.grad_norm ops.maxmin ops.ablate_patches ops.conv_norm_bound", "x grad filter",
+    ("ops.*", "x grad logits kernel weight mask", META, "meta in, meta out"),
+    ("ops.* lipschitz.*", "x grad logits kernel mask weight shift scale", SIZES, FREE),
+    ("ops.*noise ops.grad_norm ops.maxmin ops.ablate_patches ops.conv_norm_bound", "x grad kernel",
      TENSOR, FREE),
     ("lipschitz.MaxMin.forward lipschitz.Normalize*", "x shift scale", TENSOR, FREE),
+    (NOISE, "sigma scale", NUMBER_TENSOR, "a map that broadcasts to x"),
     ("ops.gaussian_noise", "sigma", itself("bool", "uint8", "int64", "of one fewer")
      | itself("of half the rows"), "a map of any dtype that broadcasts to x"),
     ("ops.*", "image_offset sample_offset", VALUES | itself("as a list"), "its value is not read"),
@@ -142,7 +143,7 @@ OF_ARGUMENT = [
      NO_BOUND),
     ("*", "radius gamma tau ridge theta degree iters padding num_samples k p_lower sigma scale "
      "target", {"0"}, "0 is in the range"),
-    ("ops.*", "size stride positions padding dilation kernel kernel_size pads", PAIR
+    ("ops.*", "grid size stride positions padding dilation kernel kernel_size pads", PAIR
      | INTEGER | {"[[1], [2, 3]]"}, "an int, or two"),
     ("ops.*", "positions", {"0"}, "none"),
     ("ops.conv_spectral_bound", "stride", LARGE_INTEGER, NO_BOUND),

@@ -182,6 +182,14 @@ EXAMPLES = {
         ops.householder, x=lambda: rand(2, 4, 3, 3), theta=lambda: rand(2)
     ),
     "ops.laplace_noise": call(ops.laplace_noise, scale=0.25, **NOISE),
+    "ops.lattice_noise": call(
+        ops.lattice_noise,
+        x=images,
+        sigma=0.25,
+        grid=255,
+        kind="gaussian",
+        **{name: value for name, value in NOISE.items() if name != "x"},
+    ),
     "ops.linear_logsumexp": call(
         ops.linear_logsumexp, features=lambda: rand(2, 4), weight=lambda: rand(3, 4),
         bias=lambda: rand(3), targets=labels,
