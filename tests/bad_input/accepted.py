@@ -93,6 +93,8 @@ OF_ARGUMENT = [
     ("ops.* lipschitz.*", "x grad logits kernel mask weight shift scale", SIZES, FREE),
     ("ops.*noise ops.grad_norm ops.maxmin ops.ablate_patches ops.conv_norm_bound", "x grad kernel",
      TENSOR, FREE),
+    ("lipschitz.Normalize", "shift", {"tensor 2**40 elements"} | itself("of 2**40 rows"),
+     "kept as it is"),
     ("lipschitz.MaxMin.forward lipschitz.Normalize*", "x shift scale", TENSOR, FREE),
     (NOISE, "sigma scale", NUMBER_TENSOR, "a map that broadcasts to x"),
     ("ops.gaussian_noise", "sigma", itself("bool", "uint8", "int64", "of one fewer")
@@ -133,7 +135,7 @@ OF_ARGUMENT = [
      | itself("int64", "of one fewer", "float8") | {"tensor [1] * 6", "tensor float8 [3]"},
      ONE_EACH),
     ("ops.gaussian_noise", "mean std", LISTED | itself("of one fewer"), ONE_EACH),
-    ("masking.replaced density.*", "value sigmas fractions", {"(-1, 2**64)", "tensor float8 [3]"},
+    ("masking.* density.*", "value sigmas fractions", {"(-1, 2**64)", "tensor float8 [3]"},
      ONE_EACH),
     ("smoothing.*Ablation", "fill", {"(-1, 2**64)"}, ONE_EACH),
     ("*", "radii", {"0", "inf", *NUMBER, *LARGE, *NUMBERS, *NUMBER_TENSOR, *TENSOR,
