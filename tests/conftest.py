@@ -79,3 +79,18 @@ def with_each_vectors(widest):
         return results
 
     return call
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many calls with bad input were tried, by tests/test_bad_input.py."""
+    tried = [
+        value
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for key, value in report.user_properties
+        if key == "bad_input" and report.when == "call"
+    ]
+    if tried:
+        arguments, calls = map(sum, zip(*tried, strict=True))
+        terminalreporter.write_line(
+            f"bad input: {len(tried)} callables, {arguments} arguments, {calls} calls tried"
+        )

@@ -93,7 +93,7 @@ def require_radii(radii: Any) -> Tensor:
 
 def require_sequence(name: str, value: Any, wanted: str) -> list[Any]:
     """The things of a sequence, an array or a tensor of one dimension; a text is none."""
-    if isinstance(value, Tensor) and value.dim() == 1 and not value.is_meta:
+    if isinstance(value, Tensor) and require_values(name, value).dim() == 1:
         return list(value.tolist())
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return list(value.tolist())
@@ -156,16 +156,17 @@ def require_values(name: str, value: Any) -> Tensor:
         raise TypeError(
             f"{name}: got {type(value).__name__}, want a tensor (see robustcore.as_tensor)"
         )
-    if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(f"{name}: got layout {value.layout}, want a strided tensor")
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        got = f"a tensor of {value.layout}, {value.dtype}"
+        raise TypeError(f"{name}: got {got}, want a dense one")
     if value.is_meta:
         raise ValueError(f"{name}: got a tensor on the meta device, want one with values")
     return value
 
 
 def require_floating(name: str, value: Any) -> Tensor:
-    """A tensor of floating dtype."""
-    if not require_values(name, value).is_floating_point():
+    """A tensor of a floating dtype that can be computed with: one of 8 bits is not."""
+    if not require_values(name, value).is_floating_point() or value.dtype.itemsize < 2:
         raise TypeError(f"{name}: got {value.dtype}, want a floating dtype")
     return value  # type: ignore[no-any-return]
 
@@ -201,6 +202,17 @@ def require_classes(name: str, value: Any, rows: int, classes: int | None = None
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: got {low} to {high}, want [0, {classes})")
     return labels
+
+
+def require_logits(name: str, logits: Any, rows: int) -> Tensor:
+    """What the model or function of that name gave for so many images: floating ``[rows, K]``."""
+    want = f"want floating logits [{rows}, K]"
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"{name}: gave {got}, {want}")
+    if logits.dim() != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
+        raise ValueError(f"{name}: gave shape {list(logits.shape)}, {want}")
+    return logits
 
 
 def require_single_image(image: Any) -> Tensor:

@@ -202,7 +202,8 @@ def _replace(
 def _filled(fill: Any, x: Tensor) -> Tensor:
     """What replaces an element, broadcast to x."""
     if not isinstance(fill, Tensor):
-        return x.new_tensor(require_real("fill", fill, "a finite number or a tensor"))
+        fill = require_real("fill", fill, "a finite number or a tensor")
+        return torch.tensor(fill, dtype=x.dtype, device=x.device)
     return require_broadcast("fill", require_floating("fill", fill).to(x), x)
 
 

@@ -72,7 +72,9 @@ def check_logits(logits: Any, x: Tensor, got: str = "model: gave") -> Tensor:
     want = f"want floating logits [{x.shape[0]}, K], one row an input"
     if not isinstance(logits, Tensor):
         raise TypeError(f"{got} {type(logits).__name__}, {want}")
-    if not logits.is_floating_point() or logits.layout != torch.strided:
+    if logits.device != x.device:
+        raise ValueError(f"{got} a tensor on {logits.device}, {want}, on {x.device}")
+    if not logits.is_floating_point() or logits.layout != torch.strided or logits.is_nested:
         raise TypeError(f"{got} {logits.dtype}, {logits.layout}, {want}")
     if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
         raise ValueError(f"{got} shape {list(logits.shape)}, {want}")
@@ -151,9 +153,11 @@ def gradients(model: Model, score: Score, points: Sequence[Point], create_graph:
             # The one form of an input gradient that torch.compile traces; it calls the model anew.
             g = torch.func.grad(lambda at: score(widen(_pure(model, at))).sum())(x.detach())
         else:
-            (g,) = torch.autograd.grad(
-                values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
-            )
+            g = None
+            if values.requires_grad:
+                (g,) = torch.autograd.grad(
+                    values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
+                )
         if g is None:
             raise ValueError("logits: do not depend on x; want those of model(x), x requiring grad")
         total = total + weight * widen(g)

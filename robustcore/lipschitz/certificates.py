@@ -152,6 +152,8 @@ def margin_certificate(
         rows = (
             head.normalized_weight() if isinstance(head, NormalizedLinear) else head.weight
         ).double()
+        if len(rows) != values.shape[1]:
+            raise ValueError(f"head: got {len(rows)} classes, want {values.shape[1]} as logits")
         apart = torch.linalg.vector_norm(rows[:, None] - rows[None], dim=2)
         constants = apart[chosen] * (1 + 1e-12)
     else:
@@ -228,9 +230,11 @@ def certificate_loss(logits: Tensor, labels: Tensor, certificates: Tensor, gamma
 
     Differentiable. Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
-    if require_floating("logits", logits).dim() != 2:
+    if require_floating("logits", logits).dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K]")
-    require_classes("labels", labels, len(logits))
+    # On a GPU torch looks at them: to do so here would wait for it.
+    classes = None if logits.is_cuda else logits.shape[1]
+    require_classes("labels", labels, len(logits), classes)
     if require_floating("certificates", certificates).shape != logits.shape[:1]:
         got = list(certificates.shape)
         raise ValueError(f"certificates: got shape {got}, want [{len(logits)}]")

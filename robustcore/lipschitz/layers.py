@@ -176,7 +176,8 @@ class NormalizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, out_features]``."""
-        return linear(flat_features(x, self.in_features), self.normalized_weight(), self.bias)
+        x = _of_dtype(flat_features(x, self.in_features), self.weight.dtype)
+        return linear(x, self.normalized_weight(), self.bias)
 
     def lipschitz_bound(self) -> float:
         """Largest singular value of the normalised weight."""
@@ -219,7 +220,8 @@ class CRCHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]``."""
-        inner = self.linear1(flat_features(x, self.linear1.in_features))
+        x = _of_dtype(flat_features(x, self.linear1.in_features), self.linear1.weight.dtype)
+        inner = self.linear1(x)
         logits: Tensor = self.linear2(softplus(inner, self.beta))
         return logits
 
@@ -240,6 +242,13 @@ def flat_features(x: Any, features: int, name: str = "x") -> Tensor:
     if require_floating(name, x).dim() < 2 or math.prod(x.shape[1:]) != features:
         raise ValueError(f"{name}: got shape {list(x.shape)}, want [N, {features}] features")
     return x.flatten(1)  # type: ignore[no-any-return]
+
+
+def _of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, of the weight's dtype; autocast gives both another."""
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x: got {x.dtype}, want {dtype} as the weight")
+    return x
 
 
 def matrix_norm_bound(matrix: Tensor) -> float:

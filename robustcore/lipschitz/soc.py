@@ -110,6 +110,8 @@ class SOC(nn.Module):
         require_flag("bias", bias)
         require_flag("recompute", recompute)
         require_parameter_form(device, dtype)
+        if scale > torch.finfo(dtype or torch.get_default_dtype()).max:
+            raise ValueError(f"scale: got {scale}, want a number that its dtype holds")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.train_degree, self.tol, self.recompute = train_degree, tol, recompute

@@ -18,6 +18,7 @@ from robustcore.common.checks import (
     require_fraction,
     require_int,
     require_labelled,
+    require_logits,
     require_module,
     require_seed,
     require_sequence,
@@ -82,7 +83,10 @@ def replaced(model: nn.Module, value: float | Sequence[float] | Tensor) -> Predi
     """
     require_callable("model", model)
     try:
-        values = torch.as_tensor(value, dtype=torch.float64)
+        values = torch.as_tensor(value)
+        if values.dtype == torch.bool or values.is_complex() or values.layout != torch.strided:
+            raise TypeError
+        values = values.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"value: got {value!r}, want a number or one a channel") from None
     if values.dim() > 1 or values.numel() == 0 or not bool(values.isfinite().all()):
@@ -134,12 +138,13 @@ def masked_accuracy_curve(
     masked = as_masked(model)
     methods: dict[str, Predictor] = {"layer masking": masked, **_checked_fills(fills)}
     order = _block_order(images, block, require_seed(seed))
-    whole = _predict(lambda x, _: masked(x), images, None, batch_size)
+    whole = _predict("model", lambda x, _: masked(x), images, None, batch_size)
     results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
     points = [(f, name) for f in chosen for name in methods]
     for fraction, name in steps(points, "masked accuracy", "curve point", shown=progress):
         mask = _hide(order, fraction, block, images)
-        predicted = _predict(methods[name], images, mask, batch_size)
+        what = "model" if name == "layer masking" else f"fills[{name!r}]"
+        predicted = _predict(what, methods[name], images, mask, batch_size)
         share = torch.bincount(predicted).double() / len(predicted)
         entropy = float(torch.special.entr(share).sum()) / torch.tensor(2.0).log().item()
         right = float((predicted == labels.cpu()).double().mean())
@@ -182,12 +187,15 @@ def _hide(order: Tensor, fraction: float, block: int, images: Tensor) -> Tensor:
     return mask[:, :, : images.shape[2], : images.shape[3]].to(images.device)
 
 
-def _predict(method: Predictor, images: Tensor, mask: Tensor | None, batch_size: int) -> Tensor:
-    parts = [
-        method(images[i : i + batch_size], mask[i : i + batch_size] if mask is not None else images)
-        for i in range(0, len(images), batch_size)
-    ]
-    return torch.cat([logits.argmax(1).cpu() for logits in parts])
+def _predict(
+    name: str, method: Predictor, images: Tensor, mask: Tensor | None, batch_size: int
+) -> Tensor:
+    parts = []
+    for i in range(0, len(images), batch_size):
+        x = images[i : i + batch_size]
+        logits = method(x, mask[i : i + batch_size] if mask is not None else images)
+        parts.append(require_logits(name, logits, len(x)).argmax(1).cpu())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -228,7 +236,7 @@ def insertion_deletion(
     require_int("batch_size", batch_size, 1)
     require_flag("progress", progress)
     masked = as_masked(model)
-    target = require_target(target, masked(x))
+    target = require_target(target, require_logits("model", masked(x), 1))
     pixels = height * width
     rank = ranks(attribution.reshape(1, -1).cpu()).view(1, 1, height, width).to(x.device)
     counts = torch.tensor([*range(0, pixels, step), pixels])

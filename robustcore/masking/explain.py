@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustcore.common.checks import (
     require_flag,
     require_int,
+    require_logits,
     require_not_negative,
     require_positive,
     require_seed,
@@ -99,7 +100,7 @@ def explain_lime(
     logits = masked(
         x, segments=segments, z=z.to(x.device), batch_size=batch_size, progress=progress
     )
-    probabilities = logits.double().softmax(1).cpu()
+    probabilities = require_logits("model", logits, num_samples).double().softmax(1).cpu()
     target = require_target(target, probabilities[:1])
     weights, intercept, r2 = ridge_regression(z.double(), probabilities[:, target], width, penalty)
     return LimeExplanation(weights, intercept, r2, target, segments.cpu(), x[0].cpu())
@@ -111,7 +112,7 @@ def ridge_regression(
     """Weights, intercept and weighted r2 of a ridge regression of y ``[N]`` on z ``[N, S]``."""
     shown = z.sum(1)
     distance = 1 - (shown / z.shape[1]).sqrt()  # of the angle to the set of all
-    sample_weight = (-(distance**2) / width**2).exp().unsqueeze(1)
+    sample_weight = (-(distance**2) / (width * width)).exp().unsqueeze(1)
     total = sample_weight.sum()
     z_mean, y_mean = (
         (sample_weight * z).sum(0) / total,

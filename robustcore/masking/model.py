@@ -210,8 +210,7 @@ def _check_mask(mask: Any, x: Tensor) -> None:
     _check_device("mask", mask, x)
     if mask.dtype == torch.bool:
         return
-    if not mask.is_floating_point():
-        raise TypeError(f"mask: got {mask.dtype}, want bool or a floating dtype")
+    require_floating("mask", mask)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask: requires a gradient; a mask is a constant here, detach it")
     if mask.numel() and not torch.compiler.is_compiling():

@@ -19,14 +19,14 @@ def check_tensor(name: str, t: Any) -> None:
     """A strided tensor."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: got {type(t).__name__}, want a tensor (see robustcore.as_tensor)")
-    if t.layout is not torch.strided or t.is_nested:
-        raise TypeError(f"{name}: got a tensor of {t.layout}, want one of torch.strided")
+    if t.layout is not torch.strided or t.is_nested or t.is_quantized:
+        raise TypeError(f"{name}: got a tensor of {t.layout}, {t.dtype}, want a dense one")
 
 
 def check_floating(name: str, t: Any) -> None:
-    """A strided tensor of a floating dtype."""
+    """A strided tensor of a floating dtype that can be computed with: one of 8 bits is not."""
     check_tensor(name, t)
-    if not t.is_floating_point():
+    if not t.is_floating_point() or t.dtype.itemsize < 2:
         raise TypeError(f"{name}: got {t.dtype}, want a floating dtype")
 
 
@@ -34,6 +34,13 @@ def check_device(name: str, t: Tensor, x: Tensor, x_name: str = "x") -> None:
     """t is where x is. An op would take a meta tensor beside real ones, and return a meta one."""
     if t.device != x.device:
         raise ValueError(f"{name}: is on {t.device}, {x_name} on {x.device}")
+
+
+def check_out(name: str, out: Tensor, x: Tensor, x_name: str = "x") -> None:
+    """Where an op can write beside x: a negative view takes no values."""
+    check_device(name, out, x, x_name)
+    if out.is_neg():
+        raise ValueError(f"{name}: is the view of a negative, want out.resolve_neg()")
 
 
 def check_like(name: str, t: Any, x: Tensor, x_name: str = "x") -> None:
@@ -99,7 +106,7 @@ def check_images(x: Any, dtype: Any, memory_format: Any, out: Any) -> tuple[torc
         raise TypeError(f"dtype: got {_shown(dtype)}, want a floating torch.dtype")
     if out is not None:
         check_floating("out", out)
-        check_device("out", out, x)
+        check_out("out", out, x)
         if dtype is not None and out.dtype != dtype:
             raise ValueError(f"out: got {out.dtype}, want dtype {dtype}")
         if out.requires_grad:
@@ -142,6 +149,8 @@ def _numbers(name: str, value: Any, x: Tensor) -> Tensor:
     values = [check_number(name, v) for v in (value if many else [value])]
     if not all(math.isfinite(v) for v in values):
         raise ValueError(f"{name}: got {_shown(value)}, want finite numbers")
+    if name == "std" and not all(v > 0 for v in values):
+        raise ValueError(f"std: got {_shown(value)}, want numbers above 0")
     if x.device.type != "cuda" or not values:
         return torch.tensor(values if many else values[0], dtype=dtype, device=x.device)
     filled = [torch.full((), v, dtype=dtype, device=x.device) for v in values]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_radii
+from robustcore.common.checks import require_integers, require_radii
 from robustcore.common.plots import save
 from robustcore.common.table import ABSTAIN, COLUMNS, certificate_cells, write_table
 from robustcore.smoothing.theory import top_k, votes
@@ -282,8 +282,7 @@ class Certificates(Result):
             raise TypeError(f"labels: got {labels!r}, want integers") from None
         if len(self) == 0 and values.numel() == 0:
             return values.to(torch.int64).reshape(0)
-        if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-            raise TypeError(f"labels: got {values.dtype}, want integers")
+        require_integers("labels", values)
         if values.shape != self.prediction.shape:
             got = list(values.shape)
             raise ValueError(f"labels: got shape {got}, want one label an image, [{len(self)}]")

@@ -49,7 +49,7 @@ def check_channel_values(name: str, value: Any) -> Tensor | None:
         return None
     try:
         values = torch.as_tensor(value).detach()
-        if values.dtype == torch.bool or values.is_complex():
+        if values.dtype == torch.bool or values.is_complex() or values.layout != torch.strided:
             raise TypeError
         values = values.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):

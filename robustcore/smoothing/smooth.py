@@ -30,7 +30,7 @@ class Smooth:
         base_classifier: maps a batch ``[N, C, H, W]`` to logits ``[N, num_classes]``; a module is
             used in its own train/eval state, which stays as it is (call ``.eval()`` on it). For
             noise with two views (``Dual``), one for both or a pair.
-        num_classes: K, at least 2.
+        num_classes: K, at least 2, below 2**24.
         sigma: standard deviation of Gaussian noise, above 0, in the units of the images: pixels in
             [0, 1], not normalised ones and not 0 to 255.
         noise: another distribution instead of sigma, see
@@ -88,7 +88,7 @@ class Smooth:
             )
         _check_form(dtype, memory_format, cuda_graph)
         self.base_classifier = base_classifier
-        self.num_classes = require_int("num_classes", num_classes, 2)
+        self.num_classes = require_int("num_classes", num_classes, 2, 2**24)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
         self._models = models

@@ -37,9 +37,10 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
     """
     check_filter("kernel", kernel)
     sides = kernel.shape[-2:]
-    if 0 in kernel.shape[-4:] or kernel.is_meta:
-        raise ValueError(f"kernel: got shape {list(kernel.shape)} on {kernel.device}, want values")
-    grid = check_integer("grid", grid, max(sides))
+    if kernel.is_meta or 0 in kernel.shape[-4:]:
+        got = f"shape {list(kernel.shape)} on {kernel.device}"
+        raise ValueError(f"kernel: got {got}, want filters that are not empty, with values")
+    grid = check_integer("grid", grid, max(sides), 1 << 12)
     with torch.no_grad(), torch.autocast(kernel.device.type, enabled=False):
         wide = kernel.detach().to(torch.float64)
         factor = math.prod(1 / math.cos(math.pi * (k - 1) / (2 * grid)) for k in sides)
@@ -139,14 +140,13 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
         (wide.reshape(o, -1), -(-h // stride) * -(-w // stride)),
         (wide.transpose(0, 1).reshape(i, -1), h * w),
     )
-    norms = [spectral_norm("kernel", m) * math.sqrt(count) for m, count in reshapes]
+    norms = [matrix_norm("kernel", m) * math.sqrt(count) for m, count in reshapes]
     return torch.stack(norms).min()
 
 
-def spectral_norm(name: str, matrix: Tensor) -> Tensor:
-    """The largest singular value; ``name`` is where the matrix comes from."""
+def matrix_norm(name: str, matrix: Tensor) -> Tensor:
+    """The spectral norm; ValueError where the CPU's decomposition meets a NaN."""
     try:
-        norm: Tensor = torch.linalg.matrix_norm(matrix, ord=2)
+        return torch.linalg.matrix_norm(matrix, ord=2)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise ValueError(f"{name}: has entries that are not finite") from None
-    return norm
+        raise ValueError(f"{name}: is not finite, want finite values") from None

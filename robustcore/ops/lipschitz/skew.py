@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_loop
 from robustcore.ops.checks import check_filter
-from robustcore.ops.lipschitz.norm_bounds import spectral_norm
+from robustcore.ops.lipschitz.norm_bounds import matrix_norm
 
 _skew = raw.skew.default
 
@@ -41,7 +41,7 @@ def skew_kernel(weight: Tensor) -> SkewKernel:
     c, _, h, w = kernel.shape
     wide = kernel.to(arithmetic(kernel))
     square = wide.permute(0, 2, 1, 3).reshape(c * h, c * w)
-    mixed, flat = (spectral_norm("weight", m) for m in (square, wide.reshape(c, -1)))
+    mixed, flat = (matrix_norm("weight", m) for m in (square, wide.reshape(c, -1)))
     return SkewKernel(kernel, torch.stack([mixed, mixed, flat, flat]).to(kernel.dtype))
 
 

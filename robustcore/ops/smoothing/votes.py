@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import fake_nothing, raw, register_rows
-from robustcore.ops.checks import check_device, check_floating, check_tensor
+from robustcore.ops.checks import check_floating, check_out, check_tensor
 
 _votes = raw.count_votes.default
 
@@ -30,9 +30,11 @@ def count_votes(logits: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([[1, 2]])
     """
     check_floating("logits", logits)
+    if logits.dim() != 3:
+        raise ValueError(f"logits: got shape {list(logits.shape)}, want [B, S, K]")
     if out is not None:
         check_tensor("out", out)
-        check_device("out", out, logits, "logits")
+        check_out("out", out, logits, "logits")
     if out is None:
         return _votes(logits)
     _votes_out(logits, out)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustcore import ops
-from robustcore.common.checks import require_choice, require_int, require_real
+from robustcore.common.checks import require_choice, require_int, require_real, require_sequence
 from robustcore.smoothing.theory import norms, votes
 from robustcore.smoothing.theory.distributions import Distribution, Shape
 
@@ -25,11 +25,13 @@ class _Ablation(Distribution):
     def _check_fill(self) -> None:
         if self.fill is None:
             return
-        values = self.fill if isinstance(self.fill, Sequence) else (self.fill,)
-        for value in values:
-            require_real("fill", value, "None or finite numbers")
-        if isinstance(self.fill, Sequence):
-            object.__setattr__(self, "fill", tuple(values))
+        wanted = "None or finite numbers"
+        many = isinstance(self.fill, Sequence)
+        each = require_sequence("fill", self.fill, wanted) if many else [self.fill]
+        values = tuple(require_real("fill", value, wanted) for value in each)
+        if not values:
+            raise ValueError(f"fill: got {self.fill!r}, want {wanted}")
+        object.__setattr__(self, "fill", values if many else values[0])
 
     def check(self, images: Tensor, normalized: bool) -> None:
         if self.fill is None and normalized:

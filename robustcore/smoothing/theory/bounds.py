@@ -172,6 +172,8 @@ def _integers(name: str, value: Any) -> FloatArray:
     array = _to_numpy(name, value)
     if array.dtype.kind == "f" and not np.all(array == np.floor(array)):
         raise ValueError(f"{name}: got {value}, want integers")
+    if not np.all(array < 2**53):
+        raise ValueError(f"{name}: got {value}, want integers below 2**53")
     return array.astype(np.float64)
 
 

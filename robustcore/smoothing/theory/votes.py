@@ -299,6 +299,9 @@ def _counts(counts: Any) -> IntArray:
         raise ValueError(f"counts: got shape {list(n.shape)}, want [B, K] with K at least 2")
     if n.size and n.min() < 0:
         raise ValueError(f"counts: got {n.min()}, want integers of at least 0")
+    limit = 2**62 // n.shape[1]  # the sums that certificates rest on stay in 64 bits
+    if n.size and n.sum(1, dtype=np.float64).max() >= limit:
+        raise ValueError(f"counts: got {n.max()}, want rows of less than {limit} votes")
     return n
 
 

@@ -1,0 +1,198 @@
+"""Why some of the values are no errors: rules by kind of argument, and what is about a few."""
+
+from fnmatch import fnmatch
+
+# ---- what is not tried ---------------------------------------------------------------------------
+
+EXEMPT = {
+    "masking.Plan*": "a result: make_plan makes it",
+    "smoothing.*.from_counts": "makes a result of votes that the package counted",
+    "smoothing.*.from_votes": "the same",
+    **{
+        f"smoothing.*.{asked}": "what Smooth asks a distribution, of images that it has checked"
+        for asked in (
+            "augment", "check", "count", "influence", "num_samples", "output_shape", "radius",
+            "radius_of_votes", "sample", "shift", "views",
+        )
+    },
+}  # fmt: skip
+
+# (callable, arguments, labels): what was asked for, and takes its time.
+LONG = [("smoothing.Smooth.*", "n0 n max_n", {"2**31"})]
+
+
+def takes_long(name, argument, label):
+    return any(matches(name, argument, label, *entry) for entry in LONG)
+
+
+# ---- labels that go together ---------------------------------------------------------------------
+
+NUMBER = {"3", "0.5", "np.float32(0.5)", "np.int64(3)", "Fraction(1, 2)"}
+INTEGER = {"3", "np.int64(3)", "tensor a 0-d int"}
+LARGE = {"2**31", "2**62", "2**64", "1e300"}
+LARGE_INTEGER = {"2**31", "2**62", "2**64", "10**400"}
+NEGATIVE = {"-1", "-0.5", "-2**63", "np.int8(-1)"}
+PAIR = {"(1, 2)"}
+INTEGERS = {"(1, 2)", "range(3)", "an int array", "tensor int64 [3]"}
+NUMBERS = {*INTEGERS, "(1, 2, 3, 4, 5)", "a float array", "tensor [7]", "tensor [0]", "[]"}
+NUMBER_TENSOR = {"tensor a number", "tensor a 0-d int"}
+FUNCTION = {"a function to None", "a function to a string", "a function to [N, 1, 1]"}
+CALLABLE = {*FUNCTION, "a class", "a module"}
+TENSOR = {"tensor a number", "tensor [0]", "tensor [7]", "tensor [0] * 4", "tensor [1] * 6"}
+META = {"itself meta", "tensor meta [3]"}
+
+
+def itself(*how):
+    return {f"itself {each}" for each in how}
+
+
+LAYOUT = itself("with the bit of negation", "overlapping itself", "a Parameter")
+GRADIENT = itself("that wants a gradient")
+FINITE = itself("negative", "times 1e30", "int64 max")
+VALUES = FINITE | itself("with a nan", "with an inf")
+FLOATING = itself("float64", "float16", "bfloat16")
+ROWS = itself("without rows", "of half the rows", "of twice the rows")
+SIZES = ROWS | itself(
+    "without columns", "of twice the columns", "with one more at the end",
+    "with an empty last dimension", "of one more dimension", "of one fewer",
+)  # fmt: skip
+LISTED = itself("as an array", "as a list", "uint8")
+
+# ---- reasons -------------------------------------------------------------------------------------
+
+# By what is in an argument's annotation or default.
+OF_KIND = {
+    "None": ({"None"}, "None is documented"),
+    "bool": ({"True", "np.bool_(True)"}, "a flag is a flag, NumPy's too"),
+    "float": (NUMBER, "a number in range, whatever its class"),
+    "int": (INTEGER, "an integer is what has __index__"),
+    "Tensor": (LAYOUT | GRADIENT, "any layout in, and what autograd says changes nothing"),
+}
+
+DATA = "the values of a tensor are data: what is no number stays none"
+FREE = "sizes are free where nothing has to match"
+DTYPE = "computed in any floating dtype of 16 bits at least"
+ONE_EACH = "a number, or several"
+ARRAY_LIKE = "an array, nested lists or a tensor of integers"
+NO_BOUND = "no bound above"
+ANY_FUNCTION = "what a function gives is checked when it is called"
+OVERWRITTEN = "what it holds is overwritten"
+WEIGHT = "weighs nothing"
+NOISE = "ops.*noise*"
+COUNTS = "smoothing.*certificate"
+MODELLED = "smoothing.Smooth.* masking.* density.* lipschitz.certify"
+
+# (callables, arguments, labels, why)
+OF_ARGUMENT = [
+    # ---- tensors
+    ("ops.* lipschitz.*", "x grad logits kernel features weight bias theta mask scale shift sigma "
+     "mean std fill certificates", VALUES | {"tensor a 0-d nan"}, DATA),
+    ("ops.* lipschitz.*", "x grad logits kernel features theta mask scale shift sigma mean std "
+     "certificates weight", FLOATING, DTYPE),
+    ("ops.*", "x grad logits kernel weight mask", META, "meta in, meta out"),
+    ("ops.* lipschitz.*", "x grad logits kernel mask weight shift scale", SIZES, FREE),
+    ("ops.*noise ops.grad_norm ops.maxmin ops.ablate_patches ops.conv_norm_bound", "x grad kernel",
+     TENSOR, FREE),
+    ("lipschitz.Normalize", "shift", {"tensor 2**40 elements"} | itself("of 2**40 rows"),
+     "kept as it is"),
+    ("lipschitz.MaxMin.forward lipschitz.Normalize*", "x shift scale", TENSOR, FREE),
+    (NOISE, "sigma scale", NUMBER_TENSOR, "a map that broadcasts to x"),
+    ("ops.gaussian_noise", "sigma", itself("bool", "uint8", "int64", "of one fewer")
+     | itself("of half the rows"), "a map of any dtype that broadcasts to x"),
+    ("ops.*", "image_offset sample_offset", VALUES | itself("as a list"), "its value is not read"),
+    ("ops.*", "out", VALUES | FLOATING, OVERWRITTEN),
+    ("ops.*", "mask", itself("bool"), "a mask may be bool"),
+    ("ops.linear_logsumexp", "targets", VALUES, "a target that is no class is documented"),
+    (MODELLED, "x image images inside outside", FINITE | ROWS | itself("with one more at the end",
+     "of one fewer"), "of the model's taking"),
+    ("smoothing.Smooth.*", "x", FLOATING | {"tensor [0] * 4"}, DTYPE),
+    ("smoothing.noise_augment", "x sigma mean std", VALUES | FLOATING | SIZES | TENSOR | {"0",
+     "tensor a 0-d nan", "tensor a 0-d int"}, "of the op"),
+    ("lipschitz.certify masking.*", "x image images", VALUES | FLOATING, "of the model's taking"),
+    ("masking.*", "mask z", FLOATING | SIZES | itself("bool"), "one for all, unused segments"),
+    ("masking.* density.*", "attribution attributions", VALUES | FLOATING, "an order is all"),
+    ("masking.*", "segments", LISTED | LAYOUT, ARRAY_LIKE),
+    ("density.*", "baseline region", {"tensor a number"} | itself("of half the rows",
+     "of one fewer"), "broadcasts to x"),
+    ("masking.masked_accuracy_curve lipschitz.Certificate.*", "labels", VALUES,
+     "a label that is no class is never met"),
+    (COUNTS, "counts votes labels", LISTED | LAYOUT | SIZES | PAIR, ARRAY_LIKE),
+    ("smoothing.Certificates.*", "labels", LISTED | LAYOUT | PAIR, ARRAY_LIKE),
+    (COUNTS, "influence shifts", INTEGERS, ARRAY_LIKE),
+    ("as_tensor", "array", VALUES | FLOATING | SIZES | TENSOR | META | LAYOUT | GRADIENT
+     | NUMBER_TENSOR | itself("bool", "uint8", "int64", "float8", "complex", "sparse", "mkldnn",
+     "quantized", "of 2**40 rows", "as an array") | {"a float array", "an int array",
+     "tensor a 0-d nan", "tensor bool [2, 2]", "tensor int64 [3]", "tensor complex [3]",
+     "tensor float8 [3]", "tensor sparse [2, 2]", "tensor quantized [3]", "tensor nested",
+     "tensor 2**40 elements"}, "any tensor is one, and comes back"),
+    # ---- numbers
+    ("*", "seed", {"0", "2**31", "2**62"}, "in [0, 2**64)"),
+    ("*", "image_offset sample_offset step image_stride", {"0", "2**31"}, "below 2**40"),
+    ("*", "batch_size step block width size k", LARGE_INTEGER, "what is too large is all there is"),
+    ("*", "mean fill value", {"0", *NEGATIVE, *LARGE}, "of either sign"),
+    ("*", "mean std fill value sigmas fractions", NUMBERS | NUMBER_TENSOR, ONE_EACH),
+    ("smoothing.Smooth lipschitz.LipConvNet", "mean std", FINITE | FLOATING | ROWS | LISTED
+     | itself("int64", "of one fewer", "float8") | {"tensor [1] * 6", "tensor float8 [3]"},
+     ONE_EACH),
+    ("ops.gaussian_noise", "mean std", LISTED | itself("of one fewer"), ONE_EACH),
+    ("masking.* density.*", "value sigmas fractions", {"(-1, 2**64)", "tensor float8 [3]"},
+     ONE_EACH),
+    ("smoothing.*Ablation", "fill", {"(-1, 2**64)"}, ONE_EACH),
+    ("*", "radii", {"0", "inf", *NUMBER, *LARGE, *NUMBERS, *NUMBER_TENSOR, *TENSOR,
+     "tensor float8 [3]"}, "any shape, infinity too"),
+    ("*", "p", {*LARGE, "inf"}, "a norm's p may be as large"),
+    ("*", "std sigma scale level bound beta gamma tau ridge kernel_width h step tol", LARGE,
+     NO_BOUND),
+    ("*", "radius gamma tau ridge theta degree iters padding num_samples k p_lower sigma scale "
+     "target", {"0"}, "0 is in the range"),
+    ("ops.*", "grid size stride positions padding dilation kernel kernel_size pads", PAIR
+     | INTEGER | {"[[1], [2, 3]]"}, "an int, or two"),
+    ("ops.*", "positions", {"0"}, "none"),
+    ("ops.conv_spectral_bound", "stride", LARGE_INTEGER, NO_BOUND),
+    ("smoothing.clopper_pearson_lower smoothing.gaussian_radius", "k n alpha p_lower sigma",
+     NUMBER | NUMBERS | NUMBER_TENSOR | TENSOR | {"2**31"}, "scalars and arrays broadcast"),
+    ("lipschitz.LipConvNet", "train_degree tol recompute", NUMBER | INTEGER | {"True",
+     "np.bool_(True)"}, "of SOC"),
+    # ---- others
+    ("*", "dtype", {"torch.float32"}, "is one"),
+    ("lipschitz.*", "device", {"torch.device('meta')"}, "is one"),
+    ("smoothing.Smooth density.PenaltyOp masking.replaced", "base_classifier penalty model",
+     CALLABLE, ANY_FUNCTION),
+    ("density.PenaltyOp masking.MaskedModel", "model", {"a module"}, ANY_FUNCTION),
+    ("density.marginal_density_penalty", "model", CALLABLE, "not called: logits are given"),
+    ("smoothing.Smooth.*", "progress", CALLABLE | {"True"}, "is told, and not asked"),
+    ("masking.explain_lime", "batch_size", {"None"}, "all at once"),
+    ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),
+    ("smoothing.Certificates.to_tsv", "path", {"'rubbish'"}, "a name of a file"),
+]  # fmt: skip
+
+
+def matches(name, argument, label, callables, arguments, labels, *_):
+    return (
+        label in labels
+        and argument in arguments.split()
+        and any(fnmatch(name, pattern) for pattern in callables.split())
+    )
+
+
+def why_accepted(name, argument, label, parameter):
+    """The reason, or None."""
+    kind = "" if parameter is None else f"{parameter.annotation} {parameter.default}"
+    for word, (labels, why) in OF_KIND.items():
+        if word in kind and label in labels:
+            return why
+    return next((e[3] for e in OF_ARGUMENT if matches(name, argument, label, *e)), None)
+
+
+# ---- errors that name another argument -----------------------------------------------------------
+
+OTHERS = {
+    ("smoothing.message_ensemble_certificate", "num_agents"): "counts",
+    ("smoothing.message_ensemble_certificate", "k"): "counts",
+    ("smoothing.finite_aggregation_certificate", "num_classes"): "votes",
+    ("lipschitz.Normalize.forward", "x"): "shift",
+    ("ops.ablate_patches", "positions"): "out",
+    ("ops.ablate_pixels", "num_samples"): "out",
+    ("ops.gaussian_noise", "num_samples"): "out",
+    ("ops.masked_conv2d", "groups"): "weight",
+}
