@@ -116,11 +116,11 @@ def check_images(x: Any, dtype: Any, memory_format: Any, out: Any) -> tuple[torc
 
 
 def pair(name: str, value: Any, low: int = 1) -> tuple[int, int]:
-    """An int or two, of rows and of columns, at least ``low``."""
+    """An int or two, of rows and of columns, in [low, 2**31)."""
     two = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(two) not in (1, 2):
         raise ValueError(f"{name}: got {_shown(value)}, want an int or two")
-    first, *_, last = (check_integer(name, one, low) for one in (two[0], two[-1]))
+    first, *_, last = (check_integer(name, one, low, 1 << 31) for one in (two[0], two[-1]))
     return first, last
 
 

@@ -89,7 +89,8 @@ def _check_weights(x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any, gr
         elif t is not None or name == "weight":
             check_like(name, t, x)
     shape, inner = list(weight.shape), x.shape[1] // groups
-    if x.shape[1] % groups or len(shape) != 4 or shape[1] != inner or shape[0] % groups:
+    fits = len(shape) == 4 and shape[1] == inner and 0 not in shape
+    if x.shape[1] % groups or not fits or shape[0] % groups:
         raise ValueError(
             f"weight: got shape {shape}, want [C_out, {x.shape[1]} / groups, kh, kw], both numbers "
             f"of channels multiples of groups = {groups}"
