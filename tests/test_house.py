@@ -22,7 +22,12 @@ def files(*patterns):
     return sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
 
 
-PYTHON = files("robustcore/**/*.py", "tests/**/*.py", "bench/**/*.py")
+PYTHON = files("robustcore/**/*.py", "tests/**/*.py", "bench/**/*.py", "csrc/packaging/*.py")
+CPP = files("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "tests/**/*.cpp", "tests/**/*.h")
+# In C++ as clang-format lays it out, what else begins a block at the depth of functions.
+NO_FUNCTION = re.compile(
+    r"(inline )?(namespace|struct|class|enum|union|template|if|for|while|switch|do)\b|[#/}]"
+)
 
 
 def name(path):
@@ -39,8 +44,23 @@ def functions(tree):
             yield node.name, lines
 
 
+def cpp_functions(text):
+    """First line and lines of each function, free or of a class."""
+    for indent in ("", "  "):
+        first = None
+        for n, line in enumerate(text.splitlines()):
+            body = line.removeprefix(indent)
+            if first is None:
+                begins = line.startswith(indent) and body[:1].strip() and "(" in line
+                if begins and line.endswith("{") and not NO_FUNCTION.match(body):
+                    first = n, body
+            elif re.fullmatch(indent + r"\}[;)]*", line):
+                yield first[1], n - first[0] + 1
+                first = None
+
+
 def test_files_are_short():
-    lengths = {name(path): len(path.read_text().splitlines()) for path in PYTHON}
+    lengths = {name(path): len(path.read_text().splitlines()) for path in (*PYTHON, *CPP)}
     assert {path: n for path, n in lengths.items() if n > LINES_OF_A_FILE} == {}
 
 
@@ -51,7 +71,18 @@ def test_functions_are_short():
         for function, lines in functions(ast.parse(path.read_text()))
         if lines > LINES_OF_A_FUNCTION
     }
+    long |= {
+        f"{name(path)}: {function}": lines
+        for path in CPP
+        for function, lines in cpp_functions(path.read_text())
+        if lines > LINES_OF_A_FUNCTION
+    }
     assert long == {}
+
+
+def test_the_measure_of_a_cpp_function():
+    text = "struct A {\n  int f(int x) {\n    return x;\n  }\n};\nint g() {\n  return 1;\n}\n"
+    assert dict(cpp_functions(text)) == {"int f(int x) {": 3, "int g() {": 3}
 
 
 def test_no_private_name_is_imported():

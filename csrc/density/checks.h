@@ -1,6 +1,8 @@
 // Checks of matrices, of what lies like them, and of values of one a row.
 #pragma once
 
+#include <algorithm>
+
 #include "common/tensor.h"
 #include "density/rows.h"
 
@@ -22,9 +24,11 @@ inline void check_vector(const char* name, const Tensor& t, int64_t size, Scalar
 
 inline void check_like(const char* name, const Tensor& t, const Tensor& like,
                        const char* like_name) {
-  check(t.sizes() == like.sizes() && t.scalar_type() == like.scalar_type(), name, ": got ",
-        name_of(t.scalar_type()), " of shape ", shape_of(t), ", want ", name_of(like.scalar_type()),
-        " of shape ", shape_of(like), " as ", like_name);
+  const auto sizes = t.sizes(), wanted = like.sizes();  // torch 2.10 has no == for them
+  const bool same = std::equal(sizes.begin(), sizes.end(), wanted.begin(), wanted.end());
+  check(same && t.scalar_type() == like.scalar_type(), name, ": got ", name_of(t.scalar_type()),
+        " of shape ", shape_of(t), ", want ", name_of(like.scalar_type()), " of shape ",
+        shape_of(like), " as ", like_name);
   check_same_device(name, t, like, like_name);
 }
 

@@ -43,6 +43,30 @@ struct Pair {
   }
 };
 
+// The forward pass; its results, which the backward passes take.
+template <class A>
+Pair<A> logsumexp_forward_case(const LogitsChunk& chunk, bool in_chunks, const std::string& name) {
+  const int64_t rows = chunk.rows;
+  Pair<A> lse(rows);
+  std::vector<A> max[2], sum[2], target[2];
+  for (int side = 0; side < 2; ++side) {
+    max[side] = random_values<A>(rows, 6), sum[side].assign(rows, A(1.5)),
+    target[side].assign(rows, A(9));
+    LogsumexpArgs args{};
+    args.chunk = chunk;
+    args.first = !in_chunks;
+    if (in_chunks) {
+      args.max = max[side].data(), args.sum = sum[side].data();
+      args.target_logits = target[side].data();
+    }
+    args.lse = side ? lse.gpu.data() : lse.cpu.data();
+    side ? logsumexp_cuda(args, nullptr) : logsumexp_baseline(args, 0, rows);
+  }
+  report("logsumexp" + name,
+         lse.agree() && same(max[0], max[1]) && same(sum[0], sum[1]) && same(target[0], target[1]));
+  return lse;
+}
+
 template <class T>
 void logsumexp_case(int64_t rows, int64_t classes, int64_t stride, bool in_chunks) {
   using A = Arithmetic<T>;
@@ -70,24 +94,7 @@ void logsumexp_case(int64_t rows, int64_t classes, int64_t stride, bool in_chunk
                            std::to_string(rows) + "x" + std::to_string(classes) +
                            (in_chunks ? " chunk" : "") + (stride > 1 ? " strided" : "");
 
-  Pair<A> lse(rows);
-  std::vector<A> max[2], sum[2], target[2];
-  for (int side = 0; side < 2; ++side) {
-    max[side] = random_values<A>(rows, 6), sum[side].assign(rows, A(1.5)),
-    target[side].assign(rows, A(9));
-    LogsumexpArgs args{};
-    args.chunk = chunk;
-    args.first = !in_chunks;
-    if (in_chunks) {
-      args.max = max[side].data(), args.sum = sum[side].data();
-      args.target_logits = target[side].data();
-    }
-    args.lse = side ? lse.gpu.data() : lse.cpu.data();
-    side ? logsumexp_cuda(args, nullptr) : logsumexp_baseline(args, 0, rows);
-  }
-  report("logsumexp" + name,
-         lse.agree() && same(max[0], max[1]) && same(sum[0], sum[1]) && same(target[0], target[1]));
-
+  const Pair<A> lse = logsumexp_forward_case<A>(chunk, in_chunks, name);
   Pair<T> weights(rows * classes), curvature(rows * classes), second(rows * classes);
   Pair<A> dot(rows);
   for (int side = 0; side < 2; ++side) {
