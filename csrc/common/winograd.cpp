@@ -13,8 +13,8 @@ int64_t winograd_block() {  // kTileBlock of the active instruction set
 }
 
 void pack_filter(const PackFilterArgs& args) {
-  const int64_t units = ceil_div(args.out, winograd_block()) * 2;  // vectors
-  run_units(RC_PICK_WIDE(pack_filter), args, units, 36 * args.in * args.out);
+  const int64_t blocks = ceil_div(args.out, winograd_block());
+  run_units(RC_PICK_WIDE(pack_filter), args, blocks, 36 * args.in * args.out);
 }
 
 void sum_filter_gradient(const FilterGradientArgs& args) {

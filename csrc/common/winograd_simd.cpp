@@ -12,7 +12,7 @@ using Float = Lanes::Float;
 constexpr int L = Lanes::kFloats;
 
 // taps[t]: tap t of L filters `next` apart, zeros for those beyond `count`.
-void load_taps(const float* filters, int64_t next, int count, Float (&taps)[9]) {
+void load_taps(const float* filters, int64_t next, int64_t count, Float (&taps)[9]) {
   Float v[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
@@ -22,26 +22,34 @@ void load_taps(const float* filters, int64_t next, int count, Float (&taps)[9]) 
 #pragma GCC unroll 9
   for (int t = 0; t < 9 && t < L; ++t) taps[t] = v[t];
   if constexpr (L < 9) {
-    float last[L] = {};
-    for (int i = 0; i < count; ++i) last[i] = filters[i * next + 8];
-    taps[8] = Lanes::load(last);
+    // Lane by lane: a load of what single stores have just written would wait for them.
+#pragma GCC unroll 8
+    for (int i = 0; i < L; ++i) taps[8][i] = i < count ? filters[i * next + 8] : 0.0f;
   }
 }
 
-// L output channels from `o` on.
+// A block of output channels, by way of a buffer: the elements of a patch lie so far apart, often
+// by powers of two, that storing each vector where it belongs would push the last ones out of the
+// cache.
 template <int M>
-void pack_channels(const PackFilterArgs& args, int64_t o) {
+void pack_block(const PackFilterArgs& args, int64_t block) {
+  constexpr int kPatch = (M + 2) * (M + 2), kInputs = 4;
   // Where the taps of one (input, output) lie, outputs in the lanes.
   const int64_t by_out = args.transposed ? 9 : args.in * 9;
   const int64_t by_in = args.transposed ? args.out * 9 : 9;
-  const int lanes = static_cast<int>(std::min<int64_t>(args.out - o, L));
-  const int64_t next = args.padded_in * kTileBlock;
-  float* out = args.packed + o / kTileBlock * (M + 2) * (M + 2) * next + o % kTileBlock;
-  for (int64_t i = 0; i < args.padded_in; ++i, out += kTileBlock) {
-    Float taps[9];
-    load_taps(args.filter + o * by_out + i * by_in, by_out, i < args.in ? lanes : 0, taps);
-    if (args.transposed) std::reverse(taps, taps + 9);
-    transform_filter<M>(taps, out, next);
+  const int64_t o0 = block * kTileBlock, next = args.padded_in * kTileBlock;
+  float* out = args.packed + block * kPatch * next;
+  alignas(64) float buffer[kPatch][kInputs * kTileBlock];
+  for (int64_t i0 = 0; i0 < args.padded_in; i0 += kInputs, out += kInputs * kTileBlock) {
+    for (int j = 0; j < kInputs * kTileBlock; j += L) {
+      const int64_t i = i0 + j / kTileBlock, o = o0 + j % kTileBlock;
+      Float taps[9];
+      load_taps(args.filter + o * by_out + i * by_in, by_out,
+                i < args.in ? std::min<int64_t>(args.out - o, L) : 0, taps);
+      if (args.transposed) std::reverse(taps, taps + 9);
+      transform_filter<M>(taps, buffer[0] + j, kInputs * kTileBlock);
+    }
+    for (int f = 0; f < kPatch; ++f) memcpy(out + f * next, buffer[f], sizeof(buffer[f]));
   }
 }
 
@@ -120,7 +128,7 @@ void multiply_panel(const FilterGradientArgs& args, int64_t unit, float* sums) {
 
 void RC_VARIANT(pack_filter)(const PackFilterArgs& args, int64_t begin, int64_t end) {
   dispatch_tile(args.tile, [&](auto tile) {
-    for (int64_t unit = begin; unit < end; ++unit) pack_channels<tile>(args, unit * L);
+    for (int64_t block = begin; block < end; ++block) pack_block<tile>(args, block);
   });
 }
 
