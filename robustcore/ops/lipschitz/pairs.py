@@ -25,7 +25,7 @@ _swap = raw.maxmin_swap.default
 _pair_map = raw.pair_map.default
 _pair_map_backward = raw.pair_map_backward.default
 
-# The maps of csrc/lipschitz/lipschitz.h: their index, and the angles they give gradients for.
+# The maps of csrc/lipschitz/pairs.h: their index, and the angles they give gradients for.
 _HOUSEHOLDER, _HOUSEHOLDER2, _PROJECTION = 0, 1, 2
 _ANGLES = {_HOUSEHOLDER: 1, _HOUSEHOLDER2: 3, _PROJECTION: 1}
 
@@ -198,7 +198,7 @@ class _PairMap(torch.autograd.Function):
 
 
 def _table(theta: Tensor, dtype: torch.dtype, index: int) -> Tensor:
-    """The numbers a channel that the kernels read, see csrc/lipschitz/lipschitz.h."""
+    """The numbers a channel that the kernels read, see csrc/lipschitz/pairs.h."""
     theta = theta.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
     if index != _HOUSEHOLDER2:
         angles = [theta / 2, theta] if index == _HOUSEHOLDER else [theta / 2]
