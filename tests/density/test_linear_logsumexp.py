@@ -170,7 +170,7 @@ def test_memory():
     n, d, k = 1024, 16, 20_000
     features, weight, bias, _ = layer(n, d, k)
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
         penalty(ops.linear_logsumexp(features, weight, bias), features).backward()
     held = peak = 0
