@@ -141,31 +141,37 @@ RC_HOST_DEVICE typename L::Float approximate(typename L::Uint word, float spread
   return count;
 }
 
+// The word of one element in a domain of its own. No index into the four: a GPU's thread keeps them
+// in registers then.
+RC_HOST_DEVICE uint32_t word_of(Domain domain, const LatticePlace& place) {
+  uint32_t words[4];
+  stream_words(place.seed, domain, place.image, place.sample,
+               static_cast<uint32_t>(place.element / 4), words);
+  const int64_t i = place.element % 4;
+  return i == 0 ? words[0] : i == 1 ? words[1] : i == 2 ? words[2] : words[3];
+}
+
+// Whether V is at or above threshold k.
+RC_HOST_DEVICE bool at_or_above(const Lattice& lattice, uint32_t word, int64_t k,
+                                const LatticePlace& place) {
+  const int32_t* threshold = lattice.thresholds + 3 * k;
+  const uint32_t high = word & 0x7FFFFFFFu;
+  if (high != static_cast<uint32_t>(threshold[0])) {
+    return high > static_cast<uint32_t>(threshold[0]);
+  }
+  const uint32_t middle = word_of(Domain::kLatticeMiddle, place);
+  if (middle != static_cast<uint32_t>(threshold[1])) {
+    return middle > static_cast<uint32_t>(threshold[1]);
+  }
+  return word_of(Domain::kLatticeLow, place) >= static_cast<uint32_t>(threshold[2]);
+}
+
 // |N| from the thresholds; `guess` is near it.
 RC_HOST_DEVICE int64_t exact_count(const Lattice& lattice, uint32_t word, int64_t guess,
                                    const LatticePlace& place) {
-  uint32_t v[3] = {word & 0x7FFFFFFFu, 0, 0};
-  bool drawn = false;
-  const auto at_or_above = [&](int64_t k) {  // V >= threshold k
-    const int32_t* threshold = lattice.thresholds + 3 * k;
-    for (int i = 0; i < 3; ++i) {
-      const auto t = static_cast<uint32_t>(threshold[i]);
-      if (v[i] != t) return v[i] > t;
-      if (i == 0 && !drawn) {
-        drawn = true;
-        uint32_t words[4];
-        const auto counter = static_cast<uint32_t>(place.element / 4);
-        stream_words(place.seed, Domain::kLatticeMiddle, place.image, place.sample, counter, words);
-        v[1] = words[place.element % 4];
-        stream_words(place.seed, Domain::kLatticeLow, place.image, place.sample, counter, words);
-        v[2] = words[place.element % 4];
-      }
-    }
-    return true;
-  };
   int64_t k = guess < lattice.count ? guess : lattice.count;
-  while (k > 0 && !at_or_above(k - 1)) --k;
-  while (k < lattice.count && at_or_above(k)) ++k;
+  while (k > 0 && !at_or_above(lattice, word, k - 1, place)) --k;
+  while (k < lattice.count && at_or_above(lattice, word, k, place)) ++k;
   return k;
 }
 
