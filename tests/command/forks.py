@@ -4,9 +4,9 @@
 
 A job is a line of JSON: ``argv``; ``folder`` to run it in; ``ranks``, how many processes, as
 torchrun starts them (0: one, without its variables); ``port`` for them; ``kill``: [rank, seconds],
-a SIGKILL; ``most_bytes``: the size beyond which no file grows. The answer is a line: the exit
-codes, negative for signals. Imports take seconds and runs milliseconds, so this is how a run is
-killed twenty times.
+a SIGKILL, ``seconds`` after the table ``out`` has ``rows``; ``most_bytes``: the size beyond which no
+file grows. The answer is a line: the exit codes, negative for signals. Imports take seconds and
+runs milliseconds, so this is how a run is killed twenty times.
 """
 
 import json
@@ -15,10 +15,18 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
+import scipy.special  # noqa: F401  (as the next two: a run would import them, at its first need)
 import torch
+import torch.distributed
+import tqdm.auto  # noqa: F401
 
 from robustcore.command.main import main
+
+# A file that may not grow further is written short without an error, and a user's module would be
+# read back from such a cache.
+sys.dont_write_bytecode = True
 
 
 def run(job, rank):
@@ -53,6 +61,14 @@ def wait(pid, seconds):
     return -99
 
 
+def wait_for_rows(table, rows, seconds):
+    end = time.monotonic() + seconds
+    while rows and time.monotonic() < end:
+        if table.exists() and table.read_text().count("\n") > rows:
+            return
+        time.sleep(0.002)
+
+
 def execute(job):
     pids = []
     for rank in range(max(1, job["ranks"])):
@@ -66,6 +82,7 @@ def execute(job):
         pids.append(pid)
     if job["kill"]:
         rank, seconds = job["kill"]
+        wait_for_rows(Path(job["folder"], job["out"]), job["rows"], 60)
         time.sleep(seconds)
         os.kill(pids[rank], signal.SIGKILL)
     return [wait(pid, 300) for pid in pids]

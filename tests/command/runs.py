@@ -47,7 +47,7 @@ class Runs:
         self._process = forks
 
     def certify(
-        self, *options, out, model="model", data="data", ranks=0, kill=None, most_bytes=None
+        self, *options, out, model="model", data="data", ranks=0, kill=None, rows=0, most_bytes=None
     ):
         """Exit codes, one a process."""
         argv = ["certify", "--model", f"mine:{model}", "--data", f"mine:{data}", "--out", out]
@@ -56,9 +56,8 @@ class Runs:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         folder = str(self.folder)
-        job = dict(
-            argv=argv, folder=folder, ranks=ranks, port=port, kill=kill, most_bytes=most_bytes
-        )
+        job = dict(argv=argv, folder=folder, ranks=ranks, port=port, most_bytes=most_bytes)
+        job |= dict(kill=kill, out=out, rows=rows)
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())

@@ -48,7 +48,7 @@ def test_fewer_images_than_ranks(runs):  # noqa: F811
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_lost_rank_ends_the_run_and_costs_no_row(runs, lost):  # noqa: F811
     slow = dict(model="slow_model", data="many")
-    codes = runs.certify("--resume", out="out.tsv", ranks=3, kill=[lost, 0.8], **slow)
+    codes = runs.certify("--resume", out="out.tsv", ranks=3, kill=[lost, 0], rows=5, **slow)
     assert codes[lost] == -9
     assert all(code == 2 for rank, code in enumerate(codes) if rank != lost), runs.log(1)
     assert "--resume" in runs.log(1)
