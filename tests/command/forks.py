@@ -4,8 +4,8 @@
 
 A job is a line of JSON: ``argv``; ``folder`` to run it in; ``ranks``, how many processes, as
 torchrun starts them (0: one, without its variables); ``port`` for them; ``kill``: [rank, seconds],
-a SIGKILL, ``seconds`` after the table ``out`` has ``rows``; ``most_bytes``: the size beyond which no
-file grows. The answer is a line: the exit codes, negative for signals. Imports take seconds and
+a SIGKILL, ``seconds`` after the table ``out`` has ``rows``; ``most_bytes``: the size beyond which
+no file grows. The answer is a line: the exit codes, negative for signals. Imports take seconds and
 runs milliseconds, so this is how a run is killed twenty times.
 """
 
