@@ -8,6 +8,8 @@
 #include "common/isa.h"
 #include "common/philox.h"
 #include "common/winograd_plan.h"
+#include "lipschitz/pairs.h"
+#include "lipschitz/series.h"
 #include "masking/fill.h"
 
 namespace py = pybind11;
@@ -40,6 +42,20 @@ std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, uint6
   return {out[0], out[1], out[2], out[3]};
 }
 
+void export_constants(py::module_& m) {
+  using namespace robustcore;
+  m.attr("MAX_FILL_ITERS") = masking::kMaxIters;
+  m.attr("MAX_FILL_ITERS_TRANSPOSED") = masking::kMaxItersTransposed;
+  m.attr("MAX_SERIES_DEGREE") = lipschitz::SeriesArgs::kMaxDegree;
+  m.attr("HOUSEHOLDER") = static_cast<int>(lipschitz::Map::kHouseholder);
+  m.attr("HOUSEHOLDER2") = static_cast<int>(lipschitz::Map::kHouseholder2);
+  m.attr("PROJECTION") = static_cast<int>(lipschitz::Map::kProjection);
+  // By these numbers: the angles that a map gives gradients for.
+  m.attr("PAIR_MAP_ANGLES") =
+      py::make_tuple(lipschitz::Householder::kAngles, lipschitz::Householder2::kAngles,
+                     lipschitz::Projection::kAngles);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -50,8 +66,7 @@ PYBIND11_MODULE(_C, m) {
         "For tests: run the CPU kernels of another instruction set.");
   m.def("winograd_block", &robustcore::winograd_block,
         "Channels to a multiple of which our own convolutions pad; 0 where there are none.");
-  m.attr("MAX_FILL_ITERS") = robustcore::masking::kMaxIters;
-  m.attr("MAX_FILL_ITERS_TRANSPOSED") = robustcore::masking::kMaxItersTransposed;
+  export_constants(m);
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("seed"),
         "For tests: one Philox4x32-10 block.");
 }

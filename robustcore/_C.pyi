@@ -2,6 +2,11 @@ from typing import Any
 
 MAX_FILL_ITERS: int
 MAX_FILL_ITERS_TRANSPOSED: int
+MAX_SERIES_DEGREE: int
+HOUSEHOLDER: int
+HOUSEHOLDER2: int
+PROJECTION: int
+PAIR_MAP_ANGLES: tuple[int, int, int]
 
 def build_info() -> dict[str, Any]: ...
 def select_simd(name: str) -> None: ...

@@ -92,6 +92,17 @@ inline void advise_huge_pages(void* data, size_t bytes) {
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// In the words by which callers who try a smaller batch tell want of memory from other errors.
+[[noreturn]] inline void fail_allocation(const std::vector<int64_t>& sizes, ScalarType dtype,
+                                         bool cuda) {
+  std::ostringstream message;
+  message << (cuda ? "CUDA out of memory." : "DefaultCPUAllocator: can't allocate memory:")
+          << " Tried to allocate a tensor of shape [";
+  for (size_t d = 0; d < sizes.size(); ++d) message << (d ? ", " : "") << sizes[d];
+  message << "] of " << name_of(dtype);
+  throw std::runtime_error(message.str());
+}
+
 // A new tensor on the device of `like`. Straight to the allocator: the dispatcher's `empty` costs
 // as much as a small kernel.
 inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
@@ -99,10 +110,11 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes,
   AtenTensorHandle handle = nullptr;
   const int32_t device_type =
       like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  const auto error = aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-      like.is_cuda() ? like.get_device_index() : 0, &handle));
+      like.is_cuda() ? like.get_device_index() : 0, &handle);
+  if (error != AOTI_TORCH_SUCCESS) fail_allocation(sizes, dtype, like.is_cuda());
   Tensor result(handle);
   if (!like.is_cuda()) {
     advise_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());

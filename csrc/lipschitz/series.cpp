@@ -181,8 +181,7 @@ std::tuple<Tensor, Tensor> conv_exp_series_backward(const Tensor& grad, const Te
 }
 
 // Its arguments are those that gave `work`; the values of x do not matter.
-Tensor conv_exp_series_gradient(const Tensor& work, const Tensor& x, int64_t degree, int64_t tile,
-                                bool) {
+Tensor conv_exp_series_gradient(const Tensor& work, const Tensor& x, int64_t degree, int64_t tile) {
   check(degree >= 1 && degree <= SeriesArgs::kMaxDegree, "degree: got ", degree, ", want 1 to ",
         SeriesArgs::kMaxDegree);
   const WinogradGradientPlan plan = gradient_plan_of(shape_with(x, tile), degree);
@@ -210,8 +209,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
       "conv_exp_series_backward(Tensor grad, Tensor x, Tensor packed, Tensor? kept, "
       "float[] coefficients, float first, float step, float carry, int tile) -> "
       "(Tensor, Tensor)");
-  m.def(
-      "conv_exp_series_gradient(Tensor work, Tensor x, int degree, int tile, bool kept) -> Tensor");
+  m.def("conv_exp_series_gradient(Tensor work, Tensor x, int degree, int tile) -> Tensor");
 }
 
 RC_LIBRARY_IMPL(m) {

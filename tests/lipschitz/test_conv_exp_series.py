@@ -34,7 +34,7 @@ def run(x, kernel, grad, series, tile, keep=True):
     x, packed, grad = channels_last(x), pack(kernel.contiguous(), tile), channels_last(grad)
     y, kept = series_op(x, packed, *numbers(series), tile, keep)
     grad_x, work = backward_op(grad, x, packed, kept if keep else None, *numbers(series), tile)
-    return y, grad_x, gradient_op(work, x, series.degree, tile, keep)
+    return y, grad_x, gradient_op(work, x, series.degree, tile)
 
 
 def expected(x, kernel, grad, series):
@@ -224,7 +224,7 @@ def test_opcheck():
         # Its work has a size of its own, which FakeTensors cannot be compared in.
         torch.library.opcheck(backward_op, arguments, test_utils="test_schema")
         _, work = backward_op(*arguments)
-        torch.library.opcheck(gradient_op, (work, x, series.degree, 2, given_kept is not None))
+        torch.library.opcheck(gradient_op, (work, x, series.degree, 2))
 
 
 @needs_vectors
@@ -242,8 +242,8 @@ def test_bad_input():
         (lambda: series_op(x, packed, [1.0], *numbers[1:], 2, False), "coefficients: got 1"),
         (lambda: backward_op(x[:, :12], x, packed, None, *numbers, 2), "grad: got"),
         (lambda: backward_op(x, x, packed, x, *numbers, 2), "kept: got"),
-        (lambda: gradient_op(packed, x, 1, 2, True), "work: got"),
-        (lambda: gradient_op(packed, x, 0, 2, True), "degree: got 0"),
+        (lambda: gradient_op(packed, x, 1, 2), "work: got"),
+        (lambda: gradient_op(packed, x, 0, 2), "degree: got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcore import _C
 from robustcore.ops.autograd import (
     fake_dense,
     is_channels_last,
@@ -24,10 +25,6 @@ _maxmin = raw.maxmin.default
 _swap = raw.maxmin_swap.default
 _pair_map = raw.pair_map.default
 _pair_map_backward = raw.pair_map_backward.default
-
-# The maps of csrc/lipschitz/pairs.h: their index, and the angles they give gradients for.
-_HOUSEHOLDER, _HOUSEHOLDER2, _PROJECTION = 0, 1, 2
-_ANGLES = {_HOUSEHOLDER: 1, _HOUSEHOLDER2: 3, _PROJECTION: 1}
 
 
 def maxmin(x: Tensor) -> Tensor:
@@ -75,7 +72,7 @@ def householder(x: Tensor, theta: Tensor) -> Tensor:
     _check_theta(x, theta, 3 if order2 else 1)
     if order2:
         theta = theta.clamp(0.0, 2 * math.pi)
-    return _apply_map(x, theta, _HOUSEHOLDER2 if order2 else _HOUSEHOLDER)
+    return _apply_map(x, theta, _C.HOUSEHOLDER2 if order2 else _C.HOUSEHOLDER)
 
 
 def projection_pool(x: Tensor, theta: Tensor) -> Tensor:
@@ -97,7 +94,7 @@ def projection_pool(x: Tensor, theta: Tensor) -> Tensor:
     _check_pairs(x)
     check_floating("theta", theta)
     _check_theta(x, theta, 1)
-    return _apply_map(x, theta.clamp(0.0, math.pi), _PROJECTION)
+    return _apply_map(x, theta.clamp(0.0, math.pi), _C.PROJECTION)
 
 
 def _check_pairs(x: Any) -> None:
@@ -187,9 +184,9 @@ class _PairMap(torch.autograd.Function):
         grad_x, terms = _pair_map_backward(laid_out(grad, last), x, table, index, last)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
-        dims = [0, *range(2, x.dim())]
-        grad_theta = terms.sum(dims, dtype=table.dtype).unflatten(0, (_ANGLES[index], -1))
-        if index == _HOUSEHOLDER2:
+        dims, angles = [0, *range(2, x.dim())], _C.PAIR_MAP_ANGLES[index]
+        grad_theta = terms.sum(dims, dtype=table.dtype).unflatten(0, (angles, -1))
+        if index == _C.HOUSEHOLDER2:
             both, turn, first = grad_theta
             grad_theta = torch.stack([both + first, both, turn])
         else:
@@ -200,8 +197,8 @@ class _PairMap(torch.autograd.Function):
 def _table(theta: Tensor, dtype: torch.dtype, index: int) -> Tensor:
     """The numbers a channel that the kernels read, see csrc/lipschitz/pairs.h."""
     theta = theta.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
-    if index != _HOUSEHOLDER2:
-        angles = [theta / 2, theta] if index == _HOUSEHOLDER else [theta / 2]
+    if index != _C.HOUSEHOLDER2:
+        angles = [theta / 2, theta] if index == _C.HOUSEHOLDER else [theta / 2]
         return torch.stack([f for angle in angles for f in (angle.cos(), angle.sin())])
     first, second, third = theta
     ends = [second / 2, (second + third) / 2, math.pi + third / 2]
@@ -221,13 +218,13 @@ def _reference(x: Tensor, theta: Tensor, index: int) -> Tensor:
         t = t.reshape(shape).to(x.dtype)
         return t.cos(), t.sin()
 
-    if index == _HOUSEHOLDER:
+    if index == _C.HOUSEHOLDER:
         cos, sin = angle(theta)
         fold = a * table[1] - b * table[0] > 0
         return torch.cat(
             [torch.where(fold, a * cos + b * sin, a), torch.where(fold, a * sin - b * cos, b)], 1
         )
-    if index == _PROJECTION:
+    if index == _C.PROJECTION:
         cos, sin = angle(theta / 2)
         up = _upper(a, b)
         near = up & (a * table[0] + b * table[1] > 0)
@@ -275,14 +272,15 @@ def _(x, bits, last):
 
 @torch.library.register_fake("robustcore::pair_map")
 def _(x, table, index, last):
-    channels = x.shape[1] // 2 if index == _PROJECTION else x.shape[1]
+    channels = x.shape[1] // 2 if index == _C.PROJECTION else x.shape[1]
     return fake_dense(x, [x.shape[0], channels, *x.shape[2:]], last)
 
 
 @torch.library.register_fake("robustcore::pair_map_backward")
 def _(grad, x, table, index, last):
-    angles = fake_dense(x, [x.shape[0], x.shape[1] // 2 * _ANGLES[index], *x.shape[2:]], last)
-    return fake_dense(x, [x.shape[0], x.shape[1], *x.shape[2:]], last), angles
+    n, channels, *rest = x.shape
+    angles = channels // 2 * _C.PAIR_MAP_ANGLES[index]
+    return fake_dense(x, x.shape, last), fake_dense(x, [n, angles, *rest], last)
 
 
 def _merged(t: Tensor, dim: int | None, size: int, last: bool) -> Tensor:

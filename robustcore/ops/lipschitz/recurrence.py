@@ -46,7 +46,9 @@ def _choose_tile(x: Tensor, filter: Tensor, series: Series) -> int:
     n, c, h, w = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or tuple(filter.shape[2:]) != (3, 3):
         return 0
-    if c < _MIN_CHANNELS or min(h, w) < 2 or n * h * w < 4 * _MIN_TILES or series.degree > 64:
+    if c < _MIN_CHANNELS or min(h, w) < 2 or n * h * w < 4 * _MIN_TILES:
+        return 0
+    if series.degree > _C.MAX_SERIES_DEGREE:
         return 0
     if _block() == 0:
         return 0
@@ -79,7 +81,6 @@ class FilterWork(NamedTuple):
 
     tile: int
     tensor: Tensor
-    kept: bool
 
 
 def adjoint(
@@ -95,10 +96,10 @@ def adjoint(
     grad = _like(grad, x)
     if tile == 0:
         grad_x, grad_filter = _backward(x, filter, kept, grad, series, need_x)
-        return grad_x, FilterWork(0, grad_filter, True)
+        return grad_x, FilterWork(0, grad_filter)
     given = kept if kept.numel() else None
     grad_x, work = _series_backward(grad, x, filter, given, *_numbers(series), tile)
-    return grad_x, FilterWork(tile, work, given is not None)
+    return grad_x, FilterWork(tile, work)
 
 
 def filter_gradient(x: Tensor, work: FilterWork, series: Series) -> Tensor:
@@ -106,7 +107,7 @@ def filter_gradient(x: Tensor, work: FilterWork, series: Series) -> Tensor:
     if work.tile == 0:
         return work.tensor
     x = x.contiguous(memory_format=_memory_format(x))
-    grad: Tensor = _series_gradient(work.tensor, x, series.degree, work.tile, work.kept)
+    grad: Tensor = _series_gradient(work.tensor, x, series.degree, work.tile)
     return grad
 
 
@@ -270,7 +271,7 @@ def _(grad, x, packed, kept, coefficients, first, step, carry, tile):
 
 
 @torch.library.register_fake("robustcore::conv_exp_series_gradient")
-def _(work, x, degree, tile, kept):
+def _(work, x, degree, tile):
     return x.new_empty(x.shape[1], x.shape[1], 3, 3)
 
 
