@@ -28,10 +28,11 @@ def as_usage_error(prefix: str = "") -> Iterator[None]:
         raise UsageError(f"{prefix}{error}") from error
 
 
-def _load(option: str, spec: str) -> Callable[[], Any]:
+def load_function(option: str, spec: str) -> Callable[..., Any]:
+    """A user's function by its name, ``PKG.MODULE:FUNCTION``."""
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise UsageError(f"{option}: got {spec!r}, want PKG.MODULE:FACTORY")
+        raise UsageError(f"{option}: got {spec!r}, want PKG.MODULE:FUNCTION")
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
@@ -55,7 +56,7 @@ def load_dataset(spec: str) -> Any:
 
 def _made(option: str, spec: str) -> Any:
     """What the user's factory returns."""
-    factory = _load(option, spec)
+    factory = load_function(option, spec)
     try:
         return factory()
     except Exception as error:

@@ -27,14 +27,14 @@ class SharedSmooth(Smooth):
 
     def _start(
         self,
-        x: Any,
+        images: Tensor,
         batch_size: Any,
         image_offset: Any,
         image_stride: Any,
         most_samples: int | None,
-    ) -> tuple[Tensor, Sampler]:
-        images, sampler = super()._start(x, batch_size, image_offset, image_stride, most_samples)
-        return images, _SharedSampler(sampler, Ranks())
+    ) -> Sampler:
+        sampler = super()._start(images, batch_size, image_offset, image_stride, most_samples)
+        return _SharedSampler(sampler, Ranks())
 
     def _draw_seed(self) -> int:
         return Ranks().from_first(super()._draw_seed())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustcore.common.checks import require_int, require_probability, require_values
+from robustcore.common.interop import as_tensor
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
@@ -31,28 +34,81 @@ def require_enough(what: str, n: int, smallest: int, alpha: float) -> None:
         )
 
 
-def require_batch(x: Any) -> Tensor:
-    """x as a batch ``[B, C, H, W]``; a warning where its pixels are not in [0, 1]."""
-    x = require_values("x", x)
+def require_batch(x: Any, input_dims: int = 3) -> tuple[Tensor, bool]:
+    """x as a batch ``[B, *D]`` of inputs of so many dimensions, and whether it was a single one.
+
+    NumPy arrays are taken as they are. A warning where values are not in [0, 1].
+    """
+    x = require_values("x", _from_numpy(x))
     if x.dtype not in DTYPES:
         raise TypeError(f"x: got {x.dtype}, want a floating dtype, pixels in [0, 1]")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"x: got shape {list(x.shape)}, want [C, H, W] or [B, C, H, W]")
-    images: Tensor = (x if x.dim() == 4 else x.unsqueeze(0)).detach()
+    single = x.dim() == input_dims
+    if not single and x.dim() != input_dims + 1:
+        one = _one_input(input_dims)
+        raise ValueError(f"x: got shape {list(x.shape)}, want [{one}] or [B, {one}]{_HINT}")
+    images: Tensor = (x.unsqueeze(0) if single else x).detach()
     if images[0:1].numel() == 0 and len(images):
         raise ValueError(f"x: got shape {list(x.shape)}, want at least one pixel")
     if len(images):
         low, high = torch.stack(images.aminmax()).tolist()
         if not (-torch.inf < low and high < torch.inf):
             raise ValueError("x: got NaN or infinite pixels, want finite ones in [0, 1]")
-        if low < 0 or high > 1:
+        # What is no image has units of its own.
+        if input_dims == 3 and (low < 0 or high > 1):
             warnings.warn(
                 f"x: pixels range from {low:.4g} to {high:.4g}, outside [0, 1]. sigma and the "
                 "radii are in the units of x; to normalise, give Smooth mean and std",
                 UserWarning,
                 stacklevel=4,
             )
-    return images
+    return images, single
+
+
+def require_input(x: Tensor, input_dims: int) -> None:
+    """ValueError unless x is one input."""
+    if x.dim() != input_dims:
+        want = _one_input(input_dims)
+        raise ValueError(f"x: got shape {list(x.shape)}, want one input [{want}]{_HINT}")
+
+
+_HINT = "; input_dims says how many dimensions are one input"
+_DIMENSIONS = {1: ("D",), 2: ("C", "T"), 3: ("C", "H", "W"), 4: ("C", "D", "H", "W")}
+
+
+def _one_input(input_dims: int) -> str:
+    return ", ".join(_DIMENSIONS.get(input_dims, (f"{input_dims} dimensions",)))
+
+
+def _from_numpy(x: Any) -> Any:
+    """An array as a tensor, of its own memory where torch can have it; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.dtype.kind not in "fiu":
+        raise TypeError(f"x: got an array of {x.dtype}, want a floating dtype")
+    # torch has no negative strides and no foreign byte order.
+    return as_tensor(np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(x.shape))
+
+
+def place_of(models: Sequence[Any]) -> torch.device | None:
+    """Where the first parameter of the models is; None without one."""
+    for model in models:
+        if isinstance(model, nn.Module):
+            for parameter in model.parameters():
+                return parameter.device
+    return None
+
+
+def dtype_for(models: Sequence[Any], images: Tensor) -> torch.dtype:
+    """What the models receive unless told: the images' dtype, or what modules can take of it.
+
+    float64 images of a float32 module are float32 there, after the noise. Half precision goes to
+    any module, by autocast.
+    """
+    if images.dtype in (torch.float16, torch.bfloat16):
+        return images.dtype
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    own = [p.dtype for module in modules for p in module.parameters() if p.dtype in DTYPES]
+    return images.dtype if not own or images.dtype in own else own[0]
 
 
 def warn_if_training(model: Any) -> None:

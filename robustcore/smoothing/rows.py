@@ -13,9 +13,9 @@ from robustcore.common.errors import UsageError
 from robustcore.common.table import ABSTAIN, certificate_cells, line
 from robustcore.common.user_code import as_usage_error, load_item
 from robustcore.smoothing.certificates import Certificates
+from robustcore.smoothing.inputs import require_input
 from robustcore.smoothing.sequential import RadiusTests
 from robustcore.smoothing.smooth import Smooth
-from robustcore.smoothing.theory.distributions import Distribution
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,15 @@ def rows(
     """The rows of images that follow each other in the run, or why there are none."""
     try:
         items = [load_item(data, idx) for idx in indices]
+        for idx, (_, label) in zip(indices, items, strict=True):
+            if not 0 <= label < smooth.num_classes:
+                raise UsageError(
+                    f"--data: item {idx} has the label {label}, want one in "
+                    f"[0, {smooth.num_classes}), a column of the logits"
+                )
         shown = f"image {indices[0]}" if len(indices) == 1 else f"images {indices[0]} and following"
         with as_usage_error(f"{shown}: "):
-            images = _stack([image.to(device) for image, _ in items])
+            images = _stack([image.to(device) for image, _ in items], smooth.input_dims)
             result = question.ask(smooth, images, indices[0], tell)
     except UsageError as error:
         return [error]
@@ -79,19 +85,9 @@ def rows(
     ]
 
 
-def count_classes(model: Callable[[Tensor], Tensor], noise: Distribution, image: Tensor) -> int:
-    """Columns of the model's logits, found by one call."""
-    with torch.inference_mode():
-        images = image.unsqueeze(0)
-        shape = noise.output_shape(noise.views(images)[0].shape[1:])
-        logits = model(images if shape == image.shape else images.new_zeros((1, *shape)))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"--model: gave {got} for one image, want logits [1, number of classes]")
-    return logits.shape[1]
-
-
-def _stack(images: list[Tensor]) -> Tensor:
+def _stack(images: list[Tensor], input_dims: int) -> Tensor:
+    for image in images:
+        require_input(image, input_dims)
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(f"x: got shapes {shapes}, want one shape for --in-flight")

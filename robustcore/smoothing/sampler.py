@@ -14,6 +14,7 @@ from torch import Tensor
 from robustcore.common.cuda_graph import Graphs, NotCapturable
 from robustcore.common.progress import Bar
 from robustcore.smoothing.graph_loop import GraphLoop, Step
+from robustcore.smoothing.outputs import Output, checked_logits
 from robustcore.smoothing.plan import Block, cut_runs, plan_batches
 from robustcore.smoothing.theory.distributions import Distribution
 
@@ -64,7 +65,7 @@ class LocalSampler:
         models: one a view of the noise, or one for all.
         num_classes: columns of their logits.
         noise: how to sample, and which votes to count.
-        images: those that will be sampled, or others of their form, ``[B, C, H, W]``.
+        images: those that will be sampled, or others of their form, ``[B, *D]``.
         rows: of the buffer, most images in one call of a model.
         dtype, memory_format: of what the models receive.
         image_offset, image_stride: ``images[b]`` is number ``image_offset + b * image_stride`` of
@@ -72,6 +73,7 @@ class LocalSampler:
         seed: of the noise.
         normalization: mean and std, each ``[C]`` or None.
         graphs: where the captured steps are kept.
+        output: where the logits are in what the models return.
     """
 
     def __init__(
@@ -89,10 +91,11 @@ class LocalSampler:
         seed: int,
         normalization: tuple[Tensor | None, Tensor | None],
         graphs: Graphs[GraphLoop],
+        output: Output = "logits",
     ) -> None:
         self.image_offset, self.image_stride, self.seed = image_offset, image_stride, seed
         self._models, self._num_classes, self._noise = models, num_classes, noise
-        self._rows, self._graphs = rows, graphs
+        self._rows, self._graphs, self._output = rows, graphs, output
         shape = noise.output_shape(noise.views(images[:1])[0].shape[1:])
         self._new_buffer = partial(
             torch.empty,
@@ -105,13 +108,12 @@ class LocalSampler:
         mean, std = normalization
         self._sample = partial(noise.sample, mean=mean, std=std, memory_format=memory_format)
         # What a captured step depends on. Normalisation by its tensors, which live as long as it.
-        self._depends = (num_classes, noise, rows, shape, dtype, memory_format, id(mean), id(std))
+        self._depends = (
+            num_classes, noise, rows, shape, dtype, memory_format, id(mean), id(std), output,
+        )  # fmt: skip
         self._loops: dict[int, GraphLoop | None] = {}
         # Around all batches: autocast keeps its casts of the weights until it is left.
-        half = dtype in (torch.bfloat16, torch.float16)
-        self._autocast: Callable[[], AbstractContextManager[Any]] = (
-            partial(torch.autocast, images.device.type, dtype=dtype) if half else nullcontext
-        )
+        self._autocast = partial(autocast, images.device, dtype)
 
     def count(
         self,
@@ -142,7 +144,7 @@ class LocalSampler:
         gaps = indices is not None or self.image_stride > 1
         votes = images.new_zeros((len(images), self._num_classes), dtype=torch.int64)
         model = self._models[number % len(self._models)]
-        logits = partial(checked_logits, model, self._num_classes)
+        logits = partial(checked_logits, model, self._num_classes, output=self._output)
         loop = None
         if num_samples >= self._rows:
             loop = self._loop(number, model, images, logits)
@@ -228,17 +230,21 @@ class LocalSampler:
         return self._loops[number]
 
 
-def checked_logits(model: Callable[[Tensor], Tensor], num_classes: int, batch: Tensor) -> Tensor:
-    """The model's logits; ValueError or TypeError unless they are floating ``[N, num_classes]``."""
-    logits: Any = model(batch)
-    if not isinstance(logits, Tensor):
-        got: str = type(logits).__name__
-    elif logits.shape != (len(batch), num_classes) or not logits.is_floating_point():
-        got = f"{logits.dtype} of shape {list(logits.shape)}"
-    else:
-        return logits
-    error = ValueError if isinstance(logits, Tensor) else TypeError
-    raise error(
-        f"base_classifier: gave {got} for a batch of {len(batch)}, "
-        f"want floating logits [{len(batch)}, {num_classes}], one column a class"
-    )
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """What a model that receives ``dtype`` runs under."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype=dtype) if half else nullcontext()
+
+
+def count_classes(
+    model: Callable[[Tensor], Any],
+    noise: Distribution,
+    images: Tensor,
+    dtype: torch.dtype,
+    output: Output = "logits",
+) -> int:
+    """Columns of the logits that the model gives for images ``[B, *D]``, found by one call."""
+    shape = noise.output_shape(noise.views(images[:1])[0].shape[1:])
+    with torch.inference_mode(), autocast(images.device, dtype):
+        batch = torch.zeros((1, *shape), dtype=dtype, device=images.device)
+        return checked_logits(model, None, batch, output=output).shape[1]

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,8 +18,16 @@ from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.fixed import AllSamples, Estimation, Prediction
 from robustcore.smoothing.graph_loop import GraphLoop
-from robustcore.smoothing.inputs import DTYPES, MAX_IMAGES, require_batch, warn_if_training
+from robustcore.smoothing.inputs import (
+    DTYPES,
+    MAX_IMAGES,
+    dtype_for,
+    place_of,
+    require_batch,
+    warn_if_training,
+)
 from robustcore.smoothing.normalize import Normalization
+from robustcore.smoothing.outputs import Output, require_output
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler, Sampler
 from robustcore.smoothing.sequential import EarlyStop, RadiusTest, RadiusTests
 from robustcore.smoothing.theory.distributions import Distribution, Dual, Gaussian
@@ -29,7 +39,7 @@ class Smooth:
     Args:
         base_classifier: maps a batch ``[N, C, H, W]`` to logits ``[N, num_classes]``; a module is
             used in its own train/eval state, which stays as it is (call ``.eval()`` on it). For
-            noise with two views (``Dual``), one for both or a pair.
+            noise with two views (``Dual``), one for both or a pair. See also ``output``.
         num_classes: K, at least 2, below 2**24.
         sigma: standard deviation of Gaussian noise, above 0, in the units of the images: pixels in
             [0, 1], not normalised ones and not 0 to 255.
@@ -43,8 +53,9 @@ class Smooth:
         mean, std: per-channel normalisation, applied after the noise in the same pass: a float or
             C of them. With them the base classifier receives what it was trained on and needs no
             normalising layer.
-        dtype: of what the base classifier receives, by default that of the images. For bfloat16 and
-            float16 it runs under autocast, so float32 parameters work.
+        dtype: of what the base classifier receives, by default that of the images (but float64
+            images reach a float32 module as float32). For bfloat16 and float16 it runs under
+            autocast, so float32 parameters work.
         memory_format: of what the base classifier receives; ``torch.channels_last`` is the faster
             one for most convolutional networks.
         cuda_graph: on a GPU, whether full batches of one image are replays of a CUDA graph, with
@@ -55,6 +66,13 @@ class Smooth:
             error where it cannot be (hooks then run at the capture alone). False: never. The graph
             and its memory (a batch, the activations) are kept for the next call, and captured
             again when anything but the values of the module's tensors has changed, the seed too.
+        input_dims: how many trailing dimensions of x are one input: 3 for images ``[C, H, W]``, 1
+            for vectors ``[D]``, 2 for signals ``[C, T]``, 4 for volumes ``[C, D, H, W]``, at most
+            5. The first of them is the channel of mean and std. Below, read "images" so.
+        output: where the logits are in what the base classifier returns. ``"logits"``: the tensor
+            itself, what it calls ``logits`` (a dict, an output of Hugging Face), or the only tensor
+            ``[N, num_classes]`` in it. ``"binary"``: one logit a row, ``[N]`` or ``[N, 1]``, of two
+            classes; class 1 where it is above 0. Or a function of what it returns.
 
     Raises TypeError or ValueError, naming the argument. Source: Cohen, Rosenfeld and Kolter, 2019.
     """
@@ -74,6 +92,8 @@ class Smooth:
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         cuda_graph: bool | None = None,
+        input_dims: int = 3,
+        output: Output = "logits",
     ) -> None:
         if (sigma is None) == (noise is None):
             raise TypeError(f"sigma, noise: got {sigma!r} and {noise!r}, want exactly one of them")
@@ -91,6 +111,10 @@ class Smooth:
         self.num_classes = require_int("num_classes", num_classes, 2, 2**24)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
         self.sigma = self.noise.sigma
+        self.input_dims = require_int("input_dims", input_dims, 1, 6)
+        if memory_format == torch.channels_last and self.input_dims != 3:
+            raise ValueError(f"memory_format: got {memory_format}, which is for input_dims=3")
+        self.output = require_output(output, self.num_classes)
         self._models = models
         self._graphs: Graphs[GraphLoop] = Graphs(cuda_graph)
         self.seed = None if seed is None else require_seed(seed)
@@ -101,7 +125,7 @@ class Smooth:
 
     def certify(
         self,
-        x: Tensor,
+        x: Tensor | npt.NDArray[Any],
         n0: int = 100,
         n: int = 100_000,
         alpha: float = 0.001,
@@ -119,7 +143,8 @@ class Smooth:
         ``n0`` samples choose the class, ``n`` other ones bound its probability from below.
 
         Args:
-            x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, floating, in pixel units.
+            x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, a floating tensor or NumPy
+                array, in pixel units.
             n0: samples of the selection, at least 1: indices [0, n0) of the noise stream.
             n: samples of the estimation, indices [n0, n0 + n).
             alpha: failure probability of one certificate, strictly between 0 and 1.
@@ -160,13 +185,14 @@ class Smooth:
             plan = AllSamples(self.noise)
         else:
             plan = Estimation.plan(self.noise, n0, n, alpha)
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, plan.most_samples)
+        images, single = self._images(x)
+        sampler = self._start(images, batch_size, image_offset, image_stride, plan.most_samples)
         result: Certificates = plan.certify(sampler, images, progress)
-        return result if x.dim() == 4 else (int(result.prediction), float(result.radius))
+        return (int(result.prediction), float(result.radius)) if single else result
 
     def certify_at(
         self,
-        x: Tensor,
+        x: Tensor | npt.NDArray[Any],
         radius: float,
         alpha: float = 0.001,
         max_n: int = 100_000,
@@ -184,7 +210,8 @@ class Smooth:
         given: the test is exact, for all looks at the votes together.
 
         Args:
-            x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, floating, in pixel units.
+            x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, a floating tensor or NumPy
+                array, in pixel units.
             radius: l2, in pixel units, at least 0.
             alpha: failure probability of one certificate, strictly between 0 and 1; refutations
                 have one of their own, as large.
@@ -205,13 +232,14 @@ class Smooth:
         """
         self._require_gaussian("certify_at")
         test = RadiusTest.plan(self.sigma, radius, alpha, max_n, n0)
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, test.most_samples)
+        images, single = self._images(x)
+        sampler = self._start(images, batch_size, image_offset, image_stride, test.most_samples)
         result = test.answer(sampler, images, progress)
-        return result if x.dim() == 4 else (int(result.prediction), int(result.samples))
+        return (int(result.prediction), int(result.samples)) if single else result
 
     def predict(
         self,
-        x: Tensor,
+        x: Tensor | npt.NDArray[Any],
         n: int = 100_000,
         alpha: float = 0.001,
         batch_size: int = 1000,
@@ -233,28 +261,35 @@ class Smooth:
         Source: Cohen et al., 2019, PREDICT.
         """
         plan = Prediction.plan(self.noise, n, alpha)
-        images, sampler = self._start(x, batch_size, image_offset, image_stride, plan.most_samples)
+        images, single = self._images(x)
+        sampler = self._start(images, batch_size, image_offset, image_stride, plan.most_samples)
         result = plan.predict(sampler, images, progress)
-        return result if x.dim() == 4 else int(result.prediction)
+        return int(result.prediction) if single else result
 
     def _require_gaussian(self, what: str) -> None:
         if not isinstance(self.noise, Gaussian) or self.noise.norm != "l2":
             raise ValueError(f"noise: got {self.noise}, but {what} is for Gaussian noise in l2")
 
+    def _images(self, x: Any) -> tuple[Tensor, bool]:
+        """x as a batch, where the base classifier can have it, and whether it was one image."""
+        images, single = require_batch(x, self.input_dims)
+        if isinstance(x, np.ndarray):  # which no GPU has
+            images = images.to(place_of(self._models) or images.device)
+        return images, single
+
     def _start(
         self,
-        x: Any,
+        images: Tensor,
         batch_size: Any,
         image_offset: Any,
         image_stride: Any,
         most_samples: int | None,
-    ) -> tuple[Tensor, Sampler]:
-        """The images as a batch and what samples them, after the last of the checks.
+    ) -> Sampler:
+        """What samples the images, after the last of the checks.
 
         ``most_samples`` of an image in one count; None: all that deterministic noise has.
         """
         batch_size = require_int("batch_size", batch_size, 1)
-        images = require_batch(x)
         limit = SECOND_VIEW if isinstance(self.noise, Dual) else MAX_IMAGES
         stride = require_int("image_stride", image_stride, 1, limit)
         most = limit - max(len(images) - 1, 0) * stride
@@ -272,19 +307,20 @@ class Smooth:
         if most_samples is None:
             most_samples = self.noise.num_samples(images.shape[1:])
         rows = max(1, min(batch_size, len(images) * most_samples))
-        return images, LocalSampler(
+        return LocalSampler(
             self._models,
             self.num_classes,
             self.noise,
             images,
             rows,
-            dtype=self.dtype or images.dtype,
+            dtype=self.dtype or dtype_for(self._models, images),
             memory_format=self.memory_format,
             image_offset=offset,
             image_stride=stride,
             seed=self.last_seed,
             normalization=(mean, std),
             graphs=self._graphs,
+            output=self.output,
         )
 
     def _draw_seed(self) -> int:

@@ -106,6 +106,8 @@ OF_ARGUMENT = [
     (MODELLED, "x image images inside outside", FINITE | ROWS | itself("with one more at the end",
      "of one fewer"), "of the model's taking"),
     ("smoothing.Smooth.*", "x", FLOATING | {"tensor [0] * 4"}, DTYPE),
+    ("smoothing.Smooth.*", "x", itself("as an array"), "NumPy arrays are taken as they are"),
+    ("smoothing.Smooth", "output", CALLABLE, ANY_FUNCTION),
     ("smoothing.noise_augment", "x sigma mean std", VALUES | FLOATING | SIZES | TENSOR | {"0",
      "tensor a 0-d nan", "tensor a 0-d int"}, "of the op"),
     ("lipschitz.certify masking.*", "x image images", VALUES | FLOATING, "of the model's taking"),

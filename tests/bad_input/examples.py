@@ -121,7 +121,7 @@ EXAMPLES = {
     "smoothing.Smooth": call(
         smoothing.Smooth, base_classifier=network, num_classes=CLASSES, sigma=0.25, noise=None,
         seed=0, mean=None, std=None, dtype=None, memory_format=torch.contiguous_format,
-        cuda_graph=None,
+        cuda_graph=None, input_dims=3, output="logits",
     ),
     "smoothing.Smooth/tensors": call(
         smoothing.Smooth, base_classifier=network, num_classes=CLASSES, noise=smoothing.Gaussian(1),

@@ -182,8 +182,9 @@ def test_other_noise(folder, noise):
     images = (x * 255).round() / 255
     wide = ["--num-classes", "3"] if "Dual" not in noise else ["--num-classes", "2"]
     model = "mine:model" if "Dual" not in noise else "mine:two"
+    data = "mine:levels" if "Dual" not in noise else "mine:two_levels"
     options = ["--seed", "5", "--details", "--no-progress"]
-    assert certify(*options, *wide, noise=noise, model=model, data="mine:levels") == 0
+    assert certify(*options, *wide, noise=noise, model=model, data=data) == 0
     distribution = parse_noise(noise)
     smooth = Smooth(Pixels(int(wide[1])), int(wide[1]), noise=distribution, seed=5)
     result = smooth.certify(images, 20, 200)
@@ -193,11 +194,33 @@ def test_other_noise(folder, noise):
     settings = json.loads(Path("out.tsv.json").read_text())
     assert settings["noise"] == repr(distribution)
     # The number of classes is found with an image as the noise makes them.
-    assert certify(*options, "--resume", *wide, noise=noise, model=model, data="mine:levels") == 0
-    assert certify(*options, noise=noise, model=model, data="mine:levels", out="found.tsv") == 0
+    assert certify(*options, "--resume", *wide, noise=noise, model=model, data=data) == 0
+    assert certify(*options, noise=noise, model=model, data=data, out="found.tsv") == 0
     assert rows("found.tsv") == rows("out.tsv")
-    other = dict(noise="Uniform(0.25)", model=model, data="mine:levels")
+    other = dict(noise="Uniform(0.25)", model=model, data=data)
     assert certify(*options, "--resume", *wide, **other) == 2
+
+
+def test_inputs_and_outputs_that_are_no_images_and_no_tensors(folder):
+    options = ["--seed", "5", "--no-progress"]
+    of_vectors = dict(model="mine:of_vectors", data="mine:vectors")
+    picked = ["--input-dims", "1", "--output", "mine:scores"]
+    assert certify(*options, *picked, **of_vectors) == 0
+    assert certify(*options, data="mine:wide", out="images.tsv") == 0  # float64 images
+    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    want = Smooth(Pixels(3), 3, 0.25, seed=5).certify(images, n0=20, n=200)
+    for table in ("out.tsv", "images.tsv"):
+        assert [row[2] for row in rows(table)[1:]] == [str(p) for p in want.prediction.tolist()]
+    settings = json.loads(Path("out.tsv.json").read_text())
+    assert (settings["input_dims"], settings["output"]) == (1, "mine:scores")
+    # The only tensor that can be the logits is found; a table goes on as it began.
+    told = ["--input-dims", "1", "--num-classes", "3"]
+    assert certify(*options, *told, **of_vectors, out="found.tsv") == 0
+    assert rows("found.tsv") == rows("out.tsv")
+    assert certify(*options, *picked, "--resume", **of_vectors) == 0
+    assert certify(*options, "--input-dims", "1", "--resume", **of_vectors) == 2
+    assert "output" not in json.loads(Path("images.tsv.json").read_text())
+    assert certify(*options, data="mine:half", out="half.tsv") == 0  # under autocast
 
 
 def test_progress_within_an_image(folder, capsys, monkeypatch):

@@ -32,6 +32,9 @@ def two():
 def levels():
     return [((image * 255).round() / 255, label) for image, label in data()]
 
+def two_levels():
+    return [(image, min(label, 1)) for image, label in levels()]
+
 def arrays():
     return [(image.numpy(), np.int64(label)) for image, label in data()]
 
@@ -40,6 +43,40 @@ def bad_pixels():
 
 def bytes_instead():
     return [((image * 255).byte(), y) for image, y in data()]
+
+def flat():
+    return [(image[0], y) for image, y in data()]
+
+def vectors():
+    return [(image.flatten().double(), y) for image, y in data()]
+
+def minus_one():
+    return [(image, -1) for image, _ in data()]
+
+def three():
+    return [(image, 3) for image, _ in data()]
+
+def linear():
+    return nn.Linear(7, 3)
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3, 4))
+    def forward(self, x):
+        return {"loss": None, "scores": x @ self.weight.T, "hidden": x}
+
+def of_vectors():
+    return Linear()
+
+def scores(made):
+    return made["scores"]
+
+def half():
+    return [(image.bfloat16(), y) for image, y in data()]
+
+def wide():
+    return [(image.double(), y) for image, y in data()]
 
 def no_pairs():
     return [image for image, _ in data()]

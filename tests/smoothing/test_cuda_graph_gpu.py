@@ -49,14 +49,14 @@ def test_gpu_formats(images, dtype, memory_format):
 def test_gpu_nothing_waits_inside_an_image(images):
     x, smooth = images.cuda(), Smooth(Head().cuda(), 4, 0.3, seed=7, mean=0.1, std=0.5)
     expected = smooth.certify(x, **RUN | {"n": 1000})  # captures
-    taken, sampler = smooth._start(x, 10, 0, 1, 1000)
+    sampler = smooth._start(x, 10, 0, 1, 1000)
     bar = tqdm(disable=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
         try:
-            counts = sampler.count(taken, 5, 1000, bar)
-            few = sampler.count(taken, 0, 5, bar)
+            counts = sampler.count(x, 5, 1000, bar)
+            few = sampler.count(x, 0, 5, bar)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert_same(counts.cpu(), expected.counts)

@@ -107,7 +107,9 @@ def test_a_normalisation_for_other_channels(never_called):
         (lambda x: x.flatten(1)[:1, :2], ValueError, r"torch.float32 of shape \[1, 2\]"),
         (lambda x: x.flatten(1).argmax(1), ValueError, r"torch.int64 of shape \[100\]"),
         (lambda x: x.flatten(1)[:, :2].long(), ValueError, r"torch.int64 of shape \[100, 2\]"),
-        (lambda x: (x.flatten(1)[:, :2],), TypeError, "tuple"),
+        (lambda x: (x.flatten(1)[:, :2],) * 2, TypeError, r"tuple of \[100, 2\], \[100, 2\]"),
+        (lambda x: {"loss": None, "x": x}, TypeError, "dict of loss, x"),
+        (lambda x: None, TypeError, "NoneType"),
     ],
 )
 def test_logits_that_are_none(model, error, got):

@@ -34,6 +34,8 @@ class _Ablation(Distribution):
         object.__setattr__(self, "fill", values if many else values[0])
 
     def check(self, images: Tensor, normalized: bool) -> None:
+        if images.dim() < 3:
+            raise ValueError(f"x: got inputs {list(images.shape[1:])}, want channels and pixels")
         if self.fill is None and normalized:
             raise ValueError("mean, std: cannot normalise the NULL encoding; give noise a fill")
 
@@ -121,6 +123,8 @@ class _PatchAblation(_Ablation):
 
     def check(self, images: Tensor, normalized: bool) -> None:
         super().check(images, normalized)
+        if images.dim() != 4:
+            raise ValueError(f"x: got inputs {list(images.shape[1:])}, want images [C, H, W]")
         size, _ = self._window(images.shape[1:])
         if size[0] > images.shape[2] or size[1] > images.shape[3]:
             raise ValueError(

@@ -20,7 +20,7 @@ Shape = Sequence[int]
 
 
 class Distribution(ABC):
-    """What a classifier is smoothed by. Shapes are those of one image, ``[C, H, W]``.
+    """What a classifier is smoothed by. Shapes are those of one input, ``[C, H, W]`` of an image.
 
     Random distributions certify a probability (:meth:`radius`); deterministic ones enumerate all
     their samples and certify the votes (:meth:`radius_of_votes`).
@@ -314,8 +314,10 @@ class Dual(Distribution):
         return self.base.sigma
 
     def check(self, images: Tensor, normalized: bool) -> None:
-        if images.shape[3] % 2:
-            raise ValueError(f"x: got images of width {images.shape[3]}, want an even one")
+        if images.dim() < 3:
+            raise ValueError(f"x: got inputs {list(images.shape[1:])}, want channels and columns")
+        if images.shape[-1] % 2:
+            raise ValueError(f"x: got images of width {images.shape[-1]}, want an even one")
 
     def views(self, images: Tensor) -> list[Tensor]:
         return [images[..., 0::2], images[..., 1::2]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def radius(
     stays = holds(low)
     # A radius at which nothing holds: doubled until there is one, then the gap is halved.
     high = torch.ones_like(low)
-    most = float(shape[1] * shape[2]) if discrete else 2.0**40
+    most = float(math.prod(shape[1:])) if discrete else 2.0**40
     while bool((holds(high) & (high < most)).any()):
         high = torch.where(holds(high), (2 * high).clamp(max=most), high)
     low = torch.where(holds(high), high, low)

@@ -1,0 +1,138 @@
+"""The options of ``robustcore certify``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; names and defaults are those of the published code where it has them."""
+    _add_model(parser.add_argument_group("the model and what it receives"))
+    _add_images(parser.add_argument_group("the images"))
+    _add_noise(parser.add_argument_group("the noise and its samples"))
+    _add_run(parser.add_argument_group("the table and the run"))
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="PKG.MODULE:FACTORY",
+        help="function that returns the base classifier",
+    )
+    add("--checkpoint", type=Path, metavar="FILE", help="weights for it, as torch.save wrote them")
+    add("--num-classes", type=int, default=None, help="columns of the logits (found by one call)")
+    taken_off = "one value or one a channel, {} after the noise"
+    add("--mean", type=float, nargs="+", help=taken_off.format("taken off"))
+    add("--std", type=float, nargs="+", help=taken_off.format("divided by"))
+    add("--batch", type=int, default=1000, help="images in one call of the model (%(default)s)")
+    add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
+    add("--dtype", choices=sorted(DTYPES), default=None, help="of what the model receives")
+    add(
+        "--output",
+        default="logits",
+        metavar="WHERE",
+        help="where the logits are in what the model returns: 'logits' (that itself, what it calls "
+        "so, or the only tensor that can be them), 'binary' (one logit a row, of two classes), or "
+        "PKG.MODULE:FUNCTION, which picks them (%(default)s)",
+    )
+    add("--channels-last", action="store_true", help="memory format of what the model receives")
+    add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--data",
+        required=True,
+        metavar="PKG.MODULE:FACTORY",
+        help="function that returns a map-style dataset of (image [C, H, W] in [0, 1], label)",
+    )
+    add(
+        "--input-dims",
+        type=int,
+        default=3,
+        help="dimensions of one input: 1 for vectors, 2 for signals, 4 for volumes (%(default)s)",
+    )
+    add("--start", type=int, default=0, help="index of the first image (%(default)s)")
+    add("--skip", type=int, default=1, help="take every SKIP-th image (%(default)s)")
+    add("--max", type=int, default=-1, help="stop before image MAX (all)")
+    add(
+        "--in-flight",
+        type=int,
+        default=1,
+        help="images sampled together by each process: more for a small N (%(default)s)",
+    )
+
+
+def _add_noise(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    noise = group.add_mutually_exclusive_group(required=True)
+    noise.add_argument("--sigma", type=float, help="level of Gaussian noise in pixel units")
+    noise.add_argument(
+        "--noise",
+        metavar="NAME(...)",
+        help="another distribution, as in Python: 'Uniform(0.5)', 'Splitting(0.75, "
+        "derandomized=True)', 'PixelAblation(75)', 'BandAblation(4)', 'Dual(Gaussian(0.25))'; it "
+        "decides the norm of the radii",
+    )
+    add("--N0", type=int, default=100, help="samples that choose the class (%(default)s)")
+    add("--N", type=int, default=100_000, help="samples that bound its probability (%(default)s)")
+    alpha = "failure probability of a certificate (%(default)s)"
+    add("--alpha", type=float, default=0.001, help=alpha)
+    seed = "of the noise (a fresh one from the operating system)"
+    add("--seed", type=int, default=None, help=seed)
+    question = group.add_mutually_exclusive_group()
+    question.add_argument(
+        "--early-stop",
+        action="store_true",
+        help="stop an image that will abstain or whose radius can hardly grow (same guarantee)",
+    )
+    question.add_argument(
+        "--at",
+        type=float,
+        default=None,
+        metavar="RADIUS",
+        help="only test this radius, with at most N samples (same guarantee, far fewer samples)",
+    )
+    add(
+        "--radius-tolerance",
+        type=float,
+        default=None,
+        help="with --early-stop: what more samples could add to the radius (a tenth of sigma or of "
+        "the radius reached)",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--out", type=Path, required=True, metavar="FILE", help="table to write (.tsv)")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    existing.add_argument("--resume", action="store_true", help="complete an existing table")
+    add("--details", action="store_true", help="also write the columns samples and votes")
+    add("--no-progress", action="store_true", help="show no progress bar")
+    add(
+        "--sync-seconds",
+        type=float,
+        default=10.0,
+        help="what a loss of power may cost; a killed run loses no row (%(default)s)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="how long a rank of torchrun waits for another (%(default)s)",
+    )
