@@ -82,8 +82,11 @@ def _checked(args: argparse.Namespace) -> Distribution:
         else:
             noise = parse_noise(args.noise)
     for option, wanted in (("--early-stop", args.early_stop), ("--at", args.at is not None)):
-        if wanted and not (isinstance(noise, Gaussian) and noise.norm == "l2"):
-            raise UsageError(f"{option}: is for Gaussian noise in l2, got --noise {args.noise}")
+        if wanted and not noise.sequential:
+            raise UsageError(
+                f"{option}: is for random noise whose radius is a function of one probability, got "
+                f"--noise {args.noise}"
+            )
     return noise
 
 

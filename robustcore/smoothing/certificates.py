@@ -52,7 +52,8 @@ class Result:
         )
 
     def _source(self) -> str:
-        return f"sigma={self.sigma}"
+        noise = getattr(self, "noise", None)
+        return f"sigma={self.sigma}" if noise is None else f"noise={noise}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -267,9 +268,6 @@ class Certificates(Result):
 
         figure = plots.accuracy_figure([(self, None if labels is None else self._labels(labels))])
         save(figure, path, overwrite)
-
-    def _source(self) -> str:
-        return super()._source() if self.noise is None else f"noise={self.noise}"
 
     def _correct(self, labels: Any) -> Tensor:
         return self.prediction == self._labels(labels)

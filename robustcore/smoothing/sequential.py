@@ -23,15 +23,14 @@ from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.certificates import Certificates, Result, equal_shares
 from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
 from robustcore.smoothing.sampler import Origin, Sampler, origin
-from robustcore.smoothing.theory.bounds import (
-    clopper_pearson_lower,
-    gaussian_radius,
-    smallest_certifiable_n,
-)
+from robustcore.smoothing.theory.bounds import clopper_pearson_lower, smallest_certifiable_n
+from robustcore.smoothing.theory.distributions import Distribution
+from robustcore.smoothing.theory.inversion import least_probability
 from robustcore.smoothing.theory.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
 
 # Below, a look costs more than the samples it may save; a test of one radius is often done earlier.
 FIRST_LOOK, FIRST_LOOK_OF_TEST = 64, 16
+PHI_OF_1 = 0.8413447460685429  # P(z < 1) of a standard normal z
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -54,7 +53,7 @@ class RadiusTests(Result):
     """
 
     radius: float
-    """l2, in pixel units."""
+    """In the norm of the noise and in pixel units."""
     p_radius: float
     """Probability that the class has to exceed for this radius."""
     refuted: Tensor
@@ -65,6 +64,7 @@ class RadiusTests(Result):
     counts0: Tensor
     """int64 ``[B, K]``: votes of the selection."""
     n0: int
+    noise: Distribution
 
     @property
     def certified(self) -> Tensor:
@@ -91,22 +91,28 @@ class EarlyStop:
     Without a tolerance, what is worth going on for is a tenth of sigma or of the radius so far. A
     share of the radius, because one of nearly unanimous votes grows with the logarithm of n, and
     not with the accuracy of an estimate: half as many samples cost it about 5 %, whatever n is.
+    For other noise and norms, the radius at probability Phi(1) is in the place of sigma, as it is
+    for Gaussian noise in l2.
     """
 
-    sigma: float
+    noise: Distribution
+    shape: tuple[int, ...]
     n0: int
     looks: Looks
     tolerance: float | None
 
     @classmethod
-    def plan(cls, sigma: float, n0: Any, n: Any, alpha: Any, tolerance: Any) -> EarlyStop:
+    def plan(
+        cls, noise: Distribution, shape: tuple[int, ...], n0: Any, n: Any, alpha: Any,
+        tolerance: Any,
+    ) -> EarlyStop:  # fmt: skip
         """ValueError or TypeError unless these can certify."""
         n0, n, alpha = require_sizes(n0, n, alpha)
         require_enough("certify", n, smallest_certifiable_n(alpha), alpha)
         looks = plan_certify(n, alpha)
         if tolerance is not None:
             tolerance = require_not_negative("radius_tolerance", tolerance)
-        return cls(sigma, n0, looks, tolerance)
+        return cls(noise, shape, n0, looks, tolerance)
 
     @property
     def most_samples(self) -> int:
@@ -136,10 +142,14 @@ class EarlyStop:
         )
         # The bound that is reached if all further votes agree, above all at earlier looks.
         reach = clopper_pearson_lower(votes + n - size, n, self.looks.levels()[-1])
-        reached = _radius(lower[active], self.sigma)
-        gain = _radius(np.minimum(reach, upper[active]), self.sigma) - reached
-        tenth = np.maximum(self.sigma, reached) / 10
+        reached = self._radius(lower[active])
+        gain = self._radius(np.minimum(reach, upper[active])) - reached
+        tenth = np.maximum(self._radius(np.array(PHI_OF_1)), reached) / 10
         run.keep(gain > (tenth if self.tolerance is None else self.tolerance))
+
+    def _radius(self, p: Any) -> Any:
+        """Radius for bounds of the class's probability, 0 where they certify nothing."""
+        return self.noise.radius(torch.as_tensor(np.maximum(p, 0.5)), self.shape).numpy()
 
     def _certificates(self, run: _Run, lower: Any, made: Origin) -> StoppedCertificates:
         bound = torch.from_numpy(lower)
@@ -148,15 +158,17 @@ class EarlyStop:
             counts=run.counts,
             n=self.looks.sizes[-1],
             alpha=self.looks.spent[-1],
-            sigma=self.sigma,
+            sigma=self.noise.sigma,
             seed=made["seed"],
             image_offset=made["image_offset"],
             image_stride=made["image_stride"],
             seconds=equal_shares(made["seconds"], len(lower)),
-            radius=torch.from_numpy(_radius(lower, self.sigma)),
+            radius=torch.from_numpy(self._radius(lower)),
             p_lower=bound,
             counts0=run.counts0,
             n0=self.n0,
+            noise=self.noise,
+            shape=self.shape,
             samples=run.samples,
             radius_tolerance=self.tolerance,
         )
@@ -167,7 +179,7 @@ class RadiusTest:
     """Answers to one question, until each image is decided; see ``Smooth.certify_at``."""
 
     radius: float
-    sigma: float
+    noise: Distribution
     alpha: float
     p_radius: float
     n0: int
@@ -178,26 +190,27 @@ class RadiusTest:
     """Other votes that refute, look by look."""
 
     @classmethod
-    def plan(cls, sigma: float, radius: Any, alpha: Any, max_n: Any, n0: Any) -> RadiusTest:
+    def plan(
+        cls, noise: Distribution, shape: tuple[int, ...], radius: Any, alpha: Any, max_n: Any,
+        n0: Any,
+    ) -> RadiusTest:  # fmt: skip
         """ValueError or TypeError if no votes could pass it."""
-        from scipy import special
-
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         radius = require_not_negative("radius", radius)
         alpha = require_probability("alpha", alpha)
         max_n = require_int("max_n", max_n, 1, MAX_SIZE + 1)
-        # Rounded up by more than the error of the normal distribution function and the division.
-        p_radius = math.nextafter(float(special.ndtr(radius / sigma)) * (1 + 1e-14), math.inf)
+        p_radius = least_probability(noise, radius, shape)
         looks = plan_looks(max_n, alpha, FIRST_LOOK_OF_TEST)
         accept = crossing_counts(p_radius, looks) if p_radius < 1 else (max_n + 1,)
         if accept[-1] > max_n:
-            most = gaussian_radius(max(0.5, clopper_pearson_lower(max_n, max_n, alpha)), sigma)
+            bound = torch.tensor(max(0.5, clopper_pearson_lower(max_n, max_n, alpha)))
             raise ValueError(
                 f"radius: got {radius}, which max_n={max_n} samples cannot certify at "
-                f"alpha={alpha} even if all agree; want at most about {most:.4g}, or more samples"
+                f"alpha={alpha} even if all agree; want at most about "
+                f"{float(noise.radius(bound.double(), shape)):.4g}, or more samples"
             )
         refute = crossing_counts(math.nextafter(1 - p_radius, math.inf) + 1e-14, looks)
-        return cls(radius, sigma, alpha, p_radius, n0, looks, accept, refute)
+        return cls(radius, noise, alpha, p_radius, n0, looks, accept, refute)
 
     @property
     def max_n(self) -> int:
@@ -232,7 +245,8 @@ class RadiusTest:
             counts=run.counts,
             n=self.max_n,
             alpha=self.alpha,
-            sigma=self.sigma,
+            sigma=self.noise.sigma,
+            noise=self.noise,
             seed=made["seed"],
             image_offset=made["image_offset"],
             image_stride=made["image_stride"],
@@ -289,8 +303,3 @@ class _Run:
         if self._bar.total is not None:  # a bar that is not shown has none
             self._bar.total -= stopped * (self._most - self._size)
         self.active = self.active[undecided]
-
-
-def _radius(p: Any, sigma: float) -> Any:
-    """Radius for bounds of the class's probability, 0 where they certify nothing."""
-    return gaussian_radius(np.maximum(p, 0.5), sigma)

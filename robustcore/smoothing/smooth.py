@@ -161,7 +161,8 @@ class Smooth:
                 over the looks, so the guarantee is the same and a radius at ``n`` samples slightly
                 smaller; see :mod:`robustcore.smoothing.sequential`. Without, all images take
                 ``n``, as in published tables.
-            radius_tolerance: in pixel units, at least 0; by default a tenth of sigma or of the
+            radius_tolerance: in the norm of the noise and in pixel units, at least 0; by default a
+                tenth of sigma (for other noise, of the radius at a probability of 0.84) or of the
                 radius reached, whichever is larger. 0 stops only images that will abstain.
 
         Returns:
@@ -176,16 +177,17 @@ class Smooth:
         """
         plan: Any
         require_flag("early_stop", early_stop)
+        images, single = self._images(x)
         if early_stop:
-            self._require_gaussian("early_stop")
-            plan = EarlyStop.plan(self.sigma, n0, n, alpha, radius_tolerance)
+            self._require_one_bound("early_stop")
+            shape = tuple(images.shape[1:])
+            plan = EarlyStop.plan(self.noise, shape, n0, n, alpha, radius_tolerance)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
         elif self.noise.deterministic:
             plan = AllSamples(self.noise)
         else:
             plan = Estimation.plan(self.noise, n0, n, alpha)
-        images, single = self._images(x)
         sampler = self._start(images, batch_size, image_offset, image_stride, plan.most_samples)
         result: Certificates = plan.certify(sampler, images, progress)
         return (int(result.prediction), float(result.radius)) if single else result
@@ -212,7 +214,7 @@ class Smooth:
         Args:
             x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, a floating tensor or NumPy
                 array, in pixel units.
-            radius: l2, in pixel units, at least 0.
+            radius: in the norm of the noise and in pixel units, at least 0.
             alpha: failure probability of one certificate, strictly between 0 and 1; refutations
                 have one of their own, as large.
             max_n: samples of the test at most, in [1, 10**8]; an image that took them all without
@@ -226,13 +228,14 @@ class Smooth:
             :class:`~robustcore.smoothing.RadiusTests` for a batch.
 
         Raises and warns as :meth:`certify`, and ValueError if ``max_n`` unanimous votes would not
-        do for ``radius``. Not differentiable.
+        do for ``radius``, or for deterministic noise and noise of two views. Not differentiable.
         Source: Voracek, "Treatment of statistical estimation problems in randomized smoothing for
         adversarial robustness", NeurIPS 2024, for the question; Lan and DeMets, 1983.
         """
-        self._require_gaussian("certify_at")
-        test = RadiusTest.plan(self.sigma, radius, alpha, max_n, n0)
+        self._require_one_bound("certify_at")
         images, single = self._images(x)
+        shape = tuple(images.shape[1:])
+        test = RadiusTest.plan(self.noise, shape, radius, alpha, max_n, n0)
         sampler = self._start(images, batch_size, image_offset, image_stride, test.most_samples)
         result = test.answer(sampler, images, progress)
         return (int(result.prediction), int(result.samples)) if single else result
@@ -266,9 +269,12 @@ class Smooth:
         result = plan.predict(sampler, images, progress)
         return int(result.prediction) if single else result
 
-    def _require_gaussian(self, what: str) -> None:
-        if not isinstance(self.noise, Gaussian) or self.noise.norm != "l2":
-            raise ValueError(f"noise: got {self.noise}, but {what} is for Gaussian noise in l2")
+    def _require_one_bound(self, what: str) -> None:
+        if not self.noise.sequential:
+            raise ValueError(
+                f"noise: got {self.noise}, but {what} is for random noise whose radius is a "
+                "function of one probability"
+            )
 
     def _images(self, x: Any) -> tuple[Tensor, bool]:
         """x as a batch, where the base classifier can have it, and whether it was one image."""

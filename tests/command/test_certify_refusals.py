@@ -148,8 +148,8 @@ def test_a_bad_image_in_the_middle_keeps_the_rows_before_it(folder, capsys):
 
 def test_other_noise_is_refused_where_there_is_no_procedure(folder, capsys):
     for option in (["--early-stop"], ["--at", "0.1"]):
-        assert certify(*option, noise="Uniform(0.5)") == 2
-        want = f"{option[0]}: is for Gaussian noise in l2, got --noise Uniform(0.5)"
+        assert certify(*option, noise="Dual(Gaussian(0.5))") == 2
+        want = f"{option[0]}: is for random noise whose radius is a function of one probability"
         assert want in capsys.readouterr().err
     with pytest.raises(SystemExit):
         certify("--noise", "Uniform(1)")

@@ -8,7 +8,7 @@ import torch
 from scipy import signal, stats
 from torch import nn
 
-from robustcore.smoothing import ABSTAIN, Certificates, Smooth, clopper_pearson_lower
+from robustcore.smoothing import ABSTAIN, Certificates, Gaussian, Smooth, clopper_pearson_lower
 from robustcore.smoothing.sequential import RadiusTest, plan_certify
 from robustcore.smoothing.theory.spending import crossing_counts, plan_looks
 from smoothing.models import HalfSpace, Pixels
@@ -301,5 +301,5 @@ def test_bad_early_stops_are_refused(images, arguments, error, message):
 
 def test_the_tested_probability_is_not_below_that_of_the_radius():
     for radius, sigma in [(0.0, 1.0), (0.25, 0.25), (0.3, 0.12), (1.7, 0.5)]:
-        p = RadiusTest.plan(sigma, radius, 0.001, 10**6, 100).p_radius
+        p = RadiusTest.plan(Gaussian(sigma), (3, 4, 4), radius, 0.001, 10**6, 100).p_radius
         assert stats.norm.cdf(radius / sigma) < p <= stats.norm.cdf(radius / sigma) + 1e-13

@@ -38,6 +38,11 @@ class Distribution(ABC):
         return False
 
     @property
+    def sequential(self) -> bool:
+        """Whether the radius is a function of one probability, which looks on the way can bound."""
+        return not self.deterministic
+
+    @property
     def several_votes(self) -> bool:
         """Whether one sample may vote for several classes."""
         return False
@@ -308,6 +313,10 @@ class Dual(Distribution):
         if not isinstance(self.base, Gaussian) or self.base.norm != "l2":
             raise TypeError(f"base: got {self.base!r}, want a Gaussian with norm 'l2'")
         require_choice("norm", self.norm, ("l2",))
+
+    @property
+    def sequential(self) -> bool:
+        return False
 
     @property
     def sigma(self) -> float:

@@ -84,7 +84,7 @@ def ablation_l0(p: Tensor, d: int, k: int) -> Tensor:
         return torch.where(p > 0.5, float(d), 0.0).double()
     levels = (p.clamp(0, 1).double() * 2.0**53).to(torch.int64).cpu().numpy()
     radius = np.searchsorted(_ablation_thresholds(d, k), levels, side="left")
-    return torch.from_numpy(radius.astype(np.float64)).reshape(p.shape)
+    return torch.from_numpy(np.asarray(radius, dtype=np.float64)).reshape(p.shape)
 
 
 def laplace_shift(p: Tensor, r: Tensor) -> Tensor:
