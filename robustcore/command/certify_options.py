@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
+
+from robustcore.common import image_run
 
 DTYPES = {
     "float16": torch.float16,
@@ -24,20 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
+    image_run.add_model(group, "base classifier")
     add = group.add_argument
-    add(
-        "--model",
-        required=True,
-        metavar="PKG.MODULE:FACTORY",
-        help="function that returns the base classifier",
-    )
-    add("--checkpoint", type=Path, metavar="FILE", help="weights for it, as torch.save wrote them")
     add("--num-classes", type=int, default=None, help="columns of the logits (found by one call)")
     taken_off = "one value or one a channel, {} after the noise"
     add("--mean", type=float, nargs="+", help=taken_off.format("taken off"))
     add("--std", type=float, nargs="+", help=taken_off.format("divided by"))
     add("--batch", type=int, default=1000, help="images in one call of the model (%(default)s)")
-    add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
     add("--dtype", choices=sorted(DTYPES), default=None, help="of what the model receives")
     add(
         "--output",
@@ -48,26 +42,17 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "PKG.MODULE:FUNCTION, which picks them (%(default)s)",
     )
     add("--channels-last", action="store_true", help="memory format of what the model receives")
-    add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
+    image_run.add_images(group)
     add = group.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="PKG.MODULE:FACTORY",
-        help="function that returns a map-style dataset of (image [C, H, W] in [0, 1], label)",
-    )
     add(
         "--input-dims",
         type=int,
         default=3,
         help="dimensions of one input: 1 for vectors, 2 for signals, 4 for volumes (%(default)s)",
     )
-    add("--start", type=int, default=0, help="index of the first image (%(default)s)")
-    add("--skip", type=int, default=1, help="take every SKIP-th image (%(default)s)")
-    add("--max", type=int, default=-1, help="stop before image MAX (all)")
     add(
         "--in-flight",
         type=int,
@@ -116,23 +101,7 @@ def _add_noise(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="table to write (.tsv)")
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace an existing table")
-    existing.add_argument("--resume", action="store_true", help="complete an existing table")
-    add("--details", action="store_true", help="also write the columns samples and votes")
-    add("--no-progress", action="store_true", help="show no progress bar")
-    add(
-        "--sync-seconds",
-        type=float,
-        default=10.0,
-        help="what a loss of power may cost; a killed run loses no row (%(default)s)",
-    )
-    add(
-        "--timeout",
-        type=float,
-        default=60.0,
-        metavar="MINUTES",
-        help="how long a rank of torchrun waits for another (%(default)s)",
+    image_run.add_run(group)
+    group.add_argument(
+        "--details", action="store_true", help="also write the columns samples and votes"
     )

@@ -8,15 +8,17 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from robustcore.common.errors import UsageError
 from robustcore.common.files import replacing
-from robustcore.common.table import Row, header, parse_rows
+from robustcore.common.table import Form, Indexed
+
+R = TypeVar("R", bound=Indexed)
 
 
-class ResultFile:
-    """The table of ``robustcore certify``, with its settings beside it in ``<name>.json``.
+class ResultFile(Generic[R]):
+    """A table of one row an image, with its settings beside it in ``<name>.json``.
 
     Nothing is written before the first row is there, so a run that fails earlier leaves no trace
     and an old table as it was. Whatever ends the run, the table then holds whole rows of the run's
@@ -25,7 +27,13 @@ class ResultFile:
     """
 
     def __init__(
-        self, path: Path, *, overwrite: bool, resume: bool, sync_seconds: float = 10.0
+        self,
+        path: Path,
+        *,
+        form: Form[R],
+        overwrite: bool,
+        resume: bool,
+        sync_seconds: float = 10.0,
     ) -> None:
         if path.is_dir():
             raise UsageError(f"--out {path}: is a folder")
@@ -35,12 +43,12 @@ class ResultFile:
         self.settings_path = path.with_name(path.name + ".json")
         if path.exists() and not (overwrite or resume):
             raise UsageError(f"--out {path}: exists; give another name, --overwrite or --resume")
-        self.rows: list[Row] = []
+        self.rows: list[R] = []
         """Those of the run that is resumed."""
         self._resuming = resume and path.exists()
         self._settings: dict[str, Any] = {}
         self._old = self._read_settings() if self._resuming else {}
-        self._header = header()
+        self._form, self._header = form, form.header()
         self._descriptor: int | None = None
         self._sync_seconds = sync_seconds
         self._synced = time.monotonic()
@@ -54,7 +62,7 @@ class ResultFile:
     ) -> Sequence[int]:
         """The images that have no row yet, once the settings are found to be those of the table."""
         self._settings = settings
-        self._header = header(details)
+        self._header = self._form.header(details)
         if not self._resuming:
             return indices
         for name in {**settings, **self._old}:
@@ -133,14 +141,14 @@ class ResultFile:
             raise UsageError(f"--resume: {self.settings_path} holds no settings")
         return settings
 
-    def _read_rows(self) -> list[Row]:
+    def _read_rows(self) -> list[R]:
         """The complete rows; one that was cut off by the end of the last run is taken off."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:
             text = whole.decode(errors="replace")  # such a line is then named
             lines = list(enumerate(text.split("\n")[:-1], 1)) or [(1, "")]
-            rows = list(parse_rows(self.path, lines))
+            rows = list(self._form.rows(self.path, lines))
             if lines[0][1] + "\n" != self._header:
                 raise ValueError(f"{self.path}, line 1: has other columns than this run")
         except ValueError as error:

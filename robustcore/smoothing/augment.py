@@ -15,7 +15,7 @@ from robustcore.common.checks import (
     require_not_negative,
     require_seed,
 )
-from robustcore.smoothing.normalize import check_channel_values
+from robustcore.common.normalize import check_channel_values
 from robustcore.smoothing.theory.distributions import Distribution
 
 

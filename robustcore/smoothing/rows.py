@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustcore.common.errors import UsageError
+from robustcore.common.image_run import stack
 from robustcore.common.table import ABSTAIN, certificate_cells, line
 from robustcore.common.user_code import as_usage_error, load_item
 from robustcore.smoothing.certificates import Certificates
@@ -88,10 +89,7 @@ def rows(
 def _stack(images: list[Tensor], input_dims: int) -> Tensor:
     for image in images:
         require_input(image, input_dims)
-    shapes = sorted({tuple(image.shape) for image in images})
-    if len(shapes) > 1:
-        raise ValueError(f"x: got shapes {shapes}, want one shape for --in-flight")
-    return torch.stack(images)
+    return stack(images)
 
 
 def _drawn(result: Certificates | RadiusTests) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from robustcore.smoothing.inputs import (
     require_batch,
     warn_if_training,
 )
-from robustcore.smoothing.normalize import Normalization
+from robustcore.common.normalize import Normalization
 from robustcore.smoothing.outputs import Output, require_output
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler, Sampler
 from robustcore.smoothing.sequential import EarlyStop, RadiusTest, RadiusTests

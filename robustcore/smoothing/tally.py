@@ -57,7 +57,7 @@ class Tally:
         self._show()
         self._bar.update()
 
-    def samples(self, done: int, total: int) -> None:
+    def within(self, done: int, total: int) -> None:
         """How far the image at hand is; shown at most twice a second."""
         now = time.monotonic()
         if now - self._refreshed >= 0.5 and done < total:
@@ -65,6 +65,10 @@ class Tally:
             self._sampled = f"sample {done} of {total}"
             self._show()
             self._bar.refresh()
+
+    def summary(self) -> str:
+        """What is said at the end."""
+        return f"{self.certified} certified"
 
     def _count(self, row: Row) -> None:
         self._images += 1

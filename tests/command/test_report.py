@@ -9,11 +9,10 @@ import pytest
 from robustcore.command import report
 from robustcore.command.main import main
 from robustcore.common.table import (
+    CERTIFIED,
     Row,
     certificate_cells,
-    header,
     line,
-    parse_row,
     read_certificates,
 )
 
@@ -66,7 +65,7 @@ def test_lines_are_what_they_say():
 
 def test_one_table_has_no_envelope_and_knows_its_settings(tmp_path):
     table = tmp_path / "mine.tsv"
-    table.write_text(header() + "0\t1\t1\t0.5\t1\t0:00:01\n1\t1\t0\t2.0\t0\t0:00:01\n")
+    table.write_text(CERTIFIED.header() + "0\t1\t1\t0.5\t1\t0:00:01\n1\t1\t0\t2.0\t0\t0:00:01\n")
     assert report.load(table, None).name == "mine.tsv"
     (tmp_path / "mine.tsv.json").write_text('{"sigma": 0.12, "alpha": 0.05}')
     loaded = report.load(table, None)
@@ -104,9 +103,9 @@ def test_pictures(tmp_path, capsys, suffix):
 def test_what_certify_writes_is_read(tmp_path):
     row = line(certificate_cells(7, None, -1, 0.0, 1.5, (100, 40)))
     table = tmp_path / "t.tsv"
-    table.write_text(header(True) + row)
+    table.write_text(CERTIFIED.header(True) + row)
     assert read_certificates(table) == [Row(7, None, -1, 0.0, None, 100, 40)]
-    assert parse_row(row) == read_certificates(table)[0]
+    assert CERTIFIED.row(row) == read_certificates(table)[0]
 
 
 GOOD = "0\t1\t1\t0.5\t1\t15.4\n"
@@ -116,13 +115,13 @@ GOOD = "0\t1\t1\t0.5\t1\t15.4\n"
     ("text", "message"),
     [
         ("", "is empty"),
-        (header(), "holds no image"),
+        (CERTIFIED.header(), "holds no image"),
         ("# a comment\n", "is empty"),
         ("radius\n" + GOOD, "line 1: does not start with the header"),
-        ("# a comment\n" + header() + GOOD + "1\t1\n", "line 4: 2 fields, want 6"),
-        (header() + GOOD + "1\t1\t1\t0.", "line 3: 4 fields, want 6"),
-        (header() + GOOD + GOOD, "holds an image twice"),
-        (header() + "0\tnan\t1\t0.5\tnan\t15.4\n", "image 0 has no label"),
+        ("# a comment\n" + CERTIFIED.header() + GOOD + "1\t1\n", "line 4: 2 fields, want 6"),
+        (CERTIFIED.header() + GOOD + "1\t1\t1\t0.", "line 3: 4 fields, want 6"),
+        (CERTIFIED.header() + GOOD + GOOD, "holds an image twice"),
+        (CERTIFIED.header() + "0\tnan\t1\t0.5\tnan\t15.4\n", "image 0 has no label"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, capsys, text, message):

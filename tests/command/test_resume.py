@@ -11,7 +11,7 @@ from command.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 from robustcore.command.main import main
 from robustcore.common import resumable
 from robustcore.common.resumable import ResultFile
-from robustcore.common.table import certificate_cells, header, line
+from robustcore.common.table import CERTIFIED, certificate_cells, line
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_cut_off_anywhere_in_the_last_rows(folder):
         assert certify("--resume") == 0
         assert without_times("out.tsv") == expected
     # The header itself.
-    Path("out.tsv").write_bytes(whole[: len(header())])
+    Path("out.tsv").write_bytes(whole[: len(CERTIFIED.header())])
     assert certify("--resume") == 0
     assert without_times("out.tsv") == expected
 
@@ -202,7 +202,9 @@ def test_rows_reach_the_disk_at_the_stated_interval(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     for seconds, each in ((0.0, 1), (3600.0, 0)):
-        table = ResultFile(tmp_path / "t.tsv", overwrite=True, resume=False, sync_seconds=seconds)
+        table = ResultFile(
+            tmp_path / "t.tsv", form=CERTIFIED, overwrite=True, resume=False, sync_seconds=seconds
+        )
         table.remaining(range(3), {"seed": 1})
         table.append(line(certificate_cells(0, 1, 1, 0.5, 1.0)))
         synced.clear()
