@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustcore.common.checks import require_flag, require_int, require_positive, require_seed
 from robustcore.common.cuda_graph import Graphs
+from robustcore.common.normalize import Normalization
 from robustcore.common.progress import Show
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.certificates import Certificates, Predictions
@@ -26,7 +27,6 @@ from robustcore.smoothing.inputs import (
     require_batch,
     warn_if_training,
 )
-from robustcore.common.normalize import Normalization
 from robustcore.smoothing.outputs import Output, require_output
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler, Sampler
 from robustcore.smoothing.sequential import EarlyStop, RadiusTest, RadiusTests
