@@ -224,28 +224,6 @@ def require_single_image(image: Any) -> Tensor:
     return x
 
 
-def require_segments(segments: Any, image: Tensor) -> tuple[Tensor, int]:
-    """A map ``[H, W]`` of segments 0 .. S - 1 as int64, and S."""
-    if not isinstance(segments, Tensor):
-        try:
-            segments = torch.as_tensor(segments)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            got = type(segments).__name__
-            raise TypeError(f"segments: got {got}, want a tensor or an array") from None
-    require_integers("segments", segments)
-    if segments.shape != image.shape[2:]:
-        raise ValueError(
-            f"segments: got shape {list(segments.shape)}, want {list(image.shape[2:])} like image"
-        )
-    segments = segments.to(image.device, torch.int64)
-    low, high = int(segments.min()), int(segments.max())
-    if low < 0 or high >= segments.numel():
-        raise ValueError(
-            f"segments: got {low} to {high}, want 0 to at most {segments.numel() - 1}, a pixel less"
-        )
-    return segments, high + 1
-
-
 def require_labelled(images: Any, labels: Any) -> None:
     """images ``[B, C, H, W]`` and int64 labels ``[B]``, at least one."""
     if require_floating("images", images).dim() != 4 or images.numel() == 0:

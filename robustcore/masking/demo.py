@@ -16,9 +16,10 @@ from robustcore.common.plots import save
 from robustcore.common.progress import on_terminal
 from robustcore.common.table import write_table
 from robustcore.masking import plots
-from robustcore.masking.evaluate import Curves, masked_accuracy_curve, replaced
+from robustcore.masking.curves import Curves, masked_accuracy_curve
 from robustcore.masking.explain import explain_lime
 from robustcore.masking.model import MaskedModel
+from robustcore.masking.predictor import replaced
 
 SCALE = 4  # digits of 8x8 are enlarged: a patch is one of their pixels
 SHOWN = 5
@@ -102,8 +103,7 @@ def train(data: Digits, epochs: int, seed: int) -> nn.Module:
 
 def explain(masked: MaskedModel, image: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     """An image, which patches matter most to its class, and every patch's weight."""
-    at = torch.arange(8).repeat_interleave(SCALE)
-    result = explain_lime(masked, image, at[:, None] * 8 + at, samples, batch_size=200, ridge=0.1)
+    result = explain_lime(masked, image, SCALE, samples, batch_size=200, ridge=0.1)
     strongest = result.weights >= result.weights.quantile(2 / 3)
     return image.cpu(), strongest[result.segments], result.attribution
 

@@ -13,7 +13,8 @@ from robustcore.common.plots import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from robustcore.masking.evaluate import Curves, Game
+    from robustcore.masking.curves import Curves
+    from robustcore.masking.game import Game
 
 
 def _show(axes: Any, image: Tensor) -> None:
@@ -78,7 +79,9 @@ def game_figure(game: Game) -> Figure:
         ("deletion", game.deletion, game.deletion_auc),
     ):
         axes.plot(game.fractions, values, label=f"{name}, area {area:.3f}")
-    axes.set(xlabel="fraction of pixels", ylabel="probability", ylim=(0, 1.02))
+    axes.set(xlabel="fraction of pixels", ylabel="score")
+    if all(0 <= value <= 1 for value in (*game.insertion, *game.deletion)):  # a probability's
+        axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", frameon=False)
     return figure

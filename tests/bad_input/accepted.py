@@ -114,6 +114,7 @@ OF_ARGUMENT = [
     ("masking.*", "mask z", FLOATING | SIZES | itself("bool"), "one for all, unused segments"),
     ("masking.* density.*", "attribution attributions", VALUES | FLOATING, "an order is all"),
     ("masking.*", "segments", LISTED | LAYOUT, ARRAY_LIKE),
+    ("masking.explain_*", "segments", INTEGER | LARGE_INTEGER, "the side of blocks"),
     ("density.*", "baseline region", {"tensor a number"} | itself("of half the rows",
      "of one fewer"), "broadcasts to x"),
     ("masking.masked_accuracy_curve lipschitz.Certificate.*", "labels", VALUES,
@@ -163,7 +164,8 @@ OF_ARGUMENT = [
     ("density.PenaltyOp masking.MaskedModel", "model", {"a module"}, ANY_FUNCTION),
     ("density.marginal_density_penalty", "model", CALLABLE, "not called: logits are given"),
     ("smoothing.Smooth.*", "progress", CALLABLE | {"True"}, "is told, and not asked"),
-    ("masking.explain_lime", "batch_size", {"None"}, "all at once"),
+    ("masking.explain_occlusion", "size stride", PAIR, "an int, or two"),
+    ("masking.masked_accuracy_curve", "output", CALLABLE, ANY_FUNCTION),
     ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),
     ("smoothing.Certificates.to_tsv", "path", {"'rubbish'"}, "a name of a file"),
 ]  # fmt: skip

@@ -275,6 +275,19 @@ EXAMPLES = {
         num_samples=8, target=None, batch_size=4, kernel_width=0.25, ridge=1.0, seed=0,
         progress=False,
     ),
+    "masking.explain_occlusion": call(
+        masking.explain_occlusion, model=masked_network, image=lambda: images(1), size=4,
+        stride=(2, 4), target=None, batch_size=4, progress=False,
+    ),
+    "masking.explain_rise": call(
+        masking.explain_rise, model=masked_network, image=lambda: images(1), num_samples=8,
+        grid=3, p=0.5, normalize="shown", target=None, batch_size=4, seed=0, progress=False,
+    ),
+    "masking.explain_shap": call(
+        masking.explain_shap, model=masked_network, image=lambda: images(1), segments=segments,
+        num_samples=16, target=None, batch_size=4, seed=0, progress=False,
+    ),
+    "masking.Explanation.plot": method(lime, "plot", path=tmp_path("l.svg")),
     "masking.insertion_deletion": call(
         masking.insertion_deletion, model=masked_network, image=lambda: images(1),
         attribution=lambda: rand(8, 8), target=None, step=32, fill="mask", batch_size=4,
@@ -282,7 +295,8 @@ EXAMPLES = {
     ),
     "masking.masked_accuracy_curve": call(
         masking.masked_accuracy_curve, model=masked_network, images=images, labels=labels,
-        fractions=(0.0, 0.5), block=4, fills=None, batch_size=4, seed=0, progress=False,
+        fractions=(0.0, 0.5), block=4, fills=None, output=None, batch_size=4, seed=0,
+        progress=False,
     ),
     "masking.replaced": call(masking.replaced, model=network, value=0.5),
     "masking.make_plan": call(
@@ -291,7 +305,6 @@ EXAMPLES = {
     ),
     "masking.Curves.plot": method(curves, "plot", path=tmp_path("u.svg")),
     "masking.Game.plot": method(game, "plot", path=tmp_path("g.svg")),
-    "masking.LimeExplanation.plot": method(lime, "plot", path=tmp_path("l.svg")),
     # ---- density
     "density.PenaltyOp": call(
         density.PenaltyOp, penalty=density.marginal_density_penalty, model=network
