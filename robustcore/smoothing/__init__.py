@@ -3,6 +3,7 @@
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates, Predictions
+from robustcore.smoothing.result import Result
 from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
@@ -35,6 +36,7 @@ __all__ = [
     "PixelAblation",
     "Predictions",
     "RadiusTests",
+    "Result",
     "Smooth",
     "Splitting",
     "StoppedCertificates",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from robustcore.common.checks import require_integers, require_radii
 from robustcore.common.plots import save
 from robustcore.common.table import ABSTAIN, COLUMNS, certificate_cells, write_table
+from robustcore.smoothing.result import Result, equal_shares
 from robustcore.smoothing.theory import top_k, votes
 from robustcore.smoothing.theory.bounds import (
     accuracy_slack,
@@ -22,38 +23,13 @@ from robustcore.smoothing.theory.bounds import (
 from robustcore.smoothing.theory.distributions import Distribution, Gaussian
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """One row an image, on the CPU; the scalars say how it was made."""
+class CertifiedClass(NamedTuple):
+    """What is certified of one image."""
 
-    prediction: Tensor
-    """int64 ``[B]``: the class, or ABSTAIN."""
-    counts: Tensor
-    """int64 ``[B, K]``: votes; they sum to n less the samples whose logits held a NaN."""
-    n: int
-    alpha: float
-    """Failure probability of one row."""
-    sigma: float
-    seed: int
-    image_offset: int
-    """Row b is image ``image_offset + b * image_stride`` of the noise stream."""
-    seconds: Tensor
-    """float64 ``[B]``: wall time; images share batches, so each has an equal part of its call's."""
-    image_stride: int = field(default=1, kw_only=True)
-
-    def __len__(self) -> int:
-        return len(self.prediction)
-
-    def __repr__(self) -> str:
-        abstained = int((self.prediction == ABSTAIN).sum())
-        return (
-            f"{type(self).__name__}({len(self)} images, {abstained} abstained, "
-            f"{self._source()}, n={self.n}, alpha={self.alpha}, seed={self.seed})"
-        )
-
-    def _source(self) -> str:
-        noise = getattr(self, "noise", None)
-        return f"sigma={self.sigma}" if noise is None else f"noise={noise}"
+    prediction: int
+    """The class, or ABSTAIN."""
+    radius: float
+    """In the norm of the noise and in pixel units; 0 where it abstains."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +37,8 @@ class Certificates(Result):
     """Certified classes and radii of B images, in the norm of the noise and in pixel units.
 
     The norm is l2 by default; see ``noise.norm``. Under deterministic noise ``alpha`` and ``n0``
-    are 0, n is the number of samples an image has, nothing abstains and each row is certain. Else
+    are 0, n is the number of samples an image has, nothing abstains (but an image whose samples all
+    gave NaN) and each row is certain. Else
     each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
     rounding of image plus noise is not accounted for (Voracek and Hein, 2023, on what that costs).
     Source: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized
@@ -151,12 +128,14 @@ class Certificates(Result):
     ) -> Certificates:
         """Certificates from all votes under deterministic noise, int64 ``[B, K]`` on the CPU.
 
-        ``n`` is the number of samples an image has. Ties go to the lowest class.
+        ``n`` is the number of samples an image has. Ties go to the lowest class; without any vote
+        an image abstains.
         """
         majority = votes.majority_certificate(counts)
+        voted = counts.amax(1) > 0
         shares = counts.gather(1, majority.prediction[:, None]).squeeze(1).double() / n
         return cls(
-            prediction=majority.prediction,
+            prediction=torch.where(voted, majority.prediction, ABSTAIN),
             counts=counts,
             n=n,
             alpha=0.0,
@@ -165,13 +144,26 @@ class Certificates(Result):
             image_offset=image_offset,
             image_stride=image_stride,
             seconds=equal_shares(seconds, len(counts)),
-            radius=noise.radius_of_votes(majority.votes, shape),
+            radius=torch.where(voted, noise.radius_of_votes(majority.votes, shape), 0.0),
             p_lower=shares,
             counts0=counts,
             n0=0,
             noise=noise,
             shape=shape,
         )
+
+    def _row(self, b: int) -> CertifiedClass:
+        return CertifiedClass(int(self.prediction[b]), float(self.radius[b]))
+
+    @property
+    def invalid(self) -> Tensor:
+        several = self.noise is not None and self.noise.several_votes
+        return torch.zeros_like(self.drawn) if several else super().invalid
+
+    @property
+    def drawn(self) -> Tensor:
+        views = 1 if self.noise is None else len(self.noise.views(torch.empty(1, 1, 1, 2)))
+        return super().drawn * views
 
     def top_k_radius(self, labels: Any, k: int) -> Tensor:
         """Radius within which a label stays among the k most likely (or most voted) classes.
@@ -217,7 +209,8 @@ class Certificates(Result):
         """Lower bound of the true certified accuracy, valid with probability at least ``1 - rho``.
 
         :meth:`certified_accuracy` takes every certificate as right; each is wrong with probability
-        up to ``alpha``. Arguments and returns as there; may be negative.
+        up to ``alpha``, and none where ``alpha`` is 0. Arguments and returns as there; may be
+        negative.
         Source: Cohen et al., 2019, appendix.
         """
         slack = accuracy_slack(self.alpha, max(1, len(self)), rho)
@@ -235,7 +228,7 @@ class Certificates(Result):
     ) -> None:
         """Write the published table: ``idx label predict radius correct time``, one row an image.
 
-        ``idx`` starts at ``image_offset``. The radius has 3 significant digits, as published, so it
+        ``idx`` is of ``indices``. The radius has 3 significant digits, as published, so it
         may be above the certified one by half a unit of the last; ``radius`` is exact. Without
         labels ``label`` and ``correct`` are ``nan``. The file appears whole or not at all.
 
@@ -244,13 +237,13 @@ class Certificates(Result):
         known = None if labels is None else self._labels(labels).tolist()
         rows = [
             certificate_cells(
-                self.image_offset + b * self.image_stride,
+                idx,
                 None if known is None else known[b],
                 int(self.prediction[b]),
                 float(self.radius[b]),
                 float(self.seconds[b]),
             )
-            for b in range(len(self))
+            for b, idx in enumerate(self.indices.tolist())
         ]
         write_table(path, COLUMNS, rows, overwrite)
 
@@ -302,6 +295,9 @@ class Predictions(Result):
     p_value: Tensor
     """float64 ``[B]``: of the test that the two leading classes are equally likely."""
 
+    def _row(self, b: int) -> int:
+        return int(self.prediction[b])
+
     @classmethod
     def from_counts(
         cls,
@@ -317,11 +313,13 @@ class Predictions(Result):
     ) -> Predictions:
         """Predictions from votes, int64 ``[B, K]`` on the CPU; ties go to the lowest class."""
         votes, classes = counts.sort(dim=1, descending=True, stable=True)
+        # Most samples must have voted: a test between two classes does not see those that did not.
+        voted = 2 * counts.sum(1) >= n
         p_value = torch.from_numpy(
             two_sided_p_value(votes[:, 0].double().numpy(), votes[:, 1].double().numpy())
         )
         return cls(
-            prediction=torch.where(p_value <= alpha, classes[:, 0], ABSTAIN),
+            prediction=torch.where((p_value <= alpha) & voted, classes[:, 0], ABSTAIN),
             counts=counts,
             n=n,
             alpha=alpha,
@@ -332,8 +330,3 @@ class Predictions(Result):
             seconds=equal_shares(seconds, len(counts)),
             p_value=p_value,
         )
-
-
-def equal_shares(seconds: float, images: int) -> Tensor:
-    """The wall time of each of the images ``[B]``, which share their batches."""
-    return torch.full((images,), seconds / max(1, images), dtype=torch.float64)

@@ -62,3 +62,6 @@ class _SharedSampler:
         counts = self._ranks.add(votes)
         bar.update(len(images) * (num_samples - len(part)))
         return counts
+
+    def invalid(self) -> Tensor:
+        return self._ranks.add(self._sampler.invalid().clone())

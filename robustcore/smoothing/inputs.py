@@ -120,3 +120,20 @@ def warn_if_training(model: Any) -> None:
             UserWarning,
             stacklevel=4,
         )
+
+
+# Share of a call's samples that may be NaN: above, nothing that is answered means anything.
+MOST_NAN = 0.5
+
+
+def speak_of_nan(invalid: int, samples: int, silent: bool) -> bool:
+    """Warns, unless silent, that so many samples had no vote; ValueError where most had none."""
+    said = (
+        f"base_classifier: gave NaN for {invalid} of {samples} samples, which vote for no class "
+        "(float16 overflows above 65504, bfloat16 does not)"
+    )
+    if invalid > MOST_NAN * samples:
+        raise ValueError(said)
+    if not silent:
+        warnings.warn(said, UserWarning, stacklevel=4)
+    return True

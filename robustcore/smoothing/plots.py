@@ -123,6 +123,7 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
     draw_accuracy(top.subplots(), [(run, labels) for run in runs])
     first = runs[0]
     chosen = first.radius.argsort()[torch.linspace(0, len(first) - 1, 8).long()]
+    assert first.seed is not None  # of one run
     noisy = ops.gaussian_noise(
         images[chosen], 1, first.sigma, seed=first.seed, sample_offset=first.n0
     )

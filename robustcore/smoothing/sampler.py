@@ -38,6 +38,8 @@ class Sampler(Protocol):
         indices: Sequence[int] | None = None,
     ) -> Tensor: ...
 
+    def invalid(self) -> Tensor: ...
+
 
 class Origin(TypedDict):
     """Which samples a result is from, and how long they took."""
@@ -105,6 +107,7 @@ class LocalSampler:
             memory_format=memory_format,
         )
         self._buffer: Tensor | None = None
+        self._invalid = torch.zeros((), dtype=torch.int64, device=images.device)
         mean, std = normalization
         self._sample = partial(noise.sample, mean=mean, std=std, memory_format=memory_format)
         # What a captured step depends on. Normalisation by its tensors, which live as long as it.
@@ -196,7 +199,13 @@ class LocalSampler:
         for block in blocks:
             part = ballots[row : row + block.size].view(block.images, block.samples, -1)
             votes[block.first_image : block.first_image + block.images] += self._noise.count(part)
+            if self._noise.several_votes:
+                self._invalid += part.isnan().any(-1).sum()
             row += block.size
+
+    def invalid(self) -> Tensor:
+        """int64 0-d: samples whose logits held a NaN, where votes, being several, do not tell."""
+        return self._invalid
 
     def _loop(
         self, number: int, model: Any, images: Tensor, logits: Callable[[Tensor], Tensor]

@@ -20,8 +20,9 @@ from torch import Tensor
 from robustcore.common.checks import require_int, require_not_negative, require_probability
 from robustcore.common.progress import Bar, Show, sample_bar
 from robustcore.common.table import ABSTAIN
-from robustcore.smoothing.certificates import Certificates, Result, equal_shares
+from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
+from robustcore.smoothing.result import Result, equal_shares
 from robustcore.smoothing.sampler import Origin, Sampler, origin
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower, smallest_certifiable_n
 from robustcore.smoothing.theory.distributions import Distribution
@@ -42,6 +43,14 @@ class StoppedCertificates(Certificates):
     radius_tolerance: float | None
     """An image was stopped once its radius could not grow by more, in pixel units; None: by a tenth
     of sigma or of what it had reached."""
+
+    @property
+    def drawn(self) -> Tensor:
+        return self.samples
+
+    def top_k_radius(self, labels: Any, k: int) -> Tensor:
+        """Not for images that were stopped by their votes: the bounds are for one fixed n."""
+        raise TypeError("early_stop: has no top-k certificate; certify without it")
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -65,6 +74,13 @@ class RadiusTests(Result):
     """int64 ``[B, K]``: votes of the selection."""
     n0: int
     noise: Distribution
+
+    @property
+    def drawn(self) -> Tensor:
+        return self.samples
+
+    def _row(self, b: int) -> tuple[int, int]:
+        return int(self.prediction[b]), int(self.samples[b])
 
     @property
     def certified(self) -> Tensor:

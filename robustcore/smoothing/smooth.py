@@ -16,7 +16,7 @@ from robustcore.common.cuda_graph import Graphs
 from robustcore.common.normalize import Normalization
 from robustcore.common.progress import Show
 from robustcore.common.table import ABSTAIN
-from robustcore.smoothing.certificates import Certificates, Predictions
+from robustcore.smoothing.certificates import Certificates, CertifiedClass, Predictions
 from robustcore.smoothing.fixed import AllSamples, Estimation, Prediction
 from robustcore.smoothing.graph_loop import GraphLoop
 from robustcore.smoothing.inputs import (
@@ -25,6 +25,7 @@ from robustcore.smoothing.inputs import (
     dtype_for,
     place_of,
     require_batch,
+    speak_of_nan,
     warn_if_training,
 )
 from robustcore.smoothing.outputs import Output, require_output
@@ -116,6 +117,7 @@ class Smooth:
             raise ValueError(f"memory_format: got {memory_format}, which is for input_dims=3")
         self.output = require_output(output, self.num_classes)
         self._models = models
+        self._spoke_of_nan = False
         self._graphs: Graphs[GraphLoop] = Graphs(cuda_graph)
         self.seed = None if seed is None else require_seed(seed)
         self.dtype = dtype
@@ -136,7 +138,7 @@ class Smooth:
         progress: Show = False,
         early_stop: bool = False,
         radius_tolerance: float | None = None,
-    ) -> tuple[int, float] | Certificates:
+    ) -> CertifiedClass | Certificates:
         """Classes and the radii within which the smoothed classifier keeps them.
 
         Each image's certificate holds with probability at least ``1 - alpha`` over the noise.
@@ -166,14 +168,15 @@ class Smooth:
                 radius reached, whichever is larger. 0 stops only images that will abstain.
 
         Returns:
-            ``(class or ABSTAIN, radius)`` for one image, the radius 0.0 where it abstains;
-            :class:`Certificates` for a batch (with ``early_stop`` one that has ``samples``, the
-            number drawn for each image). Radii are in the norm of the noise (l2 for Gaussian noise)
-            and in pixel units.
+            ``(prediction, radius)`` for one image, ABSTAIN and 0.0 where it abstains;
+            :class:`Certificates` for a batch, whose rows are such pairs (with ``early_stop`` one
+            that has ``samples``, the number drawn for each image). Radii are in the norm of the
+            noise (l2 for Gaussian noise) and in pixel units.
 
         Raises TypeError or ValueError, naming the argument, before any sampling; and ValueError at
-        the first logits that are not ``[N, num_classes]``. Warns of images outside [0, 1] and of a
-        base classifier in training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
+        the first logits that are not ``[N, num_classes]``, or where more than half of the samples
+        gave NaN. Warns of fewer, once, of images outside [0, 1] and of a base classifier in
+        training mode. Not differentiable. Source: Cohen et al., 2019, CERTIFY.
         """
         plan: Any
         require_flag("early_stop", early_stop)
@@ -190,7 +193,7 @@ class Smooth:
             plan = Estimation.plan(self.noise, n0, n, alpha)
         sampler = self._start(images, batch_size, image_offset, image_stride, plan.most_samples)
         result: Certificates = plan.certify(sampler, images, progress)
-        return (int(result.prediction), float(result.radius)) if single else result
+        return self._answer(result, single, sampler)  # type: ignore[no-any-return]
 
     def certify_at(
         self,
@@ -238,7 +241,7 @@ class Smooth:
         test = RadiusTest.plan(self.noise, shape, radius, alpha, max_n, n0)
         sampler = self._start(images, batch_size, image_offset, image_stride, test.most_samples)
         result = test.answer(sampler, images, progress)
-        return (int(result.prediction), int(result.samples)) if single else result
+        return self._answer(result, single, sampler)  # type: ignore[no-any-return]
 
     def predict(
         self,
@@ -267,7 +270,7 @@ class Smooth:
         images, single = self._images(x)
         sampler = self._start(images, batch_size, image_offset, image_stride, plan.most_samples)
         result = plan.predict(sampler, images, progress)
-        return int(result.prediction) if single else result
+        return self._answer(result, single, sampler)  # type: ignore[no-any-return]
 
     def _require_one_bound(self, what: str) -> None:
         if not self.noise.sequential:
@@ -328,6 +331,13 @@ class Smooth:
             graphs=self._graphs,
             output=self.output,
         )
+
+    def _answer(self, result: Any, single: bool, sampler: Sampler) -> Any:
+        """The result, or its only row for a single image, once NaNs are spoken of."""
+        invalid = int(sampler.invalid()) if self.noise.several_votes else int(result.invalid.sum())
+        if invalid and speak_of_nan(invalid, int(result.drawn.sum()), self._spoke_of_nan):
+            self._spoke_of_nan = True
+        return result[0] if single else result
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)

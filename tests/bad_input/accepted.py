@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 
 EXEMPT = {
     "masking.Plan*": "a result: make_plan makes it",
+    "smoothing.StoppedCertificates.top_k_radius": "refuses whatever it is asked",
     "smoothing.*.from_counts": "makes a result of votes that the package counted",
     "smoothing.*.from_votes": "the same",
     **{
@@ -168,6 +169,7 @@ OF_ARGUMENT = [
     ("masking.masked_accuracy_curve", "output", CALLABLE, ANY_FUNCTION),
     ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),
     ("smoothing.Certificates.to_tsv", "path", {"'rubbish'"}, "a name of a file"),
+    ("smoothing.Result.save", "path", {"'rubbish'"}, "a name of a file"),
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from bad_input.inputs import (
     penalty,
     penalty_op,
     rand,
+    saved,
     segments,
     skew,
     smoothed,
@@ -163,6 +164,13 @@ EXAMPLES = {
     "smoothing.Certificates.average_certified_radius": method(
         certificates, "average_certified_radius", labels=labels
     ),
+    "smoothing.Result.cat": call(
+        smoothing.Result.cat, parts=lambda: [certificates(), certificates()]
+    ),
+    "smoothing.Result.save": method(
+        certificates, "save", path=tmp_path("c.pt"), overwrite=True
+    ),
+    "smoothing.Result.load": call(smoothing.Result.load, path=saved),
     "smoothing.Certificates.to_tsv": method(
         certificates, "to_tsv", path=tmp_path("c.tsv"), labels=labels, overwrite=True
     ),

@@ -83,6 +83,11 @@ def certificates():
     return smoothed().certify(images(), n0=4, n=20)
 
 
+def saved():
+    certificates().save(tmp_path("saved.pt"), overwrite=True)
+    return tmp_path("saved.pt")
+
+
 @functools.cache
 def lipschitz_network():
     torch.manual_seed(0)

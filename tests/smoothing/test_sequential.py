@@ -253,18 +253,6 @@ def test_single_images(images):
     assert len(smooth.certify(images[:0], early_stop=True)) == 0
 
 
-def test_samples_without_a_vote_do_not_certify():
-    def model(x):
-        return torch.full((len(x), 2), float("nan"))
-
-    x = torch.rand(1, 1, 2, 2)
-    result = Smooth(model, 2, 0.25, seed=1).certify_at(x, 0.1, max_n=1000)
-    assert result.refuted.tolist() == [True]
-    result = Smooth(model, 2, 0.25, seed=1).certify(x, n=1000, early_stop=True)
-    assert result.prediction.tolist() == [ABSTAIN]
-    assert int(result.samples) < 100
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

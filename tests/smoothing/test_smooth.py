@@ -1,6 +1,5 @@
 """Smooth: what it computes, on which samples, and what it leaves alone."""
 
-import math
 import warnings
 
 import pytest
@@ -210,15 +209,6 @@ def test_unanimous_votes(images):
     result = Smooth(Constant([1.0, 1.0, 0.0]), 3, 0.5).predict(images, n=11)
     assert result.prediction.tolist() == [0] * 5  # ties to the lowest index
     assert result.p_value.tolist() == [2 / 2**11] * 5
-
-
-def test_nan_logits_vote_for_nobody(images):
-    smooth = Smooth(Constant([0.0, math.nan]), 2, 0.5)
-    result = smooth.certify(images, n=100)
-    assert result.counts.sum() == 0
-    assert result.prediction.tolist() == [ABSTAIN] * 5
-    assert result.radius.tolist() == [0.0] * 5
-    assert smooth.predict(images, n=100).prediction.tolist() == [ABSTAIN] * 5
 
 
 def test_abstains_where_classes_are_even():

@@ -124,9 +124,12 @@ def smallest_predictable_n(alpha: float) -> int:
 def accuracy_slack(alpha: float, images: int, rho: float) -> float:
     """How far the part of right certificates may be below the counted one, but for ``rho``.
 
-    Each of ``images`` certificates is wrong with probability ``alpha`` at most, independently.
-    Source: Cohen et al., 2019, appendix (Bernstein's inequality).
+    Each of ``images`` certificates is wrong with probability ``alpha`` at most, independently; none
+    is where alpha is 0. Source: Cohen et al., 2019, appendix (Bernstein's inequality).
     """
+    if alpha == 0:
+        require_probability("rho", rho)
+        return 0.0
     tail = -math.log(require_probability("rho", rho))
     return alpha + math.sqrt(alpha * (1 - alpha) * tail / images) + tail / (3 * images)
 

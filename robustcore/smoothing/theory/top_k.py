@@ -31,6 +31,8 @@ def radius(
     """
     classes = counts.shape[1]
     k = require_int("k", k, 1, classes)
+    if type(noise).shift is Distribution.shift:
+        raise TypeError(f"noise: {noise!r} has no top-k certificate")
     level = alpha / classes  # a union bound over the classes
     lower = clopper_pearson_lower(counts, n, level)
     upper = 1 - clopper_pearson_lower(n - counts, n, level)
