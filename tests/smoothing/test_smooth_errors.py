@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from robustcore import ops
 from robustcore.smoothing import Smooth
 from smoothing.models import Pixels
 
@@ -115,3 +116,10 @@ def test_a_normalisation_for_other_channels(never_called):
 def test_logits_that_are_none(model, error, got):
     with pytest.raises(error, match=rf"^base_classifier: gave {got} for .*want floating logits"):
         Smooth(model, 2, 0.25).certify(IMAGE, n=100)
+
+
+def test_want_of_memory_is_told_in_the_words_that_callers_look_for():
+    """accelerate and others halve a batch on these."""
+    x = torch.zeros(1, 3, 4096, 4096)
+    with pytest.raises(RuntimeError, match=r"DefaultCPUAllocator: can't allocate memory.*float32"):
+        ops.gaussian_noise(x, 1 << 30, 0.1, seed=0)
