@@ -41,14 +41,24 @@ RC_HOST_DEVICE float to_float(Half v) {
 RC_HOST_DEVICE void from_float(float v, float& out) {
   out = v;
 }
+// On a GPU the conversion is an instruction; which NaN it gives is ours to say.
 RC_HOST_DEVICE void from_float(float v, BFloat16& out) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+  if (v != v) out.bits = 0x7FC0u;
+#else
   const uint32_t bits = bit_cast<uint32_t>(v);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
   out.bits = static_cast<uint16_t>(nan ? 0x7FC0u : rounded);
+#endif
 }
 RC_HOST_DEVICE void from_float(float v, Half& out) {
   const uint32_t bits = bit_cast<uint32_t>(v);
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+  if (v != v) out.bits = static_cast<uint16_t>(0x7E00u | ((bits >> 16) & 0x8000u));
+#else
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   // Below the normal range, adding 0.5 aligns the half's subnormal unit (2^-24) with float32's last
   // bit, so the addition itself rounds to nearest even.
@@ -59,6 +69,7 @@ RC_HOST_DEVICE void from_float(float v, Half& out) {
   half = magnitude >= 0x47800000u ? 0x7C00u : half;  // 65536 and above, infinity included
   half = magnitude > 0x7F800000u ? 0x7E00u : half;
   out.bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
+#endif
 }
 
 // Between any two element types, through float32 where one of them is narrower.
@@ -99,6 +110,23 @@ template <class Body>
 RC_HOST_DEVICE void dispatch_arithmetic(DType dtype, const Body& body) {
   if (dtype == DType::kFloat64) return body(double{});
   body(float{});
+}
+
+// Calls body(E{}) with the element type of `dtype`, which is one whose arithmetic is done in T.
+template <class T, class Body>
+RC_HOST_DEVICE void dispatch_narrow(DType dtype, const Body& body) {
+  if constexpr (std::is_same_v<T, double>) {
+    body(double{});
+  } else {
+    switch (dtype) {
+      case DType::kFloat16:
+        return body(Half{});
+      case DType::kBFloat16:
+        return body(BFloat16{});
+      default:
+        return body(float{});
+    }
+  }
 }
 
 // Element `i` of `data` in the arithmetic type T (float or double).

@@ -21,14 +21,21 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 
 inline namespace RC_ISA {
 
-// Offset of logical element `e` inside one (image, sample).
-RC_HOST_DEVICE int64_t element_offset(const StridedView& view, int64_t e) {
+// Offset of logical element `e` inside one (image, sample). An index of 32 bits, where there are no
+// more elements, divides in a fifth of the instructions that a GPU needs for 64.
+template <class Index>
+RC_HOST_DEVICE int64_t element_offset_in(const StridedView& view, Index e) {
   int64_t offset = 0;
+  RC_ROLL
   for (int d = view.dims - 1; d > 0; --d) {
-    offset += (e % view.sizes[d]) * view.strides[d];
-    e /= view.sizes[d];
+    const Index size = static_cast<Index>(view.sizes[d]), rest = e / size;
+    offset += static_cast<int64_t>(e - rest * size) * view.strides[d];
+    e = rest;
   }
-  return offset + e * view.strides[0];
+  return offset + static_cast<int64_t>(e) * view.strides[0];
+}
+RC_HOST_DEVICE int64_t element_offset(const StridedView& view, int64_t e) {
+  return element_offset_in(view, e);
 }
 
 // Elements [first, first + count) of one (image, sample), converted into `out`.

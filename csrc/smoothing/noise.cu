@@ -1,4 +1,4 @@
-#include "common/cuda.h"
+#include "common/quads.h"
 #include "smoothing/noise.h"
 
 namespace robustcore::smoothing {
@@ -15,22 +15,30 @@ enum class Write {
 // samples: what depends on the column alone stays in registers over the run, what depends on the
 // sample alone in shared memory. Narrow images put several samples side by side in a block.
 struct NoiseGrid {
-  int32_t columns, rows;              // of a block's threads: columns * rows == kThreads
-  int64_t plane;                      // elements between a column's channels
-  int64_t column_tiles, sample_runs;  // in all, per image
-  int64_t samples;                    // of a run, at most kThreads
-  PhiloxKeys<Scalar> keys;            // in constant memory, an operand of every round
+  static constexpr int kThreads = 128;  // small, so that a short run still fills every processor
+  static constexpr int kSources = 4;    // x, mean, std, sigma
+  int32_t columns, rows;                // of a block's threads: columns * rows == kThreads
+  int64_t plane;                        // elements between a column's channels
+  int64_t column_tiles, sample_runs;    // in all, per image
+  int64_t samples;                      // of a run, at most kThreads
+  PhiloxKeys<Scalar> keys;              // in constant memory, an operand of every round
+  QuadSource sources[kSources];
 
   NoiseGrid(const NoiseArgs& args, int channels)
       : columns(kThreads),
         plane(channels == 1 ? args.elements : args.elements / args.channels),
-        keys(philox_key(args.stream.seed)) {
+        keys(philox_key(args.stream.seed)),
+        sources{{args.x, 0}, {args.mean, 0}, {args.std, 1}, {args.sigma, args.sigma_value}} {
     const int64_t wanted = ceil_div(args.elements / channels, 4);
     while (columns / 2 >= wanted) columns /= 2;
     rows = kThreads / columns;
     column_tiles = ceil_div(wanted, columns);
-    const int64_t spread = ceil_div(args.images * column_tiles * args.samples, blocks_wanted());
-    samples = spread < rows ? rows : spread > kThreads ? kThreads : spread;
+    // Short runs in one wave of blocks, since every block pays for its set-up; runs that hide it,
+    // in several, whose ends are ragged by less.
+    const int64_t work = args.images * column_tiles * args.samples, wave = blocks_wanted() / 2;
+    const int64_t kLong = 32;
+    samples = work < kLong * wave ? ceil_div(work, wave) : kLong;
+    samples = samples < rows ? rows : samples;
     sample_runs = ceil_div(args.samples, samples);
   }
 };
@@ -39,31 +47,33 @@ struct NoiseGrid {
 // scale of an affine distribution; x, gain and shift of the others.
 template <class T, Distribution kDistribution, int kElements>
 struct Epilogues {
+  static constexpr int kThreads = NoiseGrid::kThreads;
   static constexpr bool kShifted = !is_affine(kDistribution);
   T base[kElements][kThreads], scale[kElements][kThreads];
   T shift[kShifted ? kElements : 1][kThreads];
+  T read[NoiseGrid::kSources][4][kThreads];
 
-  __device__ void load(const NoiseArgs& args, int64_t image, int64_t e, int j) {
-    const auto value = [&](const StridedView& view, T absent) {
-      if (!view.data) return absent;
-      return load_as<T>(view.data, view.dtype, image * view.image_stride + element_offset(view, e));
-    };
-    T x = 0, gain = 0, offset = 0;
-    if (e < args.elements) {
-      const T mean = value(args.mean, T(0)), std = value(args.std, T(1));
-      x = value(args.x, T(0));
+  // Of the quad at element e; each thread fills its own slots, from `j` on.
+  __device__ void load(const NoiseArgs& args, const NoiseGrid& grid, int64_t image, int64_t e,
+                       int j) {
+    RC_ROLL
+    for (int s = 0; s < NoiseGrid::kSources; ++s) {
+      load_quad(grid.sources[s], image, e, args.elements, &read[s][0][threadIdx.x], kThreads);
+    }
+    const bool normalized = args.mean.data || args.std.data;
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      T x = read[0][i][threadIdx.x], gain = read[3][i][threadIdx.x], offset = 0;
+      const T mean = read[1][i][threadIdx.x], std = read[2][i][threadIdx.x];
       if constexpr (kShifted) {
         ValueOf<T, kDistribution>::prepare(args, mean, std, x, gain, offset);
-      } else {
-        gain = value(args.sigma, static_cast<T>(args.sigma_value));
-        if (args.mean.data || args.std.data) {
-          x = affine_base(x, mean, std);
-          gain = gain / std;
-        }
+        shift[j + i][threadIdx.x] = offset;
+      } else if (normalized) {
+        x = affine_base(x, mean, std);
+        gain = gain / std;
       }
+      base[j + i][threadIdx.x] = x, scale[j + i][threadIdx.x] = gain;
     }
-    base[j][threadIdx.x] = x, scale[j][threadIdx.x] = gain;
-    if constexpr (kShifted) shift[j][threadIdx.x] = offset;
   }
 };
 
@@ -84,14 +94,15 @@ struct Places {
 
 // Blocks that share a processor: as many as leave each thread the registers it needs.
 template <Distribution kDistribution, int kChannels>
-constexpr int kBlocks =
-    (kChannels == 1 ? 4 : 3) - (kDistribution == Distribution::kGaussian ? 0 : 1) -
-    (!is_affine(kDistribution) && kChannels == 1 ? 1 : 0);
+constexpr int kNoiseBlocks = kDistribution == Distribution::kGaussian ? (kChannels == 1 ? 8 : 6)
+                             : is_affine(kDistribution)               ? (kChannels == 1 ? 6 : 4)
+                             : is_lattice(kDistribution)              ? (kChannels == 1 ? 4 : 3)
+                                                                      : 4;
 
-// One thread's column: holds what stays the same over a run of samples in registers.
-template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+// One thread's column: holds what stays the same over a run of samples in registers. T is what is
+// computed in; the dtype that is written is known when it runs, and the branches are cheap.
+template <class T, Distribution kDistribution, int kChannels, Write kWrite>
 class Column {
-  using T = Arithmetic<Out>;
   using One = OneLane<T>;
   static constexpr int kElements = 4 * kChannels;
   using Value = ValueOf<T, kDistribution>;
@@ -117,9 +128,9 @@ class Column {
     }
   }
 
-  // The outputs of one sample, whose image begins at `out`; `index` is the sample's.
-  __device__ void write(const PhiloxRow& row, int64_t index, Out* out) {
-    Quad<Out> quads[kChannels];  // in memory order: element i of channel c at i * kChannels + c
+  // The outputs of one sample, whose image begins at element `begin`; `index` is the sample's.
+  __device__ void write(const PhiloxRow& row, int64_t index, int64_t begin) {
+    T values[kElements];  // in memory order: element i of channel c at i * kChannels + c
     value_.start_sample(index);
     RC_UNROLL
     for (int c = 0; c < kChannels; ++c) {
@@ -133,23 +144,34 @@ class Column {
       }
       RC_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const int to = i * kChannels + c;
-        quads[to / 4].v[to % 4] = convert<Out>(result(4 * c + i, static_cast<T>(z[i])));
+        values[i * kChannels + c] = result(4 * c + i, static_cast<T>(z[i]));
       }
     }
+    dispatch_narrow<T>(args_.out_dtype, [&](auto tag) {
+      store(static_cast<decltype(tag)*>(args_.out) + begin, values);
+    });
+  }
+
+ private:
+  template <class Out>
+  __device__ void store(Out* out, const T (&values)[kElements]) const {
     if constexpr (kWrite == Write::kQuads) {
       auto* to = reinterpret_cast<Quad<Out>*>(out + kChannels * first_);
       RC_UNROLL
-      for (int c = 0; c < kChannels; ++c) to[c] = quads[c];
+      for (int q = 0; q < kChannels; ++q) {
+        Quad<Out> quad;
+        RC_UNROLL
+        for (int i = 0; i < 4; ++i) quad.v[i] = convert<Out>(values[4 * q + i]);
+        to[q] = quad;
+      }
     } else {
       RC_UNROLL
       for (int i = 0; i < 4; ++i) {
-        if (first_ + i < args_.elements) out[places_.at[i]] = quads[0].v[i];
+        if (first_ + i < args_.elements) out[places_.at[i]] = convert<Out>(values[i]);
       }
     }
   }
 
- private:
   __device__ T result(int j, T z) const {
     if constexpr (is_affine(kDistribution)) {
       return fused_multiply_add(scale_[j], z, base_[j]);
@@ -169,12 +191,11 @@ class Column {
   PhiloxColumn<Scalar> counter_[kChannels];
 };
 
-template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
+template <class T, Distribution kDistribution, int kChannels, Write kWrite>
+__global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<kDistribution, kChannels>)
     noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
-  constexpr int kElements = 4 * kChannels;
-  __shared__ PhiloxRow rows[kThreads];
-  __shared__ Epilogues<Arithmetic<Out>, kDistribution, kElements> epilogues;
+  __shared__ PhiloxRow rows[NoiseGrid::kThreads];
+  __shared__ Epilogues<T, kDistribution, 4 * kChannels> epilogues;
   // Thresholds in turn: one offset an element, the same for every image and sample.
   const bool in_turn = kDistribution == Distribution::kSplitting && args.levels > 0;
   const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
@@ -191,32 +212,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDistribution, kChannels>)
       rows[threadIdx.x] = stream_row(philox_key(args.stream.seed), domain_of(kDistribution),
                                      in_turn ? 0 : image0 + image, sample);
     }
-    // Each thread fills its own slots in a loop that stays rolled (the general loads are long), and
-    // reads them back into registers.
     const int64_t column = tile * grid.columns + lane;
+    const bool mine = 4 * column < grid.plane;
     RC_ROLL
-    for (int j = 0; j < kElements; ++j) {
-      epilogues.load(args, image, j / 4 * grid.plane + 4 * column + j % 4, j);
+    for (int c = 0; mine && c < kChannels; ++c) {
+      epilogues.load(args, grid, image, c * grid.plane + 4 * column, 4 * c);
     }
     __syncthreads();
-    if (4 * column < grid.plane) {
-      Column<Out, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, image0 + image,
-                                                            column);
-      Out* out = static_cast<Out*>(args.out) + (image * args.samples + s_begin) * args.elements;
+    if (mine) {
+      Column<T, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, image0 + image,
+                                                          column);
+      int64_t begin = (image * args.samples + s_begin + first_row) * args.elements;
       RC_ROLL
-      for (int s = first_row; s < count; s += grid.rows) {
-        outputs.write(rows[s], sample0 + s_begin + s, out + s * args.elements);
+      for (int s = first_row; s < count; s += grid.rows, begin += grid.rows * args.elements) {
+        outputs.write(rows[s], sample0 + s_begin + s, begin);
       }
     }
     __syncthreads();
   });
 }
 
-template <class Out, Distribution kDistribution, int kChannels, Write kWrite>
+template <class T, Distribution kDistribution, int kChannels, Write kWrite>
 void launch_noise(const NoiseArgs& args, void* stream) {
   const NoiseGrid grid(args, kChannels);
-  launch(noise_kernel<Out, kDistribution, kChannels, kWrite>,
-         args.images * grid.column_tiles * grid.sample_runs, kThreads, stream, args, grid);
+  launch(noise_kernel<T, kDistribution, kChannels, kWrite>,
+         args.images * grid.column_tiles * grid.sample_runs, NoiseGrid::kThreads, stream, args,
+         grid);
 }
 
 // ---- sums ----------------------------------------------------------------------------------------
@@ -307,17 +328,17 @@ void launch_sums(const SumsArgs& args, void* stream) {
 void noise_cuda(const NoiseArgs& args, void* stream) {
   const bool whole_quads =
       args.elements / args.channels % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
-  dispatch(args.out_dtype, [&](auto tag) {
+  dispatch_arithmetic(args.out_dtype, [&](auto of_arithmetic) {
     for_distribution(args.distribution, [&](auto of) {
-      using Out = decltype(tag);
+      using T = decltype(of_arithmetic);
       // The layouts of images in the dtypes of models get kernels of their own.
-      if constexpr (sizeof(Out) <= sizeof(float)) {
+      if constexpr (std::is_same_v<T, float>) {
         if (whole_quads && args.channels == 1)
-          return launch_noise<Out, of(), 1, Write::kQuads>(args, stream);
+          return launch_noise<T, of(), 1, Write::kQuads>(args, stream);
         if (whole_quads && args.channels == 3)
-          return launch_noise<Out, of(), 3, Write::kQuads>(args, stream);
+          return launch_noise<T, of(), 3, Write::kQuads>(args, stream);
       }
-      launch_noise<Out, of(), 1, Write::kScatter>(args, stream);
+      launch_noise<T, of(), 1, Write::kScatter>(args, stream);
     });
   });
 }
