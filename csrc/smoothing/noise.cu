@@ -93,11 +93,12 @@ struct Places {
 };
 
 // Blocks that share a processor: as many as leave each thread the registers it needs.
-template <Distribution kDistribution, int kChannels>
-constexpr int kNoiseBlocks = kDistribution == Distribution::kGaussian ? (kChannels == 1 ? 8 : 6)
-                             : is_affine(kDistribution)               ? (kChannels == 1 ? 6 : 4)
-                             : is_lattice(kDistribution)              ? (kChannels == 1 ? 4 : 3)
-                                                                      : 4;
+template <Distribution kDistribution, int kChannels, Write kWrite>
+constexpr int kNoiseBlocks = is_lattice(kDistribution)   ? (kChannels == 1 ? 4 : 3)
+                             : !is_affine(kDistribution) ? 4
+                             : kDistribution != Distribution::kGaussian
+                                 ? (kChannels == 1 ? 6 : 4)
+                                 : (kChannels == 1 && kWrite == Write::kQuads ? 8 : 6);
 
 // One thread's column: holds what stays the same over a run of samples in registers. T is what is
 // computed in; the dtype that is written is known when it runs, and the branches are cheap.
@@ -192,7 +193,8 @@ class Column {
 };
 
 template <class T, Distribution kDistribution, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<kDistribution, kChannels>)
+__global__ void __launch_bounds__(NoiseGrid::kThreads,
+                                  kNoiseBlocks<kDistribution, kChannels, kWrite>)
     noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
   __shared__ PhiloxRow rows[NoiseGrid::kThreads];
   __shared__ Epilogues<T, kDistribution, 4 * kChannels> epilogues;
