@@ -87,4 +87,39 @@ struct alignas(sizeof(T) * kWide > 16 ? 16 : sizeof(T) * kWide) Pack {
 template <class T>
 using Quad = Pack<T, 4>;
 
+// Values of type T that 16 bytes hold.
+template <class T>
+constexpr int kPack = 16 / sizeof(T);
+
+// Images of `elements` each, kWide elements a thread. Inside an image 32 bits index: a GPU divides
+// and multiplies in a fifth of the instructions that 64 take. Larger images get kWide = 1 and 64.
+template <class Index, int kWide, class Body>
+__device__ __forceinline__ void for_image_packs(int64_t images, int64_t elements,
+                                                const Body& body) {
+  constexpr int64_t kTile = kThreads * kWide;
+  const int64_t tiles = ceil_div(elements, kTile);
+  for_units(images * tiles, [&](int64_t unit) {
+    const int64_t image = unit / tiles;
+    const Index e = static_cast<Index>((unit - image * tiles) * kTile + threadIdx.x * kWide);
+    if (e < static_cast<Index>(elements)) body(image, e);
+  });
+}
+
+// Calls body(Index{}, wide) for such a kernel, and says how many blocks it wants.
+template <class E, class Body>
+void for_pack_width(int64_t images, int64_t elements, bool whole_packs, const Body& body) {
+  const auto units = [&](int wide) { return images * ceil_div(elements, kThreads * wide); };
+  if (elements >= int64_t{1} << 31) {
+    body(int64_t{}, std::integral_constant<int, 1>{}, units(1));
+  } else if (whole_packs) {
+    body(uint32_t{}, std::integral_constant<int, kPack<E>>{}, units(kPack<E>));
+  } else {
+    body(uint32_t{}, std::integral_constant<int, 1>{}, units(1));
+  }
+}
+
+inline bool is_aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
 }  // namespace robustcore

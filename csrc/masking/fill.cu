@@ -219,45 +219,90 @@ void launch_fill(const FillArgs& args, void* stream) {
 
 // ---- One iteration where channels are adjacent ---------------------------------------------------
 
-// Neighbouring threads take neighbouring channels of one pixel, and a pixel that is visible is only
-// copied.
+// The image's pixels around one, as fill_pixels_kernel reads them.
 template <class E>
-__global__ void __launch_bounds__(kThreads, 4)
+struct Around {
+  using T = Arithmetic<E>;
+  const FillArgs& args;
+  int64_t image, row, column;
+
+  __device__ bool inside(int r, int c) const {
+    return row + r >= 0 && row + r < args.rows && column + c >= 0 && column + c < args.columns;
+  }
+  __device__ T mask(int r, int c) const {
+    if (!inside(r, c)) return T(0);
+    return load_as<T>(args.mask.data, args.mask.dtype,
+                      offset_of(args.mask.strides, image, 0, row + r, column + c));
+  }
+  // kWide neighbouring channels, times the mask; what is hidden is not read.
+  template <int kWide>
+  __device__ void values(int r, int c, int64_t channel, T m, T (&to)[kWide]) const {
+    Pack<E, kWide> x{};
+    if (m != T(0)) {
+      x = *reinterpret_cast<const Pack<E, kWide>*>(
+          static_cast<const E*>(args.x.data) +
+          offset_of(args.x.strides, image, channel, row + r, column + c));
+    }
+    RC_UNROLL
+    for (int i = 0; i < kWide; ++i) to[i] = masked(convert<T>(x.v[i]), m);
+  }
+};
+
+// kWide neighbouring channels of one pixel a thread, and a pixel that is visible is only copied.
+template <class E, class Index, int kWide>
+__global__ void __launch_bounds__(kThreads, sizeof(E) == 4 ? 3 : 2)
     fill_pixels_kernel(const __grid_constant__ FillArgs args) {
   using T = Arithmetic<E>;
-  for_items(args.images * args.rows * args.columns * args.channels, [&](int64_t item) {
-    const int64_t channel = item % args.channels, pixel = item / args.channels;
-    const int64_t column = pixel % args.columns, row = pixel / args.columns % args.rows;
-    const int64_t image = pixel / args.columns / args.rows;
-    const auto mask_at = [&](int64_t r, int64_t c) {
-      const bool inside = r >= 0 && r < args.rows && c >= 0 && c < args.columns;
-      return inside ? load_as<T>(args.mask.data, args.mask.dtype,
-                                 offset_of(args.mask.strides, image, 0, r, c))
-                    : T(0);
-    };
-    const auto value_at = [&](int64_t r, int64_t c, T m) {
-      const int64_t at = offset_of(args.x.strides, image, channel, r, c);
-      return m == T(0) ? T(0) : convert<T>(static_cast<const E*>(args.x.data)[at]) * m;
-    };
-    const T m = mask_at(row, column);
-    T v = value_at(row, column, m);
-    if (m != T(1)) {
-      T visible[3], sum[3];
-      RC_UNROLL
-      for (int r = 0; r < 3; ++r) {
-        T mask_row[3], row_sum[3];
-        RC_UNROLL
-        for (int c = 0; c < 3; ++c) {
-          mask_row[c] = mask_at(row + r - 1, column + c - 1);
-          row_sum[c] = value_at(row + r - 1, column + c - 1, mask_row[c]);
+  const Index channels = args.channels, columns = args.columns;
+  for_image_packs<Index, kWide>(
+      args.images, args.rows * args.columns * args.channels, [&](int64_t image, Index e) {
+        const Index pixel = e / channels, channel = e - pixel * channels, row = pixel / columns;
+        const Around<E> at{args, image, row, pixel - row * columns};
+        const T m = at.mask(0, 0);
+        T v[kWide];
+        at.values(0, 0, channel, m, v);
+        if (m != T(1)) {
+          T visible, sum[kWide];
+          RC_UNROLL
+          for (int r = 0; r < 3; ++r) {
+            T visible_row, sum_row[kWide];
+            RC_UNROLL
+            for (int c = 0; c < 3; ++c) {
+              const T near = at.mask(r - 1, c - 1);
+              T values[kWide];
+              at.values(r - 1, c - 1, channel, near, values);
+              visible_row = c == 0 ? near : visible_row + near;
+              RC_UNROLL
+              for (int i = 0; i < kWide; ++i) {
+                sum_row[i] = c == 0 ? values[i] : sum_row[i] + values[i];
+              }
+            }
+            visible = r == 0 ? visible_row : visible + visible_row;
+            RC_UNROLL
+            for (int i = 0; i < kWide; ++i) sum[i] = r == 0 ? sum_row[i] : sum[i] + sum_row[i];
+          }
+          const T weight = fill_weight(m, visible);
+          RC_UNROLL
+          for (int i = 0; i < kWide; ++i) v[i] = filled(v[i], weight, sum[i]);
         }
-        visible[r] = sum_row(mask_row + 1);
-        sum[r] = sum_row(row_sum + 1);
-      }
-      v = filled(v, fill_weight(m, sum_row(visible + 1)), sum_row(sum + 1));
-    }
-    static_cast<E*>(args.out)[offset_of(args.out_strides, image, channel, row, column)] =
-        convert<E>(v);
+        Pack<E, kWide> out;
+        RC_UNROLL
+        for (int i = 0; i < kWide; ++i) out.v[i] = convert<E>(v[i]);
+        *reinterpret_cast<Pack<E, kWide>*>(
+            static_cast<E*>(args.out) +
+            offset_of(args.out_strides, image, channel, row, at.column)) = out;
+      });
+}
+
+template <class E>
+void launch_fill_pixels(const FillArgs& args, void* stream) {
+  bool whole = args.channels % kPack<E> == 0 && is_aligned(args.x.data) && is_aligned(args.out);
+  for (const int d : {0, 2, 3}) {
+    whole = whole && args.x.strides[d] % kPack<E> == 0 && args.out_strides[d] % kPack<E> == 0;
+  }
+  const int64_t elements = args.rows * args.columns * args.channels;
+  for_pack_width<E>(args.images, elements, whole, [&](auto index, auto wide, int64_t units) {
+    launch(fill_pixels_kernel<E, decltype(index), wide()>, units, kThreads, stream, args);
   });
 }
 
@@ -268,8 +313,7 @@ void fill_cuda(const FillArgs& args, void* stream) {
   dispatch(args.dtype, [&](auto tag) {
     using E = decltype(tag);
     if (args.mode == FillMode::kFill && args.multiply && args.iters == 1 && adjacent) {
-      launch_items(fill_pixels_kernel<E>, args.images * args.channels * args.rows * args.columns,
-                   stream, args);
+      launch_fill_pixels<E>(args, stream);
     } else if (args.iters <= 2) {
       launch_fill<E, 2>(args, stream);
     } else {

@@ -107,19 +107,21 @@ void cases() {
     for (const bool binary : {false, true}) {
       fill_case<T>({2, 9, 7, 11}, 1, last, binary, false, FillMode::kFill, true);
       fill_case<T>({2, 9, 7, 11}, 2, last, binary, true, FillMode::kFill, true);
+      fill_case<T>({2, 40, 5, 5}, 1, last, binary, false, FillMode::kFill, true);  // whole packs
       if (!all) continue;
       fill_case<T>({1, 3, 40, 37}, 6, last, binary, true, FillMode::kFill, true);
       fill_case<T>({1, 3, 19, 37}, kMaxIters, last, binary, false, FillMode::kFill, false);
-      fill_case<T>({2, 40, 5, 5}, 1, last, binary, false, FillMode::kFill, true);
       fill_case<T>({2, 2, 6, 5}, 0, last, binary, false, FillMode::kFill, true);
       fill_case<T>({1, 1, 1, 1}, 3, last, binary, false, FillMode::kFill, true);
     }
     fill_case<T>({2, 3, 19, 37}, kMaxItersTransposed, last, true, false, FillMode::kTranspose,
                  true);
     fill_case<T>({2, 9, 7, 11}, 1, last, true, false, FillMode::kTranspose, false);
-    epilogue_case<T>({2, 9, 5, 3}, last, true, false, false);
-    epilogue_case<T>({2, 9, 5, 3}, last, true, true, true);
-    epilogue_case<T>({2, 9, 5, 3}, last, false, true, true);
+    for (const Shape& shape : {Shape{2, 9, 5, 3}, Shape{2, 40, 4, 6}}) {
+      epilogue_case<T>(shape, last, true, false, false);
+      epilogue_case<T>(shape, last, true, true, true);
+      epilogue_case<T>(shape, last, false, true, true);
+    }
   }
   fill_case<T>({2, 1, 19, 37}, kMaxIters, false, false, false, FillMode::kState, false);
 }
