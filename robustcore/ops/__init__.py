@@ -21,11 +21,13 @@ from robustcore.ops.smoothing.noise import (
     splitting_noise,
     uniform_noise,
 )
+from robustcore.ops.smoothing.pixel_votes import add_pixel_votes
 from robustcore.ops.smoothing.votes import count_votes
 
 __all__ = [
     "ablate_patches",
     "ablate_pixels",
+    "add_pixel_votes",
     "conv_exp",
     "conv_norm_bound",
     "conv_spectral_bound",
