@@ -29,6 +29,8 @@ void add_pixel_votes(Tensor counts,                  // [K, *D]; with chosen [*D
                      const Tensor& logits,           // [N, K, *D]
                      const OptionalTensor chosen) {  // [*D]
   check(logits.dim() >= 2, "logits: got shape ", shape_of(logits), ", want [N, K, *D]");
+  check(logits.size(0) < int64_t{1} << 31, "logits: got ", logits.size(0),
+        " samples, want fewer than 2**31, which int32 counters hold");
   check(logits.size(1) >= 1, "logits: got no class, shape ", shape_of(logits));
   std::vector<int64_t> sizes;
   for (int64_t d = 2; d < logits.dim(); ++d) sizes.push_back(logits.size(d));

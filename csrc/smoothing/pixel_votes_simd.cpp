@@ -53,7 +53,7 @@ void votes_of_tile(const PixelVotesArgs& args, int64_t first, int64_t count) {
     argmax_of_tile(args, sample, first, count, tile);
     if (args.chosen) {
       for (int64_t i = 0; i < count; ++i) {
-        args.counts[first + i] += tile.at[i] == args.chosen[first + i];
+        args.counts[first + i] += tile.at[i] >= 0 && tile.at[i] == args.chosen[first + i];
       }
     } else {
       for (int64_t i = 0; i < count; ++i) {

@@ -3,6 +3,8 @@
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates, Predictions
+from robustcore.smoothing.regression import RegressionIntervals, SmoothRegression
+from robustcore.smoothing.segmentation import SegmentationCertificates, SmoothSegmentation
 from robustcore.smoothing.result import Result
 from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
 from robustcore.smoothing.smooth import Smooth
@@ -36,8 +38,12 @@ __all__ = [
     "PixelAblation",
     "Predictions",
     "RadiusTests",
+    "RegressionIntervals",
+    "SegmentationCertificates",
     "Result",
     "Smooth",
+    "SmoothRegression",
+    "SmoothSegmentation",
     "Splitting",
     "StoppedCertificates",
     "Uniform",

@@ -89,6 +89,19 @@ def _from_numpy(x: Any) -> Any:
     return as_tensor(np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(x.shape))
 
 
+def require_form(dtype: Any, memory_format: Any) -> None:
+    """Of what models receive; None: the dtype of the images."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: got {dtype!r}, want a torch.dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, DTYPES))}")
+    wanted = "contiguous_format or channels_last"
+    if not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f"memory_format: got {memory_format!r}, want {wanted}")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format: got {memory_format}, want {wanted}")
+
+
 def place_of(models: Sequence[Any]) -> torch.device | None:
     """Where the first parameter of the models is; None without one."""
     for model in models:
@@ -111,11 +124,11 @@ def dtype_for(models: Sequence[Any], images: Tensor) -> torch.dtype:
     return images.dtype if not own or images.dtype in own else own[0]
 
 
-def warn_if_training(model: Any) -> None:
+def warn_if_training(model: Any, name: str = "base_classifier") -> None:
     """A model whose votes depend on each other certifies nothing."""
     if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
         warnings.warn(
-            "base_classifier is in training mode: BatchNorm then makes a vote depend on the other "
+            f"{name} is in training mode: BatchNorm then makes a vote depend on the other "
             "votes of its batch and dropout is random, so no certificate holds; call .eval()",
             UserWarning,
             stacklevel=4,

@@ -20,11 +20,11 @@ from robustcore.smoothing.certificates import Certificates, CertifiedClass, Pred
 from robustcore.smoothing.fixed import AllSamples, Estimation, Prediction
 from robustcore.smoothing.graph_loop import GraphLoop
 from robustcore.smoothing.inputs import (
-    DTYPES,
     MAX_IMAGES,
     dtype_for,
     place_of,
     require_batch,
+    require_form,
     speak_of_nan,
     warn_if_training,
 )
@@ -107,7 +107,9 @@ class Smooth:
             raise TypeError(
                 f"base_classifier: got {base_classifier!r}, want a module or a function"
             )
-        _check_form(dtype, memory_format, cuda_graph)
+        require_form(dtype, memory_format)
+        if cuda_graph is not None:
+            require_flag("cuda_graph", cuda_graph)
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2, 2**24)
         self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
@@ -341,17 +343,3 @@ class Smooth:
 
     def _draw_seed(self) -> int:
         return secrets.randbits(64)
-
-
-def _check_form(dtype: Any, memory_format: Any, cuda_graph: Any) -> None:
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype: got {dtype!r}, want a torch.dtype")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype: got {dtype}, want one of {', '.join(map(str, DTYPES))}")
-    wanted = "contiguous_format or channels_last"
-    if not isinstance(memory_format, torch.memory_format):
-        raise TypeError(f"memory_format: got {memory_format!r}, want {wanted}")
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(f"memory_format: got {memory_format}, want {wanted}")
-    if cuda_graph is not None:
-        require_flag("cuda_graph", cuda_graph)

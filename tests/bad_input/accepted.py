@@ -19,7 +19,7 @@ EXEMPT = {
 }  # fmt: skip
 
 # (callable, arguments, labels): what was asked for, and takes its time.
-LONG = [("smoothing.Smooth.*", "n0 n max_n", {"2**31"})]
+LONG = [("smoothing.Smooth*.*", "n0 n max_n", {"2**31"})]
 
 
 def takes_long(name, argument, label):
@@ -81,7 +81,7 @@ OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
 COUNTS = "smoothing.*certificate"
-MODELLED = "smoothing.Smooth.* masking.* density.* lipschitz.certify"
+MODELLED = "smoothing.Smooth*.* masking.* density.* lipschitz.certify"
 
 # (callables, arguments, labels, why)
 OF_ARGUMENT = [
@@ -102,11 +102,12 @@ OF_ARGUMENT = [
      | itself("of half the rows"), "a map of any dtype that broadcasts to x"),
     ("ops.*", "image_offset sample_offset", VALUES | itself("as a list"), "its value is not read"),
     ("ops.*", "out", VALUES | FLOATING, OVERWRITTEN),
+    ("ops.add_pixel_votes", "counts chosen", VALUES, DATA),
     ("ops.*", "mask", itself("bool"), "a mask may be bool"),
     ("ops.linear_logsumexp", "targets", VALUES, "a target that is no class is documented"),
     (MODELLED, "x image images inside outside", FINITE | ROWS | itself("with one more at the end",
      "of one fewer"), "of the model's taking"),
-    ("smoothing.Smooth.*", "x", FLOATING | {"tensor [0] * 4"}, DTYPE),
+    ("smoothing.Smooth*.*", "x", FLOATING | {"tensor [0] * 4"}, DTYPE),
     ("smoothing.Smooth.*", "x", itself("as an array"), "NumPy arrays are taken as they are"),
     ("smoothing.Smooth", "output", CALLABLE, ANY_FUNCTION),
     ("smoothing.noise_augment", "x sigma mean std", VALUES | FLOATING | SIZES | TENSOR | {"0",
@@ -135,7 +136,7 @@ OF_ARGUMENT = [
     ("*", "batch_size step block width size k", LARGE_INTEGER, "what is too large is all there is"),
     ("*", "mean fill value", {"0", *NEGATIVE, *LARGE}, "of either sign"),
     ("*", "mean std fill value sigmas fractions", NUMBERS | NUMBER_TENSOR, ONE_EACH),
-    ("smoothing.Smooth lipschitz.LipConvNet", "mean std", FINITE | FLOATING | ROWS | LISTED
+    ("smoothing.Smooth* lipschitz.LipConvNet", "mean std", FINITE | FLOATING | ROWS | LISTED
      | itself("int64", "of one fewer", "float8") | {"tensor [1] * 6", "tensor float8 [3]"},
      ONE_EACH),
     ("ops.gaussian_noise", "mean std", LISTED | itself("of one fewer"), ONE_EACH),
@@ -160,11 +161,11 @@ OF_ARGUMENT = [
     # ---- others
     ("*", "dtype", {"torch.float32"}, "is one"),
     ("lipschitz.*", "device", {"torch.device('meta')"}, "is one"),
-    ("smoothing.Smooth density.PenaltyOp masking.replaced", "base_classifier penalty model",
+    ("smoothing.Smooth* density.PenaltyOp masking.replaced", "base_classifier penalty model output",
      CALLABLE, ANY_FUNCTION),
     ("density.PenaltyOp masking.MaskedModel", "model", {"a module"}, ANY_FUNCTION),
     ("density.marginal_density_penalty", "model", CALLABLE, "not called: logits are given"),
-    ("smoothing.Smooth.*", "progress", CALLABLE | {"True"}, "is told, and not asked"),
+    ("smoothing.Smooth*.*", "progress", CALLABLE | {"True"}, "is told, and not asked"),
     ("masking.explain_occlusion", "size stride", PAIR, "an int, or two"),
     ("masking.masked_accuracy_curve", "output", CALLABLE, ANY_FUNCTION),
     ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),

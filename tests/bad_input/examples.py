@@ -16,6 +16,7 @@ from bad_input.inputs import (
     certificates,
     counts,
     curves,
+    dense,
     game,
     images,
     labels,
@@ -39,6 +40,10 @@ from bad_input.inputs import (
 )
 from robustcore import density, lipschitz, masking, ops, smoothing
 
+TASK = dict(
+    sigma=0.25, seed=0, mean=None, std=None, dtype=None, memory_format=torch.contiguous_format,
+    input_dims=3, output=None,
+)  # fmt: skip
 EXAMPLES = {
     "as_tensor": call(robustcore.as_tensor, array=lambda: rand(3)),
     # ---- ops
@@ -53,6 +58,14 @@ EXAMPLES = {
         ops.ablate_pixels, x=images, num_samples=2, k=3, seed=0, out=lambda: rand(2, 2, 6, 8, 8)
     ),
     "ops.ablate_pixels": call(ops.ablate_pixels, k=3, fill=0.5, **NOISE),
+    "ops.add_pixel_votes": call(
+        ops.add_pixel_votes, counts=lambda: torch.zeros(3, 4).int(), logits=lambda: rand(2, 3, 4),
+        chosen=None,
+    ),
+    "ops.add_pixel_votes/chosen": call(
+        ops.add_pixel_votes, counts=lambda: torch.zeros(4).int(), logits=lambda: rand(2, 3, 4),
+        chosen=lambda: torch.zeros(4).long(),
+    ),
     "ops.conv_exp": call(
         ops.conv_exp, x=lambda: rand(2, 4, 6, 6), kernel=skew, radius=1.0, tol=None, degree=4,
         method="chebyshev", contractive=False, recompute=False, check=True,
@@ -137,6 +150,19 @@ EXAMPLES = {
     ),
     "smoothing.Smooth.predict": method(
         smoothed, "predict", x=images, n=20, alpha=0.01, **IMAGE_OF_RUN
+    ),
+    "smoothing.SmoothSegmentation": call(
+        smoothing.SmoothSegmentation, model=dense, num_classes=CLASSES, **TASK
+    ),
+    "smoothing.SmoothSegmentation.certify": method(
+        lambda: smoothing.SmoothSegmentation(dense(), CLASSES, 0.25, seed=0), "certify", x=images,
+        n0=4, n=60, tau=0.75, alpha=0.01, correction="holm", batch_size=10, image_offset=0,
+        progress=False,
+    ),
+    "smoothing.SmoothRegression": call(smoothing.SmoothRegression, model=network, **TASK),
+    "smoothing.SmoothRegression.certify": method(
+        lambda: smoothing.SmoothRegression(network(), 0.25, seed=0), "certify", x=images, eps=0.1,
+        n=60, alpha=0.01, q=0.5, batch_size=10, image_offset=0, progress=False,
     ),
     "smoothing.Gaussian": call(smoothing.Gaussian, level=0.25, norm="l2"),
     "smoothing.Uniform": call(smoothing.Uniform, scale=0.25, norm="l1"),

@@ -31,6 +31,11 @@ def smoothed():
     return smoothing.Smooth(network(), CLASSES, 0.25, seed=0)
 
 
+def dense():
+    """A segmentation network, and one of regression."""
+    return nn.Conv2d(3, CLASSES, 1).eval()
+
+
 def images(n=2):
     return rand(n, 3, 8, 8)
 

@@ -10,6 +10,7 @@
 #include "cases.h"
 #include "smoothing/ablation.h"
 #include "smoothing/noise.h"
+#include "smoothing/pixel_votes.h"
 #include "smoothing/votes.h"
 
 using namespace robustcore;
@@ -186,6 +187,29 @@ void votes_case(int64_t images, int64_t samples, int64_t classes) {
          cpu == gpu);
 }
 
+void pixel_votes_case(int64_t samples, int64_t classes, int64_t pixels, bool channels_last) {
+  auto logits = values(samples * classes * pixels, 11);
+  for (float& v : logits) v = std::round(v * 2);  // many ties
+  logits[logits.size() / 2] = NAN;
+  std::vector<int64_t> chosen(pixels);
+  for (int64_t p = 0; p < pixels; ++p) chosen[p] = p % (classes + 1) - 1;
+  PixelVotesArgs args{};
+  args.samples = samples, args.classes = classes, args.pixels = pixels;
+  args.logits = view(logits.data(), classes * pixels, {pixels}, {channels_last ? classes : 1});
+  args.logits.sample_stride = channels_last ? 1 : pixels;
+  for (const bool choose : {false, true}) {
+    args.chosen = choose ? chosen.data() : nullptr;
+    std::vector<int32_t> cpu((choose ? 1 : classes) * pixels, 3), gpu(cpu);
+    args.counts = cpu.data();
+    pixel_votes_baseline(args, 0, pixel_votes_units(args));
+    args.counts = gpu.data();
+    pixel_votes_cuda(args, nullptr);
+    report("pixel votes " + std::to_string(samples) + "x" + std::to_string(classes) + "x" +
+               std::to_string(pixels) + (choose ? " of the chosen" : ""),
+           cpu == gpu);
+  }
+}
+
 void check_select(SelectArgs args, const std::string& name) {
   const size_t bytes =
       args.images * args.samples * args.channels * args.pixels * size_of(args.out_dtype);
@@ -272,5 +296,10 @@ int main() {
   }
   for (const int64_t classes : {1, 10, 16, 17, 40, 5000}) votes_case(2, 70, classes);
   votes_case(2, 600, 3);
+  for (const bool channels_last : {false, true}) {
+    pixel_votes_case(3, 5, 700, channels_last);
+    pixel_votes_case(1, 1, 1, channels_last);
+    pixel_votes_case(4, 19, 35, channels_last);
+  }
   return finish();
 }
