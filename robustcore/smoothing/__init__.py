@@ -1,6 +1,7 @@
 """Randomized smoothing: certify any classifier, in l2, l1, linf, l0, against patches, by votes."""
 
 from robustcore.common.table import ABSTAIN
+from robustcore.smoothing import losses
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.regression import RegressionIntervals, SmoothRegression
@@ -51,6 +52,7 @@ __all__ = [
     "dpa_certificate",
     "finite_aggregation_certificate",
     "gaussian_radius",
+    "losses",
     "majority_certificate",
     "message_ensemble_certificate",
     "noise_augment",

@@ -18,6 +18,7 @@ from robustcore.common.checks import (
     require_positive,
     require_seed,
 )
+from robustcore.common.normalize import Normalization
 from robustcore.common.progress import Bar
 from robustcore.smoothing.inputs import (
     MAX_IMAGES,
@@ -27,7 +28,6 @@ from robustcore.smoothing.inputs import (
     require_form,
     warn_if_training,
 )
-from robustcore.smoothing.normalize import Normalization
 from robustcore.smoothing.sampler import autocast
 from robustcore.smoothing.theory.distributions import Gaussian
 
@@ -122,7 +122,7 @@ class Copies:
         take: Callable[[Tensor], None],
         bar: Bar,
     ) -> None:
-        """Gives ``take`` the outputs ``[N, ...]`` of so many samples of an image, batch by batch."""
+        """Gives ``take`` the outputs ``[N, ...]`` of an image's samples, a batch at a time."""
         smooth = self._smooth
         mean, std = self._normalization
         if self._buffer is None:

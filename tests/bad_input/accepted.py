@@ -108,8 +108,7 @@ OF_ARGUMENT = [
     (MODELLED, "x image images inside outside", FINITE | ROWS | itself("with one more at the end",
      "of one fewer"), "of the model's taking"),
     ("smoothing.Smooth*.*", "x", FLOATING | {"tensor [0] * 4"}, DTYPE),
-    ("smoothing.Smooth.*", "x", itself("as an array"), "NumPy arrays are taken as they are"),
-    ("smoothing.Smooth", "output", CALLABLE, ANY_FUNCTION),
+    ("smoothing.Smooth*.*", "x", itself("as an array"), "NumPy arrays are taken as they are"),
     ("smoothing.noise_augment", "x sigma mean std", VALUES | FLOATING | SIZES | TENSOR | {"0",
      "tensor a 0-d nan", "tensor a 0-d int"}, "of the op"),
     ("lipschitz.certify masking.*", "x image images", VALUES | FLOATING, "of the model's taking"),
@@ -146,9 +145,9 @@ OF_ARGUMENT = [
     ("*", "radii", {"0", "inf", *NUMBER, *LARGE, *NUMBERS, *NUMBER_TENSOR, *TENSOR,
      "tensor float8 [3]"}, "any shape, infinity too"),
     ("*", "p", {*LARGE, "inf"}, "a norm's p may be as large"),
-    ("*", "std sigma scale level bound beta gamma tau ridge kernel_width h step tol", LARGE,
+    ("*", "eps std sigma scale level bound beta gamma tau ridge kernel_width h step tol", LARGE,
      NO_BOUND),
-    ("*", "radius gamma tau ridge theta degree iters padding num_samples k p_lower sigma scale "
+    ("*", "eps radius gamma tau ridge theta degree iters padding num_samples k p_lower sigma scale "
      "target", {"0"}, "0 is in the range"),
     ("ops.*", "grid size stride positions padding dilation kernel kernel_size pads", PAIR
      | INTEGER | {"[[1], [2, 3]]"}, "an int, or two"),
@@ -200,6 +199,7 @@ OTHERS = {
     ("lipschitz.Normalize.forward", "x"): "shift",
     ("ops.ablate_patches", "positions"): "out",
     ("ops.ablate_pixels", "num_samples"): "out",
+    ("ops.add_pixel_votes", "chosen"): "counts",
     ("ops.gaussian_noise", "num_samples"): "out",
     ("ops.masked_conv2d", "groups"): "weight",
 }

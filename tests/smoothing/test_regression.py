@@ -90,7 +90,9 @@ def test_ranks_are_the_best_ones():
 
 
 def test_no_order_statistic_no_bound():
-    result = SmoothRegression(Linear(weights(2)), 0.25, seed=1).certify(torch.rand(3, 2, 2), 1.0, 50)
+    result = SmoothRegression(Linear(weights(2)), 0.25, seed=1).certify(
+        torch.rand(3, 2, 2), 1.0, 50
+    )
     assert (result.lower == -math.inf).all()
     assert (result.upper == math.inf).all()
     assert result.value.isfinite().all()
@@ -99,7 +101,9 @@ def test_no_order_statistic_no_bound():
 def test_alpha_is_shared_over_outputs():
     x = torch.rand(3, 2, 2)
     narrow = SmoothRegression(Linear(weights(1)), 0.25, seed=1).certify(x, 0.1, 800, 0.1)
-    wide = SmoothRegression(Linear(weights(1).repeat(1, 50)), 0.25, seed=1).certify(x, 0.1, 800, 0.1)
+    wide = SmoothRegression(Linear(weights(1).repeat(1, 50)), 0.25, seed=1).certify(
+        x, 0.1, 800, 0.1
+    )
     assert wide.lower[0] < narrow.lower[0]
     assert wide.upper[0] > narrow.upper[0]
 
@@ -144,7 +148,7 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             smooth.certify(x, **bad)
-    with pytest.raises(TypeError, match="model: gave torch.int64, want a floating tensor"):
+    with pytest.raises(TypeError, match=r"model: gave torch\.int64, want a floating tensor"):
         SmoothRegression(lambda b: b.long(), 0.25).certify(x, 0.1)
     with pytest.raises(ValueError, match=r"model: gave shape \[3\], want \[100, ...\]"):
         SmoothRegression(lambda b: b[:3, 0, 0, 0], 0.25).certify(x, 0.1)

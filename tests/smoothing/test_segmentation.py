@@ -165,7 +165,7 @@ def test_errors():
         SmoothSegmentation(Pointwise(), 4, 0.25).certify(x)
     with pytest.raises(TypeError, match="model: gave list"):
         SmoothSegmentation(lambda b: [b], 3, 0.25).certify(x)
-    with pytest.raises(ValueError, match="x: got shape .* want at least one image"):
+    with pytest.raises(ValueError, match=r"x: got shape .* want at least one image"):
         smooth.certify(x[None][:0])
     with pytest.warns(UserWarning, match="model is in training mode"):
         SmoothSegmentation(Pointwise().train(), 3, 0.25).certify(x)

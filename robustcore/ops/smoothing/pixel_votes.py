@@ -33,7 +33,7 @@ def add_pixel_votes(counts: Tensor, logits: Tensor, chosen: Tensor | None = None
     """
     check_floating("logits", logits)
     for name, t in (("counts", counts), ("chosen", chosen)):
-        if t is not None:
+        if t is not None or name == "counts":
             check_tensor(name, t)
             check_out(name, t, logits, "logits")
     _add_pixel_votes(counts, logits, chosen)
