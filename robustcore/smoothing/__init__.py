@@ -5,8 +5,8 @@ from robustcore.smoothing import losses
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.regression import RegressionIntervals, SmoothRegression
-from robustcore.smoothing.segmentation import SegmentationCertificates, SmoothSegmentation
 from robustcore.smoothing.result import Result
+from robustcore.smoothing.segmentation import SegmentationCertificates, SmoothSegmentation
 from robustcore.smoothing.sequential import RadiusTests, StoppedCertificates
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
@@ -40,8 +40,8 @@ __all__ = [
     "Predictions",
     "RadiusTests",
     "RegressionIntervals",
-    "SegmentationCertificates",
     "Result",
+    "SegmentationCertificates",
     "Smooth",
     "SmoothRegression",
     "SmoothSegmentation",

@@ -78,7 +78,7 @@ def test_smoothmix(zero):
     target = (1 - u[:, None].double()) * mean + u[:, None].double() / 4
     each = F.kl_div(mixed.log_softmax(2), target[:, None].expand_as(mixed), reduction="none")
     correct = mean.argmax(1) == LABELS
-    assert 0 < correct.sum()
+    assert correct.sum() > 0
     expected = (each.sum(2).mean(1) * correct).mean()
     torch.testing.assert_close(losses.smoothmix(logits, mixed, LABELS, u.double()), expected)
 
