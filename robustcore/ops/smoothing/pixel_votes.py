@@ -32,10 +32,11 @@ def add_pixel_votes(counts: Tensor, logits: Tensor, chosen: Tensor | None = None
     [[0, 1, 1], [1, 0, 0]]
     """
     check_floating("logits", logits)
-    for name, t in (("counts", counts), ("chosen", chosen)):
-        if t is not None or name == "counts":
-            check_tensor(name, t)
-            check_out(name, t, logits, "logits")
+    check_tensor("counts", counts)
+    check_out("counts", counts, logits, "logits")
+    if chosen is not None:
+        check_tensor("chosen", chosen)
+        check_out("chosen", chosen, logits, "logits")
     _add_pixel_votes(counts, logits, chosen)
 
 
