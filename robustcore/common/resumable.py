@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from robustcore.common.errors import UsageError
-from robustcore.common.files import replacing
-from robustcore.common.table import Form, Indexed
+from robustcore.common.table import Form, Indexed, settings_path, write_with_settings
 
 R = TypeVar("R", bound=Indexed)
 
@@ -40,7 +39,7 @@ class ResultFile(Generic[R]):
         if not path.parent.is_dir():
             raise UsageError(f"--out {path}: there is no folder {path.parent}")
         self.path = path
-        self.settings_path = path.with_name(path.name + ".json")
+        self.settings_path = settings_path(path)
         if path.exists() and not (overwrite or resume):
             raise UsageError(f"--out {path}: exists; give another name, --overwrite or --resume")
         self.rows: list[R] = []
@@ -110,14 +109,8 @@ class ResultFile(Generic[R]):
         self._synced = time.monotonic()
 
     def _start(self) -> None:
-        # An old table goes first, the new one comes last: at no moment are there rows beside the
-        # settings of another run, or a table without settings. A run that ends in between left no
-        # table, and starts anew when it is resumed.
-        self.path.unlink(missing_ok=True)
-        with replacing(self.settings_path, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
-        with replacing(self.path, overwrite=True) as temporary:
-            temporary.write_text(self._header, encoding="utf-8")
+        # A run that ends in between left no table, and starts anew when it is resumed.
+        write_with_settings(self.path, self._header, self._settings, overwrite=True)
         self._open()
 
     def _open(self) -> None:
@@ -148,7 +141,7 @@ class ResultFile(Generic[R]):
         try:
             text = whole.decode(errors="replace")  # such a line is then named
             lines = list(enumerate(text.split("\n")[:-1], 1)) or [(1, "")]
-            rows = list(self._form.rows(self.path, lines))
+            rows = list(self._form.rows(self.path, lines, exact=True))
             if lines[0][1] + "\n" != self._header:
                 raise ValueError(f"{self.path}, line 1: has other columns than this run")
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -10,9 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustcore._build import __version__
 from robustcore.common.checks import require_integers, require_radii
 from robustcore.common.plots import save
-from robustcore.common.table import ABSTAIN, COLUMNS, certificate_cells, write_table
+from robustcore.common.table import (
+    ABSTAIN,
+    COLUMNS,
+    certificate_cells,
+    write_table,
+)
 from robustcore.smoothing.result import Result, equal_shares
 from robustcore.smoothing.theory import top_k, votes
 from robustcore.smoothing.theory.bounds import (
@@ -230,7 +237,8 @@ class Certificates(Result):
 
         ``idx`` is of ``indices``. The radius has 3 significant digits, as published, so it
         may be above the certified one by half a unit of the last; ``radius`` is exact. Without
-        labels ``label`` and ``correct`` are ``nan``. The file appears whole or not at all.
+        labels ``label`` and ``correct`` are ``nan``. What the certificates were made with is beside
+        the table, in ``<name>.json``. The files appear whole or not at all.
 
         Raises FileExistsError if ``path`` exists, unless told to overwrite.
         """
@@ -245,7 +253,21 @@ class Certificates(Result):
             )
             for b, idx in enumerate(self.indices.tolist())
         ]
-        write_table(path, COLUMNS, rows, overwrite)
+        write_table(path, COLUMNS, rows, overwrite, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What ``robustcore report`` needs to know, and who wants to make the table again."""
+        gaussian = self.noise is None or isinstance(self.noise, Gaussian)
+        plain = gaussian and self.noise in (None, Gaussian(self.sigma))
+        return {
+            "sigma": self.sigma if math.isfinite(self.sigma) else None,
+            **({} if plain else {"noise": repr(self.noise)}),
+            "N0": self.n0,
+            "N": self.n,
+            "alpha": self.alpha,
+            "seed": self.seed,
+            "versions": {"robustcore": __version__, "torch": torch.__version__},
+        }
 
     def plot(
         self, path: str | PathLike[str], labels: Any = None, *, overwrite: bool = False

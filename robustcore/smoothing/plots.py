@@ -92,24 +92,34 @@ def accuracy_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def envelope_figure(radii: Any, curves: Sequence[tuple[str, Any]]) -> Figure:
-    """Certified accuracy of several tables against radius, and the best of them at each radius."""
+def envelope_figure(
+    radii: Any, curves: Sequence[tuple[str, Any]], norm: str | None = "l2"
+) -> Figure:
+    """Certified accuracy of several tables against radius, and the best of them at each radius.
+
+    ``norm`` None: radii of several norms, of which there is no best.
+    """
     figure = new_figure(6, 4)
     axes = figure.subplots()
-    if len(curves) > 1:
+    if len(curves) > 1 and norm is not None:
         best = np.max([height for _, height in curves], axis=0)
         axes.plot(radii, best, color="0.8", lw=5, label="best of all")
     for name, height in curves:
-        axes.plot(radii, height, lw=1.5, label=name.replace("sigma", r"$\sigma$"))
+        axes.plot(radii, height, lw=1.5, label=_mathtext(name))
     axes.set(
         xlim=(0, radii[-1]),
         ylim=(0, 1.02),
-        xlabel=r"$\ell_2$ radius (pixels in [0, 1])",
+        xlabel="radius, each in its norm" if norm is None else _AXES[norm],
         ylabel="certified accuracy",
     )
     restrain(axes)
     axes.legend(frameon=False)
     return figure
+
+
+def _mathtext(name: str) -> str:
+    """A name as matplotlib shall show it."""
+    return name.replace("$", r"\$").replace("sigma = ", r"$\sigma$ = ")
 
 
 def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) -> Figure:

@@ -1,6 +1,7 @@
 """Runs that end before their time: killed, out of disk, cut off; and what a resume refuses."""
 
 import fcntl
+import json
 import os
 import random
 from pathlib import Path
@@ -9,7 +10,6 @@ import pytest
 
 from command.runs import MODULE, forks, runs  # noqa: F401  (fixtures)
 from robustcore.command.main import main
-from robustcore.common import resumable
 from robustcore.common.resumable import ResultFile
 from robustcore.common.table import CERTIFIED, certificate_cells, line
 
@@ -190,10 +190,12 @@ def test_an_overwritten_table_never_has_the_settings_of_another(folder, monkeypa
         def no_space(*arguments, **named):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(resumable, "replacing", no_space)
+        patch.setattr("os.replace", no_space)
         assert certify("--seed", "6", "--overwrite") == 2
-    assert not Path("out.tsv").exists()
-    assert certify("--seed", "6", "--resume") == 0
+    assert json.loads(Path("out.tsv.json").read_text())["seed"] == 5
+    assert certify("--seed", "5", out="old.tsv") == 0
+    assert without_times("out.tsv") == without_times("old.tsv")
+    assert certify("--seed", "6", "--overwrite") == 0
     assert certify("--seed", "6", out="whole.tsv") == 0
     assert without_times("out.tsv") == without_times("whole.tsv")
 

@@ -38,7 +38,9 @@ def test_certificates(table):
 
 def test_picture(out):
     assert (out / "digits.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in out.iterdir()) == ["digits.png", "digits_sigma0.25.tsv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("digits.png", "digits_sigma0.25.tsv", "digits_sigma0.25.tsv.json")
+    ]
 
 
 def test_refuses_to_overwrite(out, capsys):
@@ -51,7 +53,7 @@ def test_refuses_to_overwrite(out, capsys):
 def test_several_levels_and_what_is_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "FAST", demo.Settings(epochs=2, test_images=20, n=100))
     assert main(["demo", "--fast", "--sigma", "0.1", "0.5", "--out", str(tmp_path / "new")]) == 0
-    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    names = sorted(p.name for p in (tmp_path / "new").iterdir() if p.suffix != ".json")
     assert names == ["digits.png", "digits_sigma0.1.tsv", "digits_sigma0.5.tsv"]
     captured = capsys.readouterr()
     for line in ("certified accuracy", "average certified radius", "abstained", "a second"):
