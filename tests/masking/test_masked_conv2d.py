@@ -1,4 +1,4 @@
-"""ops.masked_conv2d, masked_pool, masked_mean: against the published rules, derivatives."""
+"""ops.masked_conv2d: against the published rule, derivatives."""
 
 import pytest
 import torch
@@ -7,18 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from masking.inputs import case
 from masking.reference import fill, times, window_max
 from robustcore import ops
 from testing import assert_close, assert_same, check_gradients
-
-raw = torch.ops.robustcore
-
-
-def case(n=2, c=4, h=12, w=11, share=0.1, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64).to(dtype)
-    mask = (torch.rand(n, 1, h, w, generator=generator) < share).to(dtype)
-    return x, mask
 
 
 def arguments(conv):
@@ -142,15 +134,6 @@ def test_autocast_and_low_precision(dtype):
     assert_close(got, want.detach())
 
 
-def test_opcheck_of_the_epilogue():
-    x, mask = case(dtype=torch.float32)
-    scale = torch.rand(4)
-    for image in (x, x.contiguous(memory_format=torch.channels_last), x[:1]):
-        torch.library.opcheck(raw.mask_epilogue.default, (image, mask, scale, None, True))
-        torch.library.opcheck(raw.mask_epilogue.default, (image, None, None, scale, False))
-    torch.library.opcheck(raw.mask_epilogue_.default, (x.clone(), mask, scale, scale, True))
-
-
 def test_vmap():
     x, mask = case(2, 4, 6, 5)
     w = torch.randn(3, 5, 4, 3, 3, dtype=torch.float64)
@@ -162,37 +145,3 @@ def test_vmap():
         ops.masked_conv2d(x, mask, a, padding=1, scale=s)[0] for a, s in zip(w, scale, strict=True)
     ]
     assert_close(got, torch.stack(want))
-
-
-@pytest.mark.parametrize("kind", ["max", "avg"])
-def test_pools(kind):
-    x, mask = case(share=0.2)
-    pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True) if kind == "max" else nn.AvgPool2d(3, 2, 1, True)
-    y, out_mask = ops.masked_pool(x, mask, 3, 2, 1, True, kind=kind)
-    want_mask = (pool(mask) > 0).double()
-    assert_same(out_mask, want_mask)
-    assert_close(y, times(pool(times(x, mask)), want_mask))
-    x.requires_grad_()
-    check_gradients(lambda x: ops.masked_pool(x, mask, 2, kind="avg")[0], x)
-    with pytest.raises(ValueError, match="kind: got 'sum'"):
-        ops.masked_pool(x, mask, 2, kind="sum")
-
-
-def test_mean():
-    x, mask = case(3, share=0.2)
-    mask[1], mask[2] = 0, 1
-    got = ops.masked_mean(x, mask)
-    shown = [x[0, :, mask[0, 0] > 0].mean(1), 0 * x[1, :, 0, 0], x[2].mean((1, 2))]
-    torch.testing.assert_close(got, torch.stack(shown), rtol=1e-6, atol=1e-6)
-    assert_same(got[1], torch.zeros_like(got[1]))
-    assert_same(got[2], x.mean((2, 3))[2])
-    assert ops.masked_mean(x.half(), mask).isfinite().all()
-    x.requires_grad_()
-    check_gradients(lambda x: ops.masked_mean(x, mask), x)
-
-
-def test_mask_pool():
-    _, mask = case()
-    view = ops.mask_pool(mask, (1, 1), (2, 3), ((0, 0), (0, 0)))
-    assert_same(view, mask[:, :, ::2, ::3])
-    assert view.untyped_storage().data_ptr() == mask.untyped_storage().data_ptr()

@@ -157,7 +157,6 @@ def test_zero_and_partial_multiply():
     x, mask = case(2, 4, 5, 6, binary=False, share=0.5)
     for name in ("zero", "partial"):
         assert_same(ops.neighbor_fill(x, mask, 3, fill=name), x * mask)
-    assert_same(ops.mask_multiply(x, mask), x * mask)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -170,7 +169,6 @@ def test_derivatives(iters, shape, binary):
     (g,) = torch.autograd.grad(ops.neighbor_fill(x, mask, iters).sum(), x)
     want = mask.sum(0, keepdim=True) if len(x) == 1 else mask  # x * mask alone
     assert_close(g, want.expand_as(x))
-    check_gradients(lambda x: ops.mask_multiply(x, mask), x)
 
 
 def test_the_transposed_tiles_reach_far_enough():
