@@ -13,12 +13,12 @@ from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, P
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower, gaussian_radius
 from robustcore.smoothing.theory.distributions import (
     Distribution,
-    Dual,
     Gaussian,
     Laplace,
     Splitting,
     Uniform,
 )
+from robustcore.smoothing.theory.dual import Dual
 from robustcore.smoothing.theory.votes import (
     dpa_certificate,
     finite_aggregation_certificate,

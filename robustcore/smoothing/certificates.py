@@ -28,6 +28,7 @@ from robustcore.smoothing.theory.bounds import (
     two_sided_p_value,
 )
 from robustcore.smoothing.theory.distributions import Distribution, Gaussian
+from robustcore.smoothing.theory.grids import less_variation
 
 
 class CertifiedClass(NamedTuple):
@@ -45,11 +46,22 @@ class Certificates(Result):
 
     The norm is l2 by default; see ``noise.norm``. Under deterministic noise ``alpha`` and ``n0``
     are 0, n is the number of samples an image has, nothing abstains (but an image whose samples all
-    gave NaN) and each row is certain. Else
-    each row holds with probability at least ``1 - alpha`` over the noise, in real arithmetic: the
-    rounding of image plus noise is not accounted for (Voracek and Hein, 2023, on what that costs).
+    gave NaN) and each row is certain. Else each row holds with probability at least ``1 - alpha``
+    over the noise.
+
+    Without a grid that is a statement about real numbers: the rounding of image plus noise is not
+    accounted for (Voracek and Hein, 2023, on what that costs). With ``grid=q`` it is proven for the
+    arithmetic that runs, for every perturbed image whose pixels are multiples of 1/q: the smoothed
+    classifier maps an integer, image plus rounded noise, to a class, and whatever is computed from
+    that integer on is part of it. Assumed are that the words of the noise's stream are independent
+    and uniform, and that a vote depends on its own sample and its place in the batch alone; then
+    the classifier is the mixture over the places that the votes came from, in batches of one shape.
+    Counted in are the noise's distance from its ideal (``total_variation``) and the rounding of
+    bounds and radii.
+
     Source: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized
-    smoothing", 2019.
+    smoothing", 2019; Voracek and Hein, "Sound randomized smoothing in floating-point arithmetics",
+    2023; Hoeffding, 1956, for votes of different probabilities.
     """
 
     radius: Tensor
@@ -63,6 +75,16 @@ class Certificates(Result):
     """What the classifier was smoothed by; None: Gaussian noise of ``sigma``."""
     shape: tuple[int, ...] = ()
     """Of one image, ``[C, H, W]``; the norms of some certificates depend on it."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the certificates hold in floating point: noise on a grid, or none added."""
+        return self.noise is not None and self.noise.sound
+
+    @property
+    def total_variation(self) -> float:
+        """At most, between a sample that was drawn and an ideal one; ``p_lower`` is less by it."""
+        return 0.0 if self.noise is None else self.noise.total_variation(self.shape)
 
     @classmethod
     def from_counts(
@@ -94,12 +116,14 @@ class Certificates(Result):
             index = choice[:, None, None].expand(-1, views, 1)
             # Every view errs with its part of alpha.
             bounds = clopper_pearson_lower(counts.gather(2, index).squeeze(2), n, alpha / views)
+            bounds = less_variation(bounds, distribution.total_variation(shape))
             p_lower, counts, counts0 = bounds.mean(1), counts.sum(1), counts0.sum(1)
             radius = distribution.radius(bounds, shape)
             certified = radius >= 0
         else:
             own = counts.gather(1, choice[:, None]).squeeze(1)
             p_lower = clopper_pearson_lower(own, n, alpha)
+            p_lower = less_variation(p_lower, distribution.total_variation(shape))
             certified = p_lower >= 0.5
             radius = distribution.radius(p_lower.clamp(min=0.5), shape)
         return cls(

@@ -21,12 +21,12 @@ from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
 from robustcore.smoothing.theory.distributions import (
     Distribution,
-    Dual,
     Gaussian,
     Laplace,
     Splitting,
     Uniform,
 )
+from robustcore.smoothing.theory.dual import Dual
 from robustcore.smoothing.theory.votes import dpa_certificate
 
 # Each distribution for images of 8 x 8, and the radii of its table.

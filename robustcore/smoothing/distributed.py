@@ -55,9 +55,12 @@ class _SharedSampler:
         num_samples: int,
         bar: Bar,
         indices: Sequence[int] | None = None,
+        whole: bool = False,
     ) -> Tensor:
         part = self._ranks.share(num_samples)
-        votes = self._sampler.count(images, first_sample + part.start, len(part), bar, indices)
+        votes = self._sampler.count(
+            images, first_sample + part.start, len(part), bar, indices, whole
+        )
         # The others' samples are done as well when this returns; the bar shows all.
         counts = self._ranks.add(votes)
         bar.update(len(images) * (num_samples - len(part)))

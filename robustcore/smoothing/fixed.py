@@ -15,7 +15,8 @@ from robustcore.smoothing.certificates import Certificates, Predictions
 from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
 from robustcore.smoothing.sampler import Sampler, origin
 from robustcore.smoothing.theory.bounds import smallest_certifiable_n, smallest_predictable_n
-from robustcore.smoothing.theory.distributions import Distribution, Dual
+from robustcore.smoothing.theory.distributions import Distribution
+from robustcore.smoothing.theory.dual import Dual
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Estimation:
     @classmethod
     def plan(cls, noise: Distribution, n0: Any, n: Any, alpha: Any) -> Estimation:
         """ValueError or TypeError unless these can certify."""
-        n0, n, alpha = require_sizes(n0, n, alpha)
+        n0, n, alpha = require_sizes(n0, n, alpha, noise)
         require_enough("certify", n, smallest_certifiable_n(alpha / views(noise)), alpha)
         return cls(noise, n0, n, alpha)
 
@@ -45,7 +46,7 @@ class Estimation:
         total = len(images) * (self.n0 + self.n) * views(self.noise)
         with sample_bar(total, "certify", progress) as bar:
             selection = sampler.count(images, 0, self.n0, bar)
-            estimation = sampler.count(images, self.n0, self.n, bar)
+            estimation = sampler.count(images, self.n0, self.n, bar, whole=self.noise.sound)
         counts0, counts = torch.stack([selection, estimation]).cpu()
         return Certificates.from_counts(
             counts0,

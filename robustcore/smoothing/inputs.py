@@ -12,17 +12,27 @@ from torch import Tensor, nn
 
 from robustcore.common.checks import require_int, require_probability, require_values
 from robustcore.common.interop import as_tensor
+from robustcore.smoothing.theory.distributions import Distribution
+from robustcore.smoothing.theory.grids import MAX_ALPHA
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_sizes(n0: Any, n: Any, alpha: Any) -> tuple[int, int, float]:
+def require_sizes(n0: Any, n: Any, alpha: Any, noise: Distribution) -> tuple[int, int, float]:
     """Samples of selection and estimation, and the failure probability."""
     n0 = require_int("n0", n0, 1, MAX_SAMPLES)
     n = require_int("n", n, 1, MAX_SAMPLES - n0)
-    return n0, n, require_probability("alpha", alpha)
+    return n0, n, require_level(alpha, noise)
+
+
+def require_level(alpha: Any, noise: Distribution) -> float:
+    """The failure probability: below 1/4 where votes may differ by their place in a batch."""
+    level: float = require_probability("alpha", alpha)
+    if noise.sound and level >= MAX_ALPHA:
+        raise ValueError(f"alpha: got {level}, want a number below {MAX_ALPHA} for noise on a grid")
+    return level
 
 
 def require_enough(what: str, n: int, smallest: int, alpha: float) -> None:

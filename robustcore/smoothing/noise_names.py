@@ -8,12 +8,12 @@ from typing import Any
 from robustcore.smoothing.theory.ablations import BandAblation, BlockAblation, PixelAblation
 from robustcore.smoothing.theory.distributions import (
     Distribution,
-    Dual,
     Gaussian,
     Laplace,
     Splitting,
     Uniform,
 )
+from robustcore.smoothing.theory.dual import Dual
 
 DISTRIBUTIONS: dict[str, type[Distribution]] = {
     kind.__name__: kind

@@ -36,6 +36,7 @@ class Sampler(Protocol):
         num_samples: int,
         bar: Bar,
         indices: Sequence[int] | None = None,
+        whole: bool = False,
     ) -> Tensor: ...
 
     def invalid(self) -> Tensor: ...
@@ -125,21 +126,25 @@ class LocalSampler:
         num_samples: int,
         bar: Bar,
         indices: Sequence[int] | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Votes ``[B, K]`` of each image's samples from ``first_sample`` on, on x's device; of
         noise with two views ``[B, 2, K]``.
 
-        ``images[b]`` is what the constructor says of b, or of ``indices[b]``.
+        ``images[b]`` is what the constructor says of b, or of ``indices[b]``. With ``whole`` every
+        batch is: the last one is padded, so that the model meets one shape alone.
         Nothing here waits for the device, but for the capture of a graph.
         """
         votes = []
         for number, view in enumerate(self._noise.views(images)):
-            votes.append(self._count_view(number, view, first_sample, num_samples, bar, indices))
+            votes.append(
+                self._count_view(number, view, first_sample, num_samples, bar, indices, whole)
+            )
         return votes[0] if len(votes) == 1 else torch.stack(votes, 1)
 
     def _count_view(
         self, number: int, images: Tensor, first_sample: int, num_samples: int, bar: Bar,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | None, whole: bool,
     ) -> Tensor:  # fmt: skip
         start = number * SECOND_VIEW + self.image_offset
         numbers = range(len(images)) if indices is None else indices
@@ -169,7 +174,7 @@ class LocalSampler:
                         continue
                 if gaps:
                     blocks = cut_runs(blocks, positions)
-                self._count_batch(images, positions, blocks, first_sample, logits, votes)
+                self._count_batch(images, positions, blocks, first_sample, logits, votes, whole)
                 bar.update(size)
             if loop is not None:
                 loop.finish()
@@ -177,7 +182,7 @@ class LocalSampler:
 
     def _count_batch(
         self, images: Tensor, positions: Sequence[int], blocks: Sequence[Block], first_sample: int,
-        logits: Callable[[Tensor], Tensor], votes: Tensor,
+        logits: Callable[[Tensor], Tensor], votes: Tensor, whole: bool,
     ) -> None:  # fmt: skip
         """One batch, of any images."""
         if self._buffer is None:
@@ -194,7 +199,9 @@ class LocalSampler:
                 out=out.view(block.images, block.samples, *out.shape[1:]),
             )
             row += block.size
-        ballots = logits(self._buffer[:row])
+        if whole:
+            self._buffer[row:] = 0  # an empty one may hold anything
+        ballots = logits(self._buffer if whole else self._buffer[:row])
         row = 0
         for block in blocks:
             part = ballots[row : row + block.size].view(block.images, block.samples, -1)

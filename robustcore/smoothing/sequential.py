@@ -4,6 +4,9 @@
 :class:`RadiusTest` tests one radius. Both look at the votes at sizes that grow by half
 (:mod:`robustcore.smoothing.theory.spending`) and spend alpha over these looks, so an image may stop
 at any of them. Samples are those of a run of fixed size, from the same stream, in the same order.
+
+On a grid, votes may differ by their place in a batch: looks then fall on whole batches, so that all
+of them are of one mixture of places, and each has a bound that needs no equal votes.
 """
 
 from __future__ import annotations
@@ -17,17 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_int, require_not_negative, require_probability
+from robustcore.common.checks import require_int, require_not_negative
 from robustcore.common.progress import Bar, Show, sample_bar
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.certificates import Certificates
-from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
+from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_level, require_sizes
 from robustcore.smoothing.result import Result, equal_shares
 from robustcore.smoothing.sampler import Origin, Sampler, origin
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower, smallest_certifiable_n
 from robustcore.smoothing.theory.distributions import Distribution
+from robustcore.smoothing.theory.grids import less_variation
 from robustcore.smoothing.theory.inversion import least_probability
-from robustcore.smoothing.theory.spending import MAX_SIZE, Looks, crossing_counts, plan_looks
+from robustcore.smoothing.theory.spending import (
+    MAX_SIZE,
+    Looks,
+    crossing_counts,
+    plan_looks,
+    separate_counts,
+)
 
 # Below, a look costs more than the samples it may save; a test of one radius is often done earlier.
 FIRST_LOOK, FIRST_LOOK_OF_TEST = 64, 16
@@ -83,14 +93,19 @@ class RadiusTests(Result):
         return int(self.prediction[b]), int(self.samples[b])
 
     @property
+    def sound(self) -> bool:
+        """Whether the answers hold in floating point, as those of :class:`Certificates`."""
+        return self.noise.sound
+
+    @property
     def certified(self) -> Tensor:
         """bool ``[B]``."""
         return self.prediction != ABSTAIN
 
 
-def plan_certify(n: int, alpha: float) -> Looks:
+def plan_certify(n: int, alpha: float, whole: int = 1) -> Looks:
     """Looks of an estimation of up to ``n`` samples, all of which must be able to certify."""
-    looks = plan_looks(n, alpha, FIRST_LOOK)
+    looks = plan_looks(n, alpha, FIRST_LOOK, whole)
     if looks.levels()[-1] ** (1.0 / n) < 0.5:
         raise ValueError(f"n: got {n}, too few to stop early at alpha={alpha}; want twice as many")
     return looks
@@ -120,12 +135,12 @@ class EarlyStop:
     @classmethod
     def plan(
         cls, noise: Distribution, shape: tuple[int, ...], n0: Any, n: Any, alpha: Any,
-        tolerance: Any,
+        tolerance: Any, whole: int = 1,
     ) -> EarlyStop:  # fmt: skip
-        """ValueError or TypeError unless these can certify."""
-        n0, n, alpha = require_sizes(n0, n, alpha)
+        """ValueError or TypeError unless these can certify. Looks are multiples of ``whole``."""
+        n0, n, alpha = require_sizes(n0, n, alpha, noise)
         require_enough("certify", n, smallest_certifiable_n(alpha), alpha)
-        looks = plan_certify(n, alpha)
+        looks = plan_certify(n, alpha, whole)
         if tolerance is not None:
             tolerance = require_not_negative("radius_tolerance", tolerance)
         return cls(noise, shape, n0, looks, tolerance)
@@ -141,7 +156,7 @@ class EarlyStop:
         n = self.looks.sizes[-1]
         lower, upper = np.zeros(len(images)), np.ones(len(images))
         with sample_bar(len(images) * (self.n0 + n), "certify", progress) as bar:
-            run = _Run(sampler, images, self.n0, n, bar)
+            run = _Run(sampler, images, self.n0, n, bar, self.noise.sound)
             for size, level in zip(self.looks.sizes, self.looks.levels(), strict=True):
                 run.draw_up_to(size)
                 self._look(run, size, level, lower, upper)
@@ -152,7 +167,9 @@ class EarlyStop:
     def _look(self, run: _Run, size: int, level: float, lower: Any, upper: Any) -> None:
         """Tightens both bounds of the active images, and stops those that gain too little."""
         n, active, votes = self.looks.sizes[-1], run.active, run.votes
-        lower[active] = np.maximum(lower[active], clopper_pearson_lower(votes, size, level))
+        bound = torch.from_numpy(clopper_pearson_lower(votes, size, level))
+        ideal = less_variation(bound, self.noise.total_variation(self.shape))
+        lower[active] = np.maximum(lower[active], ideal.numpy())
         upper[active] = np.minimum(
             upper[active], 1 - clopper_pearson_lower(size - votes, size, level)
         )
@@ -208,16 +225,20 @@ class RadiusTest:
     @classmethod
     def plan(
         cls, noise: Distribution, shape: tuple[int, ...], radius: Any, alpha: Any, max_n: Any,
-        n0: Any,
+        n0: Any, whole: int = 1,
     ) -> RadiusTest:  # fmt: skip
-        """ValueError or TypeError if no votes could pass it."""
+        """ValueError or TypeError if no votes could pass it. Looks are multiples of ``whole``."""
         n0 = require_int("n0", n0, 1, MAX_SAMPLES)
         radius = require_not_negative("radius", radius)
-        alpha = require_probability("alpha", alpha)
+        alpha = require_level(alpha, noise)
         max_n = require_int("max_n", max_n, 1, MAX_SIZE + 1)
         p_radius = least_probability(noise, radius, shape)
-        looks = plan_looks(max_n, alpha, FIRST_LOOK_OF_TEST)
-        accept = crossing_counts(p_radius, looks) if p_radius < 1 else (max_n + 1,)
+        looks = plan_looks(max_n, alpha, FIRST_LOOK_OF_TEST, whole)
+        counts_of = separate_counts if noise.sound else crossing_counts
+        # What the noise that is drawn needs.
+        variation = noise.total_variation(shape)
+        drawn = math.nextafter(p_radius + variation, math.inf) if variation else p_radius
+        accept = counts_of(drawn, looks) if drawn < 1 else (max_n + 1,)
         if accept[-1] > max_n:
             bound = torch.tensor(max(0.5, clopper_pearson_lower(max_n, max_n, alpha)))
             raise ValueError(
@@ -225,7 +246,7 @@ class RadiusTest:
                 f"alpha={alpha} even if all agree; want at most about "
                 f"{float(noise.radius(bound.double(), shape)):.4g}, or more samples"
             )
-        refute = crossing_counts(math.nextafter(1 - p_radius, math.inf) + 1e-14, looks)
+        refute = counts_of(math.nextafter(1 - p_radius + variation, math.inf) + 1e-14, looks)
         return cls(radius, noise, alpha, p_radius, n0, looks, accept, refute)
 
     @property
@@ -244,7 +265,7 @@ class RadiusTest:
         certified = np.zeros(len(images), dtype=bool)
         refuted = np.zeros(len(images), dtype=bool)
         with sample_bar(len(images) * (self.n0 + self.max_n), "certify", progress) as bar:
-            run = _Run(sampler, images, self.n0, self.max_n, bar)
+            run = _Run(sampler, images, self.n0, self.max_n, bar, self.noise.sound)
             for size, accept, refute in zip(
                 self.looks.sizes, self.accept, self.refute, strict=True
             ):
@@ -279,7 +300,10 @@ class RadiusTest:
 class _Run:
     """The votes of a batch of images of which fewer and fewer are still sampled."""
 
-    def __init__(self, sampler: Sampler, images: Tensor, n0: int, most: int, bar: Bar) -> None:
+    def __init__(
+        self, sampler: Sampler, images: Tensor, n0: int, most: int, bar: Bar, whole: bool
+    ) -> None:
+        self._whole = whole
         self._sampler, self._images, self._n0, self._most = sampler, images, n0, most
         self._bar = bar
         self.counts0 = sampler.count(images, 0, n0, bar).cpu()
@@ -302,6 +326,7 @@ class _Run:
             size - self._size,
             self._bar,
             None if everyone else self.active.tolist(),
+            self._whole,
         )
         self.counts[index] += new.cpu()
         self.samples[index] = size

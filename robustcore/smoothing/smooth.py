@@ -31,7 +31,9 @@ from robustcore.smoothing.inputs import (
 from robustcore.smoothing.outputs import Output, require_output
 from robustcore.smoothing.sampler import SECOND_VIEW, LocalSampler, Sampler
 from robustcore.smoothing.sequential import EarlyStop, RadiusTest, RadiusTests
-from robustcore.smoothing.theory.distributions import Distribution, Dual, Gaussian
+from robustcore.smoothing.theory.distributions import Distribution, Gaussian
+from robustcore.smoothing.theory.dual import Dual
+from robustcore.smoothing.theory.grids import Grid
 
 
 class Smooth:
@@ -44,10 +46,12 @@ class Smooth:
         num_classes: K, at least 2, below 2**24.
         sigma: standard deviation of Gaussian noise, above 0, in the units of the images: pixels in
             [0, 1], not normalised ones and not 0 to 255.
+        grid: of the images and of that noise, 255 for 8-bit images: certificates then hold in
+            floating point, see :class:`Certificates` and :class:`Gaussian`. None: in real numbers.
         noise: another distribution instead of sigma, see
             :mod:`robustcore.smoothing.theory.distributions`: it decides the norm of the
-            certificates. Where it is deterministic, all its samples are counted, results are
-            certain, and n0, n, alpha and seed mean nothing.
+            certificates, and has its own grid. Where it is deterministic, all its samples are
+            counted, results are certain, and n0, n, alpha and seed mean nothing.
         seed: of the noise, in [0, 2**64). Runs of one seed are equal to the bit. With None every
             call draws a fresh one from the operating system: the guarantee is against an adversary
             who did not know the noise. The seed used is in the results and in ``last_seed``.
@@ -86,6 +90,7 @@ class Smooth:
         num_classes: int,
         sigma: float | None = None,
         *,
+        grid: Grid = None,
         noise: Distribution | None = None,
         seed: int | None = None,
         mean: float | Sequence[float] | Tensor | None = None,
@@ -100,6 +105,8 @@ class Smooth:
             raise TypeError(f"sigma, noise: got {sigma!r} and {noise!r}, want exactly one of them")
         if noise is not None and not isinstance(noise, Distribution):
             raise TypeError(f"noise: got {noise!r}, want a distribution, Gaussian(0.25) say")
+        if noise is not None and grid is not None:
+            raise TypeError(f"grid: got {grid!r} and {noise!r}, want it as the noise's own")
         models: list[Any] = [base_classifier]
         if isinstance(base_classifier, (tuple, list)) and isinstance(noise, Dual):
             models = list(base_classifier)
@@ -112,7 +119,9 @@ class Smooth:
             require_flag("cuda_graph", cuda_graph)
         self.base_classifier = base_classifier
         self.num_classes = require_int("num_classes", num_classes, 2, 2**24)
-        self.noise = Gaussian(require_positive("sigma", sigma)) if noise is None else noise
+        if noise is None:
+            noise = Gaussian(require_positive("sigma", sigma), grid=grid)
+        self.noise = noise
         self.sigma = self.noise.sigma
         self.input_dims = require_int("input_dims", input_dims, 1, 6)
         if memory_format == torch.channels_last and self.input_dims != 3:
@@ -153,7 +162,8 @@ class Smooth:
             n: samples of the estimation, indices [n0, n0 + n).
             alpha: failure probability of one certificate, strictly between 0 and 1.
             batch_size: images in one call of the base classifier; those of several x are mixed.
-                Results do not depend on it, as far as the base classifier's logits do not.
+                Results do not depend on it, as far as the base classifier's logits do not; but on a
+                grid an early stop looks at whole batches, and smaller ones stop earlier.
             image_offset, image_stride: x[b] is number ``image_offset + b * image_stride`` of the
                 noise stream, so the parts of a data set give the results of the whole. A single
                 image is number 0 by default, and with one given seed all such images meet the same
@@ -186,7 +196,8 @@ class Smooth:
         if early_stop:
             self._require_one_bound("early_stop")
             shape = tuple(images.shape[1:])
-            plan = EarlyStop.plan(self.noise, shape, n0, n, alpha, radius_tolerance)
+            whole = self._whole(batch_size)
+            plan = EarlyStop.plan(self.noise, shape, n0, n, alpha, radius_tolerance, whole)
         elif radius_tolerance is not None:
             raise ValueError(f"radius_tolerance: got {radius_tolerance} without early_stop=True")
         elif self.noise.deterministic:
@@ -214,7 +225,7 @@ class Smooth:
 
         One question instead of an estimate: far from the boundary tens of samples answer it. A
         certificate is wrong with probability at most ``alpha`` over the noise, whenever it is
-        given: the test is exact, for all looks at the votes together.
+        given: the test is exact, for all looks at the votes together (on a grid, for each look).
 
         Args:
             x: one image ``[C, H, W]`` or a batch ``[B, C, H, W]``, a floating tensor or NumPy
@@ -240,7 +251,8 @@ class Smooth:
         self._require_one_bound("certify_at")
         images, single = self._images(x)
         shape = tuple(images.shape[1:])
-        test = RadiusTest.plan(self.noise, shape, radius, alpha, max_n, n0)
+        whole = self._whole(batch_size)
+        test = RadiusTest.plan(self.noise, shape, radius, alpha, max_n, n0, whole)
         sampler = self._start(images, batch_size, image_offset, image_stride, test.most_samples)
         result = test.answer(sampler, images, progress)
         return self._answer(result, single, sampler)  # type: ignore[no-any-return]
@@ -280,6 +292,10 @@ class Smooth:
                 f"noise: got {self.noise}, but {what} is for random noise whose radius is a "
                 "function of one probability"
             )
+
+    def _whole(self, batch_size: Any) -> int:
+        """Samples that the looks of a sequential run are multiples of."""
+        return require_int("batch_size", batch_size, 1) if self.noise.sound else 1
 
     def _images(self, x: Any) -> tuple[Tensor, bool]:
         """x as a batch, where the base classifier can have it, and whether it was one image."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustcore import ops
 from robustcore.common.checks import require_choice, require_flag, require_positive, require_seed
-from robustcore.smoothing.theory import norms
+from robustcore.smoothing.theory import grids, norms
 from robustcore.smoothing.theory.bounds import gaussian_radius
 
 Shape = Sequence[int]
@@ -41,6 +41,15 @@ class Distribution(ABC):
     def sequential(self) -> bool:
         """Whether the radius is a function of one probability, which looks on the way can bound."""
         return not self.deterministic
+
+    @property
+    def sound(self) -> bool:
+        """Whether certificates are true for the arithmetic that is run, not for real numbers."""
+        return self.deterministic
+
+    def total_variation(self, shape: Shape) -> float:
+        """At most, between the noise that is drawn and the one that the radius is of."""
+        return 0.0
 
     @property
     def several_votes(self) -> bool:
@@ -106,43 +115,109 @@ class _Additive(Distribution):
         require_choice("norm", self.norm, self._norms)
 
 
-@dataclass(frozen=True)
-class Gaussian(_Additive):
+class _Symmetric(_Additive):
+    """Noise of real numbers or, with a grid, of integers: the two have one radius."""
+
+    grid: grids.Grid
+    _kind: ClassVar[str]
+
+    def __repr__(self) -> str:
+        own = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        if self.grid is None:
+            del own["grid"]
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+
+    @property
+    def _level(self) -> float:
+        """The first field: what the noise of scale 1 is multiplied by."""
+        level: float = getattr(self, fields(self)[0].name)  # type: ignore[arg-type]
+        return level
+
+    def __post_init__(self) -> None:
+        name = fields(self)[0].name  # type: ignore[arg-type]
+        object.__setattr__(self, name, require_positive(name, self._level))
+        self._check_norm()
+        object.__setattr__(self, "grid", grids.require_grid(self._kind, self._level, self.grid))
+
+    @property
+    def sound(self) -> bool:
+        return self.grid is not None
+
+    def total_variation(self, shape: Shape) -> float:
+        if self.grid is None:
+            return 0.0
+        if not shape:
+            raise ValueError("shape: got none, want an image's: the more noise, the more it errs")
+        return grids.total_variation(self._kind, self._level, self.grid, math.prod(shape))
+
+    def check(self, images: Tensor, normalized: bool) -> None:
+        if self.grid is not None:
+            steps = grids.steps_of(self._kind, self._level, self.grid)
+            grids.check_on_grid(images, self.grid, steps)
+
+    def sample(self, x: Tensor, num_samples: int, **arguments: Any) -> Tensor:
+        if self.grid is not None:
+            return ops.lattice_noise(
+                x, num_samples, self._level, grid=self.grid, kind=self._kind, **arguments
+            )
+        draw = getattr(ops, f"{self._kind}_noise")
+        samples: Tensor = draw(x, num_samples, self._level, **arguments)
+        return samples
+
+    def augment(self, x: Tensor, *, step: int, **arguments: Any) -> Tensor:
+        # Augmented images are on no grid, and training asks for no exact noise.
+        real = replace(self, grid=None)  # type: ignore[type-var]  # its subclasses are dataclasses
+        return real.sample(x, 1, sample_offset=step, **arguments).squeeze(1)
+
+    def radius(self, p: Tensor, shape: Shape) -> Tensor:
+        radius = self._radius(p, shape)
+        return radius if self.grid is None else radius * grids.DOWN
+
+    @abstractmethod
+    def _radius(self, p: Tensor, shape: Shape) -> Tensor: ...
+
+    def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
+        shifted = self._shift(p, radius, shape)
+        return shifted if self.grid is None else (shifted / grids.DOWN).clamp(max=1)
+
+    @abstractmethod
+    def _shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor: ...
+
+
+@dataclass(frozen=True, repr=False)
+class Gaussian(_Symmetric):
     """Gaussian noise: l2 radius ``sigma * Phi^-1(p)``, in other norms by conversion.
 
     Args:
         level: sigma, the standard deviation, above 0, in the units of the images.
         norm: of the radius: l2, l1 or linf.
+        grid: 255 for 8-bit images, q or (q, m): images are multiples of 1/q, and the noise is an
+            integer number of steps of 1/(q m), see :class:`Certificates`. None: real numbers.
 
     Raises TypeError or ValueError, naming the argument. Source: Cohen et al., 2019.
     """
 
     level: float
     norm: str = "l2"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "level", require_positive("level", self.level))
-        self._check_norm()
+    grid: grids.Grid = None
+    _kind = "gaussian"
 
     @property
     def sigma(self) -> float:
         return self.level
 
-    def sample(self, x: Tensor, num_samples: int, **arguments: Any) -> Tensor:
-        return ops.gaussian_noise(x, num_samples, self.level, **arguments)
-
-    def radius(self, p: Tensor, shape: Shape) -> Tensor:
+    def _radius(self, p: Tensor, shape: Shape) -> Tensor:
         return norms.convert(gaussian_radius(p, self.level), math.prod(shape), "l2", self.norm)
 
-    def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
+    def _shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
         # A ball of another norm lies in the l2 ball that conversion gives.
         l2 = norms.enclosing(radius, math.prod(shape), "l2", self.norm)
         shifted: Tensor = torch.special.ndtr(torch.special.ndtri(p) + l2 / self.level)
         return shifted
 
 
-@dataclass(frozen=True)
-class Uniform(_Additive):
+@dataclass(frozen=True, repr=False)
+class Uniform(_Symmetric):
     """Uniform noise on [-scale, scale]: the better of two radii, each converted to the norm.
 
     They are ``2 * scale * (p - 1/2)`` in l1 and ``2 * scale * (1 - (3/2 - p) ** (1/d))`` in linf.
@@ -150,6 +225,8 @@ class Uniform(_Additive):
     Args:
         scale: half the width, above 0, in the units of the images: sqrt(3) standard deviations.
         norm: of the radius: l1, l2 or linf.
+        grid: 255 for 8-bit images, q or (q, m): images are multiples of 1/q, and the noise is an
+            integer number of steps of 1/(q m), see :class:`Certificates`. None: real numbers.
 
     Raises TypeError or ValueError, naming the argument.
     Source: Lee et al., 2019; Yang et al., 2020.
@@ -157,59 +234,51 @@ class Uniform(_Additive):
 
     scale: float
     norm: str = "l1"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", require_positive("scale", self.scale))
-        self._check_norm()
+    grid: grids.Grid = None
+    _kind = "uniform"
 
     @property
     def sigma(self) -> float:
         return self.scale / math.sqrt(3)
 
-    def sample(self, x: Tensor, num_samples: int, **arguments: Any) -> Tensor:
-        return ops.uniform_noise(x, num_samples, self.scale, **arguments)
-
-    def radius(self, p: Tensor, shape: Shape) -> Tensor:
+    def _radius(self, p: Tensor, shape: Shape) -> Tensor:
         d = math.prod(shape)
         l1 = norms.convert(norms.total_variation_l1(p, self.scale), d, "l1", self.norm)
         linf = norms.convert(norms.uniform_linf(p, self.scale, d), d, "linf", self.norm)
         return torch.maximum(l1, linf)
 
-    def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
+    def _shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
         l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
         return norms.total_variation_shift(p, l1, self.scale)
 
 
-@dataclass(frozen=True)
-class Laplace(_Additive):
+@dataclass(frozen=True, repr=False)
+class Laplace(_Symmetric):
     """Laplace noise: l1 radius ``-scale * ln(2 * (1 - p))``, in other norms by conversion.
 
     Args:
         scale: mean of the absolute noise, above 0, in the units of the images: the standard
             deviation over sqrt(2).
         norm: of the radius: l1, l2 or linf.
+        grid: 255 for 8-bit images, q or (q, m): images are multiples of 1/q, and the noise is an
+            integer number of steps of 1/(q m), see :class:`Certificates`. None: real numbers.
 
     Raises TypeError or ValueError, naming the argument. Source: Teng et al., 2019.
     """
 
     scale: float
     norm: str = "l1"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", require_positive("scale", self.scale))
-        self._check_norm()
+    grid: grids.Grid = None
+    _kind = "laplace"
 
     @property
     def sigma(self) -> float:
         return self.scale * math.sqrt(2)
 
-    def sample(self, x: Tensor, num_samples: int, **arguments: Any) -> Tensor:
-        return ops.laplace_noise(x, num_samples, self.scale, **arguments)
-
-    def radius(self, p: Tensor, shape: Shape) -> Tensor:
+    def _radius(self, p: Tensor, shape: Shape) -> Tensor:
         return norms.convert(norms.laplace_l1(p, self.scale), math.prod(shape), "l1", self.norm)
 
-    def shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
+    def _shift(self, p: Tensor, radius: Tensor, shape: Shape) -> Tensor:
         l1 = norms.enclosing(radius, math.prod(shape), "l1", self.norm)
         return norms.laplace_shift(p, l1 / self.scale)
 
@@ -287,53 +356,3 @@ class Splitting(_Additive):
 
     def radius_of_votes(self, tolerated: Tensor, shape: Shape) -> Tensor:
         return norms.convert(tolerated.double() / 255, math.prod(shape), "l1", self.norm)
-
-
-@dataclass(frozen=True)
-class Dual(Distribution):
-    """Two half-resolution images, the even and the odd columns, smoothed apart and certified in l2.
-
-    The radius is ``(r_l + r_r) / sqrt(2)``, negative ones included, each at half of alpha. The
-    prediction is the most likely class of the two halves' mean. ``Smooth`` takes one base
-    classifier for both halves or a pair, for images ``[N, C, H, W / 2]``.
-
-    Args:
-        base: the Gaussian of both halves.
-
-    Raises TypeError or ValueError, naming the argument. Source: Xia et al., "Mitigating the curse
-    of dimensionality for certified robustness via dual randomized smoothing", 2024.
-    """
-
-    offsets_on_device = True
-
-    base: Gaussian
-    norm: str = "l2"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.base, Gaussian) or self.base.norm != "l2":
-            raise TypeError(f"base: got {self.base!r}, want a Gaussian with norm 'l2'")
-        require_choice("norm", self.norm, ("l2",))
-
-    @property
-    def sequential(self) -> bool:
-        return False
-
-    @property
-    def sigma(self) -> float:
-        return self.base.sigma
-
-    def check(self, images: Tensor, normalized: bool) -> None:
-        if images.dim() < 3:
-            raise ValueError(f"x: got inputs {list(images.shape[1:])}, want channels and columns")
-        if images.shape[-1] % 2:
-            raise ValueError(f"x: got images of width {images.shape[-1]}, want an even one")
-
-    def views(self, images: Tensor) -> list[Tensor]:
-        return [images[..., 0::2], images[..., 1::2]]
-
-    def sample(self, x: Tensor, num_samples: int, **arguments: Any) -> Tensor:
-        return self.base.sample(x, num_samples, **arguments)
-
-    def radius(self, p: Tensor, shape: Shape) -> Tensor:
-        """From bounds ``[..., 2]``, one a half; negative where it certifies nothing."""
-        return gaussian_radius(p, self.sigma).sum(-1) / math.sqrt(2)

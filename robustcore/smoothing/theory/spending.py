@@ -2,7 +2,9 @@
 
 A sample that is looked at several times cannot use the bound of a fixed size at each look: the
 chances to err add up. Two ways of sharing alpha between the looks are here, both exact in the
-discrete model, neither asymptotic. Sizes and counts are integers, levels float64.
+discrete model, neither asymptotic: the distribution of all looks together
+(:func:`crossing_counts`), and a level for each (:func:`separate_counts`), where draws may differ in
+their probabilities. Sizes and counts are integers, levels float64.
 """
 
 from __future__ import annotations
@@ -39,15 +41,17 @@ class Looks(NamedTuple):
         return tuple((s - b) * (1 - 1e-15) for s, b in zip(self.spent, before, strict=True))
 
 
-def plan_looks(most: int, alpha: float, first: int) -> Looks:
+def plan_looks(most: int, alpha: float, first: int, whole: int = 1) -> Looks:
     """Looks at sizes that grow by half, from about ``first`` to ``most``.
+
+    All but the last are multiples of ``whole``.
 
     Half of alpha is kept for the last look, so that a sample that is never stopped ends with nearly
     the bound of a fixed size; the others share the other half equally. A single look has it all.
     """
     sizes = [most]
-    while sizes[0] / GROWTH >= first:
-        sizes.insert(0, int(sizes[0] / GROWTH))
+    while sizes[0] / GROWTH >= max(first, whole):
+        sizes.insert(0, int(sizes[0] / GROWTH) // whole * whole)
     early = len(sizes) - 1
     spent = [alpha / 2 * (j + 1) / early for j in range(early)]
     return Looks(tuple(sizes), (*spent, alpha))
@@ -87,6 +91,30 @@ def crossing_counts(p0: float, looks: Looks) -> tuple[int, ...]:
         mass = mass[:first]
         below = min(int(np.searchsorted(np.cumsum(mass), negligible)), len(mass) - 1)
         low, mass = low + below, mass[below:]
+    return tuple(counts)
+
+
+def separate_counts(p0: float, looks: Looks) -> tuple[int, ...]:
+    """Counts that show, look by look, that the mean of independent draws is above ``p0``.
+
+    As :func:`crossing_counts`, but each look spends a level of its own, and draws may have
+    different probabilities, of a mean of ``p0`` at most: then a count of k or more, k at least
+    ``n p0 + 1``, is no likelier than of n draws of probability ``p0``.
+
+    Source: Hoeffding, "On the distribution of the number of successes in independent trials", 1956.
+    """
+    from scipy import special
+
+    counts = []
+    for size, level in zip(looks.sizes, looks.levels(), strict=True):
+        low, high = math.floor(size * p0 * (1 + 1e-15)) + 2, size + 1
+        while low < high:
+            k = (low + high) // 2
+            if special.betainc(k, size - k + 1, p0) * (1 + SLACK) <= level:
+                high = k
+            else:
+                low = k + 1
+        counts.append(low)
     return tuple(counts)
 
 

@@ -11,6 +11,7 @@ from robustcore.common.checks import require_int
 from robustcore.smoothing.theory.ablations import PixelAblation
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower
 from robustcore.smoothing.theory.distributions import Distribution
+from robustcore.smoothing.theory.grids import less_variation
 
 
 def radius(
@@ -34,8 +35,9 @@ def radius(
     if type(noise).shift is Distribution.shift:
         raise TypeError(f"noise: {noise!r} has no top-k certificate")
     level = alpha / classes  # a union bound over the classes
-    lower = clopper_pearson_lower(counts, n, level)
-    upper = 1 - clopper_pearson_lower(n - counts, n, level)
+    variation = noise.total_variation(shape)
+    lower = less_variation(clopper_pearson_lower(counts, n, level), variation)
+    upper = 1 - less_variation(clopper_pearson_lower(n - counts, n, level), variation)
     own = lower.gather(1, labels[:, None]).squeeze(1)
     rivals = upper.scatter(1, labels[:, None], -1.0).sort(1, descending=True).values[:, :k]
     # sums[:, t - 1]: of the t smallest of the k largest, at most what the label leaves.
