@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -170,10 +171,18 @@ def certificate_cells(
     seconds: float,
     details: Sequence[int] = (),
 ) -> tuple[object, ...]:
-    """One row of a table of certificates; ``label`` and ``correct`` are ``nan`` if not known."""
+    """One row of a table of certificates; ``label`` and ``correct`` are ``nan`` if not known.
+
+    The radius has 3 significant digits, as published, rounded down.
+    """
     shown, correct = ("nan", "nan") if label is None else (label, int(prediction == label))
     time = timedelta(seconds=seconds)
-    return (idx, shown, prediction, f"{radius:.3}", correct, time, *details)
+    return (idx, shown, prediction, f"{_down(radius):.3}", correct, time, *details)
+
+
+def _down(radius: float) -> float:
+    """The radius at 3 significant digits, not above it: nearest is not certified."""
+    return float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(radius))
 
 
 def read_certificates(path: str | os.PathLike[str]) -> list[Row]:

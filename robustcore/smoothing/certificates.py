@@ -259,10 +259,10 @@ class Certificates(Result):
     ) -> None:
         """Write the published table: ``idx label predict radius correct time``, one row an image.
 
-        ``idx`` is of ``indices``. The radius has 3 significant digits, as published, so it
-        may be above the certified one by half a unit of the last; ``radius`` is exact. Without
-        labels ``label`` and ``correct`` are ``nan``. What the certificates were made with is beside
-        the table, in ``<name>.json``. The files appear whole or not at all.
+        ``idx`` is of ``indices``. The radius has 3 significant digits, as published, but rounded
+        down, so that the table's is certified too; ``radius`` has all. Without labels ``label`` and
+        ``correct`` are ``nan``. What the certificates were made with is beside the table, in
+        ``<name>.json``. The files appear whole or not at all.
 
         Raises FileExistsError if ``path`` exists, unless told to overwrite.
         """
