@@ -1,5 +1,7 @@
 """What every op has to pass, and the tolerances, in one place."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -74,3 +76,12 @@ def relayouts(t):
 def shapes(min_dims=1, max_dims=5, max_side=9):
     """Hypothesis strategy: tensor shapes, empty and size-1 dimensions included."""
     return st.lists(st.integers(0, max_side), min_size=min_dims, max_size=max_dims)
+
+
+def three_digits_down(value):
+    """How a table shows a radius: 3 significant digits, not above it."""
+    text = f"{value:.3}"
+    if float(text) > value:
+        text = f"{float(text) - 10 ** (math.floor(math.log10(value)) - 2):.3}"
+    assert 0.99 * value <= float(text) <= value
+    return text

@@ -15,6 +15,7 @@ from robustcore.common.resumable import ResultFile
 from robustcore.smoothing import Smooth, tally
 from robustcore.smoothing.noise_names import parse_noise
 from smoothing.models import Pixels
+from testing import three_digits_down
 
 
 def test_rows_are_those_of_smooth(folder, capsys, monkeypatch):
@@ -26,7 +27,7 @@ def test_rows_are_those_of_smooth(folder, capsys, monkeypatch):
     images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     expected = Smooth(Pixels(3), 3, 0.25, seed=5).certify(images, n0=20, n=200)
     assert [int(row[2]) for row in table[1:]] == expected.prediction.tolist()
-    assert [row[3] for row in table[1:]] == [f"{r:.3}" for r in expected.radius.tolist()]
+    assert [row[3] for row in table[1:]] == list(map(three_digits_down, expected.radius.tolist()))
     assert [row[4] for row in table[1:]] == [str(int(row[1] == row[2])) for row in table[1:]]
     assert any(row[4] == "1" for row in table[1:])
     settings = json.loads(Path("out.tsv.json").read_text())
@@ -128,9 +129,16 @@ def test_early_stop_and_one_radius(folder):
     def expected(result, radii):
         choice = result.counts0.argmax(1, keepdim=True)
         votes = result.counts.gather(1, choice).squeeze(1).tolist()
-        shown = [f"{radius:.3}" for radius in radii]
         samples = result.counts.sum(1).tolist()
-        return list(zip(result.prediction.tolist(), shown, samples, votes, strict=True))
+        return list(
+            zip(
+                result.prediction.tolist(),
+                map(three_digits_down, radii),
+                samples,
+                votes,
+                strict=True,
+            )
+        )
 
     assert certify(*more, "--early-stop", "--radius-tolerance", "0.1") == 0
     result = smooth.certify(images, 20, 3000, early_stop=True, radius_tolerance=0.1)
@@ -190,7 +198,7 @@ def test_other_noise(folder, noise):
     result = smooth.certify(images, 20, 200)
     got = [line.split("\t") for line in Path("out.tsv").read_text().splitlines()[1:]]
     assert [int(row[2]) for row in got] == result.prediction.tolist()
-    assert [row[3] for row in got] == [f"{radius:.3}" for radius in result.radius.tolist()]
+    assert [row[3] for row in got] == list(map(three_digits_down, result.radius.tolist()))
     settings = json.loads(Path("out.tsv.json").read_text())
     assert settings["noise"] == repr(distribution)
     # The number of classes is found with an image as the noise makes them.

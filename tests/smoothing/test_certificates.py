@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from robustcore.smoothing import ABSTAIN, Certificates, Predictions, gaussian_radius, plots
+from testing import three_digits_down
 
 MADE = {"n": 1000, "alpha": 0.001, "sigma": 0.5, "seed": 3, "image_offset": 20, "seconds": 6.0}
 VOTES = torch.tensor([[900, 50, 50], [0, 1000, 0], [400, 300, 300], [20, 30, 950]])
@@ -114,10 +115,10 @@ def test_tsv(certificates, tmp_path):
     r0, r1, _, r3 = certificates.radius.tolist()
     assert (tmp_path / "out.tsv").read_text() == (
         "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-        f"20\t0\t0\t{r0:.3}\t1\t0:00:01.500000\n"
-        f"21\t1\t1\t{r1:.3}\t1\t0:00:01.500000\n"
+        f"20\t0\t0\t{three_digits_down(r0)}\t1\t0:00:01.500000\n"
+        f"21\t1\t1\t{three_digits_down(r1)}\t1\t0:00:01.500000\n"
         "22\t0\t-1\t0.0\t0\t0:00:01.500000\n"
-        f"23\t1\t2\t{r3:.3}\t0\t0:00:01.500000\n"
+        f"23\t1\t2\t{three_digits_down(r3)}\t0\t0:00:01.500000\n"
     )
     certificates.to_tsv(tmp_path / "unlabelled.tsv")
     rows = [row.split("\t") for row in (tmp_path / "unlabelled.tsv").read_text().splitlines()]
