@@ -61,6 +61,7 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
     # The quantile is not defined at k = 0; at k = n it is the power.
     inside = np.maximum(successes, 1)
     bound = special.betaincinv(inside, draws - inside + 1, level)
+    bound = np.where(inside == draws, level ** (1 / draws), bound)
     bound = _lowered(bound, inside, draws, level)
     return _in_kind(np.where(successes == 0, 0.0, bound), k, n, alpha)
 
