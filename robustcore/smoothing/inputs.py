@@ -20,17 +20,19 @@ MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_sizes(n0: Any, n: Any, alpha: Any, noise: Distribution) -> tuple[int, int, float]:
+def require_sizes(
+    n0: Any, n: Any, alpha: Any, noise: Distribution | None = None
+) -> tuple[int, int, float]:
     """Samples of selection and estimation, and the failure probability."""
     n0 = require_int("n0", n0, 1, MAX_SAMPLES)
     n = require_int("n", n, 1, MAX_SAMPLES - n0)
     return n0, n, require_level(alpha, noise)
 
 
-def require_level(alpha: Any, noise: Distribution) -> float:
+def require_level(alpha: Any, noise: Distribution | None) -> float:
     """The failure probability: below 1/4 where votes may differ by their place in a batch."""
     level: float = require_probability("alpha", alpha)
-    if noise.sound and level >= MAX_ALPHA:
+    if noise is not None and noise.sound and level >= MAX_ALPHA:
         raise ValueError(f"alpha: got {level}, want a number below {MAX_ALPHA} for noise on a grid")
     return level
 
