@@ -62,32 +62,6 @@ def test_error_and_norm_are_what_the_series_says(method, contractive, choice):
         assert lower.error > choice["tol"]
 
 
-@pytest.mark.parametrize("radius", [0.0, 1e-9, 0.5, 3.0, 20.0, 70.0])
-@pytest.mark.parametrize("method", METHODS)
-def test_series_on_the_segment(radius, method):
-    """p(i t) against exp(i t), evaluated in double precision."""
-    if method == "taylor" and radius > 10:
-        pytest.skip("Taylor cancels there")
-    t = 1j * torch.linspace(-radius, radius, 801, dtype=torch.float64)
-    for series in (
-        ops.exp_series(radius, 1e-7, method=method),
-        ops.exp_series(radius, degree=3, method=method),
-    ):
-        after = before = torch.zeros_like(t)
-        for k in range(series.degree, -1, -1):
-            step = series.step if k else series.first
-            u = series.coefficients[k] + step * t * after + series.carry * before
-            after, before = u, after
-        assert (after - torch.exp(t)).abs().max() <= series.error + 1e-13
-        assert after.abs().max() <= series.lipschitz + 1e-13
-
-
-def test_chebyshev_needs_fewer_degrees():
-    degrees = [ops.exp_series(1.31, 2e-6, method=m).degree for m in METHODS]
-    assert degrees[0] == 7
-    assert degrees[1] >= 9
-
-
 @pytest.mark.parametrize("side", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5), (4, 3)])
 def test_default_is_the_exponential(side, shape):

@@ -1,4 +1,4 @@
-"""ops.ablate_pixels and ablate_patches: which pixels are kept, what they become, derivatives."""
+"""ops.ablate_pixels: which pixels are kept, what they become, derivatives."""
 
 import itertools
 import math
@@ -111,27 +111,6 @@ def test_null_encoding_and_fill(shape, dtype, device):
     assert_close(filled, want, dtype if dtype != torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("size", [1, 3, (2, 5), (6, 2), (6, 7)])
-@pytest.mark.parametrize("stride", [1, 2, (3, 1), (6, 2)])
-def test_patches_at_every_position(size, stride, device):
-    x = images(2, 3, 6, 7).to(device)
-    h, w = (size, size) if isinstance(size, int) else size
-    down, right = (stride, stride) if isinstance(stride, int) else stride
-    corners = list(itertools.product(range(0, 6, down), range(0, 7, right)))
-    want = torch.full((2, len(corners), 3, 6, 7), 0.25)
-    for i, (top, left) in enumerate(corners):
-        for r, c in itertools.product(range(h), range(w)):
-            r, c = (top + r) % 6, (left + c) % 7
-            want[:, i, :, r, c] = x[:, :, r, c].cpu()
-    got = ops.ablate_patches(x, size, stride=stride, fill=0.25)
-    assert_same(got.cpu(), want)
-    last = ops.ablate_patches(
-        x, size, stride=stride, fill=0.25, memory_format=torch.channels_last, positions=(1, 3)
-    )
-    assert_same(last.cpu(), want[:, 1:3])
-    assert ops.ablate_patches(x, size, stride=stride).shape[2] == 6
-
-
 def test_layouts_splits_threads(device):
     x = images(2, 3, 5, 7).to(device)
     for options in (dict(), dict(fill=[0.1, 0.2, 0.3], std=0.5)):
@@ -168,7 +147,6 @@ def test_instruction_sets_agree(simd):
             x = images(*shape).requires_grad_()
             ops.ablate_pixels(x, 70, d // 2, seed=SEED).square().sum().backward()
             yield x.grad
-        yield ops.ablate_patches(images(2, 3, 9, 11), 4, stride=3)
 
     expected = list(run())
     simd()
@@ -204,22 +182,18 @@ def test_gradients(device):
         ),
         x, mean, std,
     )  # fmt: skip
-    check_gradients(lambda x: ops.ablate_patches(x, 2, stride=2), x)
 
 
-@pytest.mark.parametrize("kind", ["pixels", "patches"])
-def test_opcheck_and_transforms(kind):
-    op = getattr(torch.ops.robustcore, f"ablate_{kind}").default
-    rest = (5, 9, 0, 0, None, None) if kind == "pixels" else (1, 2, 3, 1, 1)
+def test_opcheck_and_transforms():
+    op = torch.ops.robustcore.ablate_pixels.default
+    rest = (5, 9, 0, 0, None, None)
     for fill in (None, torch.rand(1, 3, 1, 1)):
         torch.library.opcheck(op, (images(2, 3, 4, 5), fill, 3, *rest, torch.float32, True))
-    sums = getattr(torch.ops.robustcore, f"ablate_{kind}_sums").default
+    sums = torch.ops.robustcore.ablate_pixels_sums.default
     torch.library.opcheck(sums, (images(2, 3, 3, 4, 5), *rest))
 
     def ablate(x):
-        if kind == "pixels":
-            return ops.ablate_pixels(x, 3, 5, seed=SEED)
-        return ops.ablate_patches(x, 2)
+        return ops.ablate_pixels(x, 3, 5, seed=SEED)
 
     batch = images(2, 2, 3, 4, 4)
     assert_same(torch.func.vmap(ablate)(batch), torch.stack([ablate(x) for x in batch]))
@@ -233,8 +207,7 @@ def test_opcheck_and_transforms(kind):
 @pytest.mark.filterwarnings("ignore")
 def test_compile():
     def loss(x, k, offset):
-        one = ops.ablate_pixels(2 * x, 3, k, seed=SEED, sample_offset=offset)
-        return (one.square().sum() + ops.ablate_patches(x, 2, fill=0.5).square().sum()).sqrt()
+        return ops.ablate_pixels(2 * x, 3, k, seed=SEED, sample_offset=offset).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True)
     for k, offset in ((3, 0), (4, 7)):
@@ -264,25 +237,7 @@ def test_compile():
         (dict(x=torch.rand(1, 1, 4, 4, requires_grad=True), out=torch.empty(1, 2, 2, 4, 4)), "out"),
     ],
 )
-def test_bad_pixels(change, message):
+def test_bad_input(change, message):
     arguments = {"x": images(2, 3, 4, 4), "num_samples": 2, "k": 3, "seed": 1, **change}
     with pytest.raises((TypeError, ValueError), match=message):
         ops.ablate_pixels(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(size=0), "size: got 0"),
-        (dict(size=5), "size: got 5 for a height of 4"),
-        (dict(size=1.5), "size: got 1.5"),
-        (dict(stride=0), "stride: got 0"),
-        (dict(stride=5), "stride: got 5"),
-        (dict(positions=(0, 17)), "positions: got 0 to 17, there are 16"),
-        (dict(positions=(3, 1)), "positions: got"),
-        (dict(x=torch.rand(2, 3, 4)), "x: got shape"),
-    ],
-)
-def test_bad_patches(change, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        ops.ablate_patches(**{"x": images(2, 3, 4, 4), "size": 2, **change})
