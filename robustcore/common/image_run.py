@@ -92,6 +92,17 @@ def add_model(group: argparse._ArgumentGroup, what: str) -> None:
         help=f"function that returns the {what}",
     )
     add("--checkpoint", type=Path, metavar="FILE", help="weights for it, as torch.save wrote them")
+    add(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="where the weights are in it (itself, state_dict, model_state_dict, model or net)",
+    )
+    add(
+        "--strip-prefix",
+        metavar="TEXT",
+        help="what to take off the weights' names (those of DataParallel and torch.compile go by "
+        "themselves); other weights are left out",
+    )
     add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
     add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
 
@@ -210,7 +221,10 @@ def _set_up(args: argparse.Namespace, question: Question[R], device: str, ranks:
         if value > len(data) or (value == len(data) > 0 and option == "--start"):
             raise UsageError(f"{option} {value}: the data set has only {len(data)} images")
     indices = range(args.start, stop, args.skip)
-    return Setup(table, data, indices, load_model(args.model, args.checkpoint, device))
+    model = load_model(
+        args.model, args.checkpoint, device, key=args.checkpoint_key, prefix=args.strip_prefix
+    )
+    return Setup(table, data, indices, model)
 
 
 def _settings(

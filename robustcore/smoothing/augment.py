@@ -25,7 +25,7 @@ def noise_augment(
     *,
     seed: int | None = None,
     step: int = 0,
-    image_offset: int = 0,
+    image_offset: int | Tensor = 0,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -38,7 +38,9 @@ def noise_augment(
             x; the one that will be certified is the usual choice. Or another distribution, of
             whose samples it is one: images ``[B, C, H, W]``, and its own shape of them.
         seed: of the noise, in [0, 2**64). None draws one from torch's default generator, so that
-            ``torch.manual_seed`` repeats a training run.
+            ``torch.manual_seed`` repeats a training run; under torch.compile the noise is then at a
+            random place of the stream of seed 0 instead, drawn on the device without a break of the
+            graph, and step and image_offset mean nothing (bands and blocks need a seed there).
         step: index of the copy, in [0, 2**40): with a given seed, count it up from step to step
             (or from epoch to epoch) to get new noise.
         image_offset: x[b] is image ``image_offset + b`` of the noise stream.
@@ -63,7 +65,14 @@ def noise_augment(
     for name, value in (("mean", mean), ("std", std)):
         if not isinstance(value, Tensor):
             check_channel_values(name, value)
-    if seed is None:
+    step = require_int("step", step, 0, 2**40)
+    sample_offset: int | Tensor = step
+    if seed is None and torch.compiler.is_compiling() and _has_offsets(sigma):
+        # The host may not read what is drawn; 87 random bits of the counter are as good as a key.
+        seed = 0
+        image_offset = torch.randint(2**47, (), device=x.device)
+        sample_offset = torch.randint(2**40, (), device=x.device)
+    elif seed is None:
         seed = int(torch.empty((), dtype=torch.int64).random_())
     channels_last = (
         x.dim() == 4
@@ -78,7 +87,11 @@ def noise_augment(
         "dtype": dtype,
         "memory_format": torch.channels_last if channels_last else torch.contiguous_format,
     }
-    step = require_int("step", step, 0, 2**40)
     if isinstance(sigma, Distribution):
-        return sigma.augment(x, step=step, **arguments)
-    return ops.gaussian_noise(x, 1, sigma, sample_offset=step, **arguments).squeeze(1)
+        return sigma.augment(x, step=sample_offset, **arguments)
+    return ops.gaussian_noise(x, 1, sigma, sample_offset=sample_offset, **arguments).squeeze(1)
+
+
+def _has_offsets(sigma: float | Tensor | Distribution) -> bool:
+    """Whether the noise takes its place in the stream as a tensor."""
+    return not isinstance(sigma, Distribution) or sigma.offsets_on_device

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.common.checks import require_int, require_probability
+from robustcore.common.checks import require_int
 from robustcore.common.progress import Show, sample_bar
 from robustcore.smoothing.certificates import Certificates, Predictions
-from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_sizes
+from robustcore.smoothing.inputs import MAX_SAMPLES, require_enough, require_level, require_sizes
 from robustcore.smoothing.sampler import Sampler, origin
 from robustcore.smoothing.theory.bounds import smallest_certifiable_n, smallest_predictable_n
 from robustcore.smoothing.theory.distributions import Distribution
@@ -94,7 +94,7 @@ class Prediction:
         if noise.deterministic or isinstance(noise, Dual):
             raise ValueError(f"noise: {noise} has no test for predict; certify predicts too")
         n = require_int("n", n, 1, MAX_SAMPLES)
-        alpha = require_probability("alpha", alpha)
+        alpha = require_level(alpha)
         require_enough("predict", n, smallest_predictable_n(alpha), alpha)
         return cls(noise, n, alpha)
 

@@ -17,6 +17,7 @@ from robustcore.smoothing.theory.grids import MAX_ALPHA
 
 # The counter space of the noise ops.
 MAX_IMAGES, MAX_SAMPLES = 2**48, 2**40
+LEAST_ALPHA = 1e-50
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,9 +30,13 @@ def require_sizes(
     return n0, n, require_level(alpha, noise)
 
 
-def require_level(alpha: Any, noise: Distribution | None) -> float:
-    """The failure probability: below 1/4 where votes may differ by their place in a batch."""
+def require_level(alpha: Any, noise: Distribution | None = None) -> float:
+    """The failure probability: of whose parts, for looks and classes, bounds can still be computed,
+    and below 1/4 where votes may differ by their place in a batch.
+    """
     level: float = require_probability("alpha", alpha)
+    if level < LEAST_ALPHA:
+        raise ValueError(f"alpha: got {level}, want at least {LEAST_ALPHA}")
     if noise is not None and noise.sound and level >= MAX_ALPHA:
         raise ValueError(f"alpha: got {level}, want a number below {MAX_ALPHA} for noise on a grid")
     return level
@@ -138,7 +143,9 @@ def dtype_for(models: Sequence[Any], images: Tensor) -> torch.dtype:
 
 def warn_if_training(model: Any, name: str = "base_classifier") -> None:
     """A model whose votes depend on each other certifies nothing."""
-    if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
+    if isinstance(model, nn.Module) and any(
+        module.training and not _only_calls(module) for module in model.modules()
+    ):
         warnings.warn(
             f"{name} is in training mode: BatchNorm then makes a vote depend on the other "
             "votes of its batch and dropout is random, so no certificate holds; call .eval()",
@@ -146,6 +153,17 @@ def warn_if_training(model: Any, name: str = "base_classifier") -> None:
             stacklevel=4,
         )
 
+
+def _only_calls(module: nn.Module) -> bool:
+    """Whether a module's own flag means nothing, since it only calls others, which have theirs.
+
+    A wrapper is made in training mode, around a model that may long be in eval mode.
+    """
+    name = type(module).__name__
+    return type(module) in _CONTAINERS or name in ("DistributedDataParallel", "OptimizedModule")
+
+
+_CONTAINERS = (nn.DataParallel, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 # Share of a call's samples that may be NaN: above, nothing that is answered means anything.
 MOST_NAN = 0.5

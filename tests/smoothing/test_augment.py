@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from robustcore import ops
-from robustcore.smoothing import noise_augment
+from robustcore.smoothing import (
+    Gaussian,
+    Laplace,
+    PixelAblation,
+    Splitting,
+    Uniform,
+    noise_augment,
+)
 from testing import assert_close, assert_same
 
 
@@ -66,6 +73,41 @@ def test_gradients(images):
     assert_close(x.grad, (1 / std.detach()).view(3, 1, 1).expand_as(x))
     assert std.grad.shape == (3,)
     assert bool((std.grad != 0).all())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "noise",
+    [0.25, Gaussian(0.25), Uniform(0.5), Laplace(0.5), Splitting(0.5), PixelAblation(3, fill=0.5)],
+    ids=repr,
+)
+def test_compiled_without_a_break_with_a_fresh_seed(images, noise, backend):
+    torch._dynamo.reset()
+    augment = torch.compile(
+        lambda x: noise_augment(x, noise, mean=0.1, std=0.5), fullgraph=True, backend=backend
+    )
+    torch.manual_seed(3)
+    first, second = augment(images), augment(images)
+    torch.manual_seed(3)
+    assert_same(augment(images), first)
+    assert not torch.equal(first, second)
+    # Images of a batch have noise of their own.
+    same = augment(images[:1].expand(6, -1, -1, -1))
+    assert len(torch.unique(same.flatten(1), dim=0)) == 6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_noise_has_its_distribution_and_a_gradient():
+    torch._dynamo.reset()
+    augment = torch.compile(lambda x: noise_augment(x, 0.5), fullgraph=True, backend="aot_eager")
+    x = torch.zeros(40, 1000, requires_grad=True)
+    noisy = augment(x)
+    z = noisy.detach().flatten().double() / 0.5
+    assert abs(float(z.mean())) < 5 / 200
+    assert abs(float(z.var()) - 1) < 5 * math.sqrt(2) / 200
+    noisy.sum().backward()
+    assert_same(x.grad, torch.ones_like(x))
 
 
 @pytest.mark.parametrize(

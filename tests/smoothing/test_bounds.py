@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mpmath import mp
-from scipy import stats
+from scipy import special, stats
 
 from robustcore.smoothing import clopper_pearson_lower, gaussian_radius
 from robustcore.smoothing.theory import bounds
@@ -44,6 +44,39 @@ def test_bound_inverts_the_binomial_tail(n, alpha):
     assert bound[0] == 0.0
     assert bound[n] == pytest.approx(alpha ** (1 / n), rel=1e-15)
     assert np.all(np.diff(bound) > 0)
+
+
+@pytest.mark.parametrize("alpha", [1e-100, 1e-70, 1e-50, 1e-20])
+def test_bound_at_the_smallest_levels(alpha):
+    rng = np.random.default_rng(0)
+    n = np.unique(rng.integers(1, 10 ** rng.integers(1, 7, 3000)))
+    k = np.maximum(1, np.round(n * rng.random(len(n)) ** rng.choice([0.2, 1, 5], len(n))))
+    bound = clopper_pearson_lower(k, n, alpha)
+    assert np.isfinite(bound).all()
+    # The tail as an incomplete beta function, which is another routine than its inverse.
+    tail = special.betainc(k, n - k + 1, bound)
+    np.testing.assert_allclose(tail, alpha, rtol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [1e-101, 1e-170, 1e-300])
+def test_levels_below_the_range_are_refused(alpha):
+    with pytest.raises(ValueError, match=r"^alpha: got 1e-\d+, want numbers in \[1e-100, 1\)"):
+        clopper_pearson_lower(torch.arange(5), 1000, alpha)
+
+
+def test_messages_show_the_first_wrong_number_and_no_tensor():
+    many = torch.arange(1000)
+    for call, message in [
+        (lambda: clopper_pearson_lower(many, 998, 0.1), "k: got 999 for n = 998, want integers in"),
+        (lambda: clopper_pearson_lower(many - 1, many + 1, 0.1), "k: got -1 for n = 1, want"),
+        (lambda: clopper_pearson_lower(0, many, 0.1), "n: got 0, want at least 1"),
+        (lambda: clopper_pearson_lower(many + 0.5, 2000, 0.1), "k: got 0.5, want integers"),
+        (lambda: gaussian_radius(many.double(), 1.0), r"p_lower: got 2, want numbers in \[0, 1\]"),
+        (lambda: gaussian_radius(0.9, 5.0 - many), "sigma: got 0, want a finite number above 0"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}") as error:
+            call()
+        assert len(str(error.value)) < 80
 
 
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9, 0.999])

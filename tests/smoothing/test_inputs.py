@@ -1,5 +1,6 @@
 """Inputs that are no images, what the base classifier receives of them, and what it returns."""
 
+import warnings
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from torch import nn
 from robustcore import ops
 from robustcore import smoothing as rs
 from robustcore.smoothing import Gaussian, Smooth
+from robustcore.smoothing.inputs import warn_if_training
 from smoothing.models import Pixels
 from testing import assert_same
 
@@ -215,3 +217,48 @@ def test_binary_is_of_two_classes():
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=f"^{message}"):
         Smooth(Pixels(3), 3, 0.5, **options)
+
+
+# ---- training mode -------------------------------------------------------------------------------
+
+
+def eval_block():
+    return nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).eval()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, nn.Sequential, lambda m: torch.compile(m, backend="eager"),
+     lambda m: nn.Sequential(nn.Sequential(m), nn.DataParallel(nn.Identity().eval()))],
+)  # fmt: skip
+def test_a_wrapper_in_training_mode_is_nothing_to_warn_of(wrap):
+    wrapped = wrap(eval_block())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_training(wrapped)
+    wrapped.train()
+    with pytest.warns(UserWarning, match="in training mode"):
+        warn_if_training(wrapped)
+
+
+def test_a_module_of_ones_own_in_training_mode_is():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = eval_block()
+
+        def forward(self, x):
+            return nn.functional.dropout(self.inner(x), training=self.training)
+
+    with pytest.warns(UserWarning, match="in training mode"):
+        Smooth(Mine(), 3, 0.5).certify(inputs(3), **CALL)
+
+
+@pytest.mark.parametrize("method", ["certify", "predict", "certify_at"])
+def test_alpha_below_the_range_of_the_bounds_is_refused(method):
+    smooth = Smooth(Pixels(3), 3, 0.5)
+    more = {"radius": 0.1} if method == "certify_at" else {"n": 10_000}
+    with pytest.raises(ValueError, match=r"^alpha: got 1e-170, want at least 1e-50"):
+        getattr(smooth, method)(inputs(3), alpha=1e-170, **more)
+    assert getattr(smooth, method)(inputs(3), alpha=1e-50, **more) is not None

@@ -146,7 +146,7 @@ class _PatchAblation(_Ablation):
             **arguments,
         )  # fmt: skip
 
-    def augment(self, x: Tensor, *, step: int, **arguments: Any) -> Tensor:
+    def augment(self, x: Tensor, *, step: int | Tensor, **arguments: Any) -> Tensor:
         # One position for the batch, as the published training has it.
         position = random.Random(f"{arguments['seed']}/{step}").randrange(
             self.num_samples(x.shape[1:])

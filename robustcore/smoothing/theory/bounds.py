@@ -16,6 +16,7 @@ import torch
 from robustcore.common.checks import require_probability
 
 FloatArray = npt.NDArray[np.float64]
+LEAST_LEVEL = 1e-100
 
 
 @overload
@@ -33,14 +34,15 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
     Args:
         k: successes, integers in [0, n] (a float array may hold integers, nothing else).
         n: draws, integers of at least 1.
-        alpha: failure probability, strictly between 0 and 1.
+        alpha: failure probability, in [1e-100, 1): below, the quantile's routine fails without a
+            word for some counts.
 
     Returns:
         float64, of the broadcast shape of the arguments.
 
     Raises:
         TypeError: a count that is no number.
-        ValueError: a count that is no integer or out of range, or alpha outside (0, 1).
+        ValueError: a count that is no integer or out of range, or alpha outside [1e-100, 1).
 
     Not differentiable. Source: Clopper and Pearson, 1934; used by Cohen et al., 2019.
 
@@ -52,12 +54,13 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
     successes, draws = _integers("k", k), _integers("n", n)
     level = _reals("alpha", alpha)
     _check_shapes(k=successes, n=draws, alpha=level)
-    if not np.all((level > 0) & (level < 1)):
-        raise ValueError(f"alpha: got {alpha}, want a number strictly between 0 and 1")
-    if not np.all(draws >= 1):
-        raise ValueError(f"n: got {n}, want at least 1")
-    if not np.all((successes >= 0) & (successes <= draws)):
-        raise ValueError(f"k: got {k} for n = {n}, want integers in [0, n]")
+    _require("alpha", level, (level >= LEAST_LEVEL) & (level < 1), "numbers in [1e-100, 1)")
+    _require("n", draws, draws >= 1, "at least 1")
+    wrong = ~((successes >= 0) & (successes <= draws))
+    if np.any(wrong):
+        counts, sizes, _ = np.broadcast_arrays(successes, draws, wrong)
+        got = f"{counts[wrong][0]:g} for n = {sizes[wrong][0]:g}"
+        raise ValueError(f"k: got {got}, want integers in [0, n]")
     # The quantile is not defined at k = 0; at k = n it is the power.
     inside = np.maximum(successes, 1)
     bound = special.betaincinv(inside, draws - inside + 1, level)
@@ -118,10 +121,9 @@ def gaussian_radius(p_lower: Any, sigma: Any) -> Any:
 
     probability, scale = _reals("p_lower", p_lower), _reals("sigma", sigma, any_width=True)
     _check_shapes(p_lower=probability, sigma=scale)
-    if not np.all((probability >= 0) & (probability <= 1)):
-        raise ValueError(f"p_lower: got {p_lower}, want numbers in [0, 1]")
-    if not np.all(np.isfinite(scale) & (scale > 0)):
-        raise ValueError(f"sigma: got {sigma}, want a finite number above 0")
+    inside = (probability >= 0) & (probability <= 1)
+    _require("p_lower", probability, inside, "numbers in [0, 1]")
+    _require("sigma", scale, np.isfinite(scale) & (scale > 0), "a finite number above 0")
     return _in_kind(scale * special.ndtri(probability), p_lower, sigma)
 
 
@@ -178,6 +180,12 @@ def _to_numpy(name: str, value: Any) -> npt.NDArray[Any]:
     return array
 
 
+def _require(name: str, values: FloatArray, right: npt.NDArray[np.bool_], wanted: str) -> None:
+    """ValueError, naming the first of the values that is not right."""
+    if not np.all(right):
+        raise ValueError(f"{name}: got {values[~right][0]:g}, want {wanted}")
+
+
 def _check_shapes(**arrays: FloatArray) -> None:
     """ValueError, naming the first that does not broadcast to those before it."""
     shape: tuple[int, ...] = ()
@@ -193,10 +201,9 @@ def _check_shapes(**arrays: FloatArray) -> None:
 def _integers(name: str, value: Any) -> FloatArray:
     """The counts as float64, which holds every integer below 2**53."""
     array = _to_numpy(name, value)
-    if array.dtype.kind == "f" and not np.all(array == np.floor(array)):
-        raise ValueError(f"{name}: got {value}, want integers")
-    if not np.all(array < 2**53):
-        raise ValueError(f"{name}: got {value}, want integers below 2**53")
+    if array.dtype.kind == "f":
+        _require(name, array, array == np.floor(array), "integers")
+    _require(name, array, array < 2**53, "integers below 2**53")
     return array.astype(np.float64)
 
 

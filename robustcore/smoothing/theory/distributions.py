@@ -69,7 +69,7 @@ class Distribution(ABC):
         memory_format, out.
         """
 
-    def augment(self, x: Tensor, *, step: int, **arguments: Any) -> Tensor:
+    def augment(self, x: Tensor, *, step: int | Tensor, **arguments: Any) -> Tensor:
         """One sample of each image for training, ``[B, *output_shape]``."""
         return self.sample(x, 1, sample_offset=step, **arguments).squeeze(1)
 
@@ -339,7 +339,7 @@ class Splitting(_Additive):
             x, num_samples, self.scale, derandomized=self.derandomized, **arguments
         )
 
-    def augment(self, x: Tensor, *, step: int, **arguments: Any) -> Tensor:
+    def augment(self, x: Tensor, *, step: int | Tensor, **arguments: Any) -> Tensor:
         # The thresholds in turn are a sample of the random ones, each pixel's uniform.
         return Splitting(self.scale).sample(x, 1, sample_offset=step, **arguments).squeeze(1)
 
