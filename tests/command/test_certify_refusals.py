@@ -116,7 +116,7 @@ def test_an_existing_table_is_refused_before_anything_is_loaded(folder, capsys):
             "--noise: got 'Gauss(1)': want NAME(arguments), NAME one of",
         ),
         ({"noise": "Uniform(-1)"}, "scale: got -1"),
-        ({"noise": "Uniform(1, 2, 3)"}, "positional arguments"),
+        ({"noise": "Uniform(1, 2, 3, 4, 5)"}, "positional arguments"),
         ({"noise": "Uniform(open('f'))"}, "want NAME(arguments)"),
         ({"noise": "Uniform("}, "noise: got 'Uniform('"),
         ({"noise": "PixelAblation(9)"}, "k: got 9 for images of 4 pixels"),

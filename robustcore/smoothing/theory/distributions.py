@@ -164,7 +164,7 @@ class _Symmetric(_Additive):
         samples: Tensor = draw(x, num_samples, self._level, **arguments)
         return samples
 
-    def augment(self, x: Tensor, *, step: int, **arguments: Any) -> Tensor:
+    def augment(self, x: Tensor, *, step: int | Tensor, **arguments: Any) -> Tensor:
         # Augmented images are on no grid, and training asks for no exact noise.
         real = replace(self, grid=None)  # type: ignore[type-var]  # its subclasses are dataclasses
         return real.sample(x, 1, sample_offset=step, **arguments).squeeze(1)
