@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import copy
+from operator import attrgetter
+from typing import Any
 
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import fx
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+from robustcore.common import graph as traced
 
 
-def fold_batch_norm(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy in which every BatchNorm2d that directly follows a Conv2d is part of it.
+def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
+    """In place: every batch_norm that directly follows a conv2d becomes part of it.
 
-    Both have to be in eval mode (ValueError names the one that is not). A convolution or norm that
-    is used elsewhere too stays as it is. The copy has parameters of its own.
+    What is folded are the parameters as they are now, constants of the graph. A convolution that is
+    used elsewhere too stays as it is.
     """
-    folded = copy.deepcopy(traced)
-    modules = dict(folded.named_modules())
-    uses: dict[str, int] = {}
-    for node in folded.graph.nodes:
-        if node.op == "call_module":
-            uses[str(node.target)] = uses.get(str(node.target), 0) + 1
-    for node in list(folded.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[str(node.target)], _NORMS):
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or traced.name_of(node) != "batch_norm":
             continue
-        source = node.args[0]
-        if source.op != "call_module" or type(modules[str(source.target)]) is not nn.Conv2d:
+        conv, norm = node.args[0], traced.arguments(node)
+        if traced.name_of(conv) != "conv2d" or len(conv.users) > 1 or norm["training"]:
             continue
-        if len(source.users) > 1 or uses[str(source.target)] > 1 or uses[str(node.target)] > 1:
+        given = traced.arguments(conv)
+        parts = [given["weight"], given["bias"], norm["running_mean"], norm["running_var"],
+                 norm["weight"], norm["bias"]]  # fmt: skip
+        if any(p is not None and p.op != "get_attr" for p in parts):
             continue
-        conv, norm = modules[str(source.target)], modules[str(node.target)]
-        if norm.training or conv.training:
-            name = str(node.target).removeprefix("model.")
-            raise ValueError(f"fold: {name!r} is in training mode; call eval() before wrapping")
-        parent, _, name = str(source.target).rpartition(".")
-        setattr(modules[parent], name, fuse_conv_bn_eval(conv, norm))
-        node.replace_all_uses_with(source)
-        folded.graph.erase_node(node)
-    folded.delete_all_unused_submodules()
-    folded.recompile()
-    return folded
+        values: list[Any] = [p if p is None else attrgetter(p.target)(module) for p in parts]
+        fuse: Any = fuse_conv_bn_weights
+        folded = fuse(*values[:4], norm["eps"], *values[4:])
+        constants: Any = module.get_submodule("constants")
+        with graph.inserting_before(conv):
+            new = []
+            for name, value in zip(("weight", "bias"), folded, strict=True):
+                key = f"folded_{conv.name}_{name}"
+                constants.register_buffer(key, value.detach())
+                new.append(graph.get_attr(f"constants.{key}"))
+                new[-1].meta = dict(given["weight"].meta) if name == "weight" else {}
+        conv.args = (conv.args[0], *new, *conv.args[3:])
+        conv.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
+        node.replace_all_uses_with(conv)
+        graph.erase_node(node)
+    module.recompile()
+    return module

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional
 
-from robustcore.masking.graph import add_in_place
-
-_ADD = (add_in_place, operator.add, torch.add)
+from robustcore.common import graph as traced
+from robustcore.masking.calls import add_in_place
 
 
 def fuse_convolutions(module: fx.GraphModule) -> fx.GraphModule:
@@ -22,30 +20,29 @@ def fuse_convolutions(module: fx.GraphModule) -> fx.GraphModule:
     """
     graph = module.graph
     for node in list(graph.nodes):
-        if not _is_conv(module, node):
+        if not _is_conv(node):
             continue
         chain, added = [node], None
         user = _only_user(node)
-        if user is not None and user.target in _ADD and len(user.args) == 2 and not user.kwargs:
-            others = [a for a in user.args if a is not node]
+        if user is not None and _is_sum(user):
+            others = [a for a in user.args[:2] if a is not node]
             if len(others) == 1 and isinstance(others[0], fx.Node):
                 added = others[0]
                 chain.append(user)
                 user = _only_user(user)
-        relu = user is not None and _is_relu(module, user)
+        relu = user is not None and traced.name_of(user) in ("relu", "relu_")
         if relu:
             assert user is not None
             chain.append(user)
         if len(chain) == 1:
             continue
         last = chain[-1]
-        conv: Any = module.get_submodule(str(node.target))
+        given = traced.arguments(node)
         with graph.inserting_before(last):
-            weight = graph.get_attr(f"{node.target}.weight")
-            bias = None if conv.bias is None else graph.get_attr(f"{node.target}.bias")
-            own = added is not None and _dies_at(module, added, chain[1])
-            options = (conv.stride, conv.padding, conv.dilation, conv.groups, relu, own)
-            fused = graph.call_function(convolution, (node.args[0], weight, bias, added, *options))
+            own = added is not None and _dies_at(added, chain[1])
+            options = [given[n] for n in ("stride", "padding", "dilation", "groups")]
+            tensors = (given["input"], given["weight"], given["bias"], added)
+            fused = graph.call_function(convolution, (*tensors, *options, relu, own))
         last.replace_all_uses_with(fused)
         for old in reversed(chain):
             graph.erase_node(old)
@@ -67,7 +64,7 @@ def convolution(
 ) -> Tensor:
     """``conv2d(x) + added``, with a ReLU if told so; ``own``: nobody else reads ``added`` later."""
     if _onednn_takes(x, weight, bias, added) and not isinstance(padding, str):
-        window = (list(padding), list(stride), list(dilation), groups)
+        window = (_two(padding), _two(stride), _two(dilation), groups)
         none = "none" if added is None else None
         unary: Any = ("relu" if relu else none, [], "")
         fused: Any = torch.ops.mkldnn._convolution_pointwise
@@ -84,6 +81,10 @@ def convolution(
     if added is not None:
         y = y + added
     return functional.relu_(y) if relu else y
+
+
+def _two(values: Any) -> list[int]:
+    return list(values) * (2 // len(values))
 
 
 def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> bool:
@@ -103,28 +104,26 @@ def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor 
     )
 
 
-def _is_conv(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op != "call_module" or len(node.args) != 1:
-        return False
-    conv = module.get_submodule(str(node.target))
-    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+def _is_conv(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is torch.ops.aten.conv2d.default
 
 
-def _dies_at(module: fx.GraphModule, node: fx.Node, last: fx.Node) -> bool:
+def _is_sum(node: fx.Node) -> bool:
+    if node.target is add_in_place:
+        return bool(node.args[2] == 1)
+    return traced.name_of(node) in ("add", "add_") and not node.kwargs and len(node.args) == 2
+
+
+def _dies_at(node: fx.Node, last: fx.Node) -> bool:
     """Whether a fused result may take node's memory: nothing but convolutions read it before."""
-    fresh = node.target is convolution or _is_conv(module, node)
-    order = {n: i for i, n in enumerate(module.graph.nodes)}
-    return fresh and all(
-        user is last
-        or (order[user] < order[last] and (user.target is convolution or _is_conv(module, user)))
-        for user in node.users
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+
+    def convolves(n: fx.Node) -> bool:
+        return n.target is convolution or _is_conv(n)
+
+    return convolves(node) and all(
+        user is last or (order[user] < order[last] and convolves(user)) for user in node.users
     )
-
-
-def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(module.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in (functional.relu, torch.relu)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -5,242 +5,161 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import fx
 
+from robustcore.common import graph as traced
+from robustcore.masking import calls
 from robustcore.masking.masks import Mask
+from robustcore.masking.moves import Index
 from robustcore.masking.plan import Plan, Step
-from robustcore.masking.rules.table import MODULES
-from robustcore.ops.masking.epilogue import consume_multiply, mask_multiply
+from robustcore.masking.rules.call import RESULT, Then
 from robustcore.ops.masking.fill import consume_fill, neighbor_fill
-from robustcore.ops.masking.masked_conv2d import partial_correction
-from robustcore.ops.masking.pools import mask_pool, mean_correction
+from robustcore.ops.masking.pools import mask_pool
 
 # Their results are new tensors that only their users know.
-_FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+FRESH = {
+    "conv2d", "batch_norm", "add", "mul", "cat", "linear", "max_pool2d", "avg_pool2d", "matmul",
+    "relu", "silu", "gelu", "hardswish", "sigmoid", "hardtanh", "layer_norm", "conv_transpose2d",
+    "upsample_nearest2d", "upsample_bilinear2d",
+}  # fmt: skip
 
 
-def masked_graph(traced: fx.GraphModule, plan: Plan) -> fx.GraphModule:
-    """``traced`` as a function of (x, mask), after its plan; it calls the same modules."""
-    graph = _Builder(traced, plan).build()
-    module = fx.GraphModule(traced, graph, f"Masked{traced.__class__.__name__}")
-    for name, child in traced.named_children():
-        module.add_module(name, child)  # itself, not fx's copy of its structure
-    return module
+def masked_graph(module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """``module`` as a function of (x, mask), after its plan; it reads the same attributes."""
+    builder = _Builder(module, plan)
+    graph = builder.build()
+    masked = fx.GraphModule(module, graph, f"Masked{module.__class__.__name__}")
+    for name, child in module.named_children():
+        masked.add_module(name, child)  # itself, not fx's copy of its structure
+    masked.meta["out_spec"] = module.meta["out_spec"]
+    return masked
 
 
 class _Builder:
-    def __init__(self, traced: fx.GraphModule, plan: Plan) -> None:
-        self.traced, self.plan = traced, plan
+    def __init__(self, module: fx.GraphModule, plan: Plan) -> None:
+        self.module, self.plan = module, plan
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.masks: dict[Mask, fx.Node] = {}
         self.clean: dict[fx.Node, fx.Node] = {}
+        self.indices: dict[Index, fx.Node] = {}
 
     def build(self) -> fx.Graph:
-        given: fx.Node | None = None
         for node, step in self.plan.steps.items():
-            if node.op == "placeholder" and given is not None:
-                self.nodes[node] = node.args[0]  # type: ignore[assignment]  # its default
-                continue
-            self.nodes[node] = self.copy(node, step)
             if node.op == "placeholder":
-                given = self.graph.placeholder("mask")
+                self.nodes[node], given = self.enter(node)
                 roots = (mask for mask in self.plan.masks if mask.kind == "input")
                 self.masks.update((mask, given) for mask in roots)
+            else:
+                self.nodes[node] = self.copy(node, step)
         return self.graph
 
+    def enter(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        x, mask = self.graph.placeholder("x"), self.graph.placeholder("mask")
+        x.meta = dict(node.meta)
+        counts = any(traced.name_of(n) in ("sym_size", "size") for n in self.plan.steps
+                     if n.op == "call_function")  # fmt: skip
+        if counts or any(m.times > 1 or m.axis for m in self.plan.masks):
+            # The graph knows how many images there are: one image is as many as it has masks.
+            both = self.call(calls.paired, (x, mask))
+            x, mask = (self.call(operator.getitem, (both, i)) for i in (0, 1))
+        return x, mask
+
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> fx.Node:
+        return self.graph.call_function(function, arguments)
+
     def copy(self, node: fx.Node, step: Step) -> fx.Node:
-        row, replaced = step.row, dict(self.nodes)
+        replaced = dict(self.nodes)
         for source, iters in step.fills.items():
             mask = self.mask(self.plan.mask_of(source))
             function = consume_fill if self.is_own(source) else neighbor_fill
-            replaced[source] = self.graph.call_function(function, (self.nodes[source], mask, iters))
+            replaced[source] = self.call(function, (self.nodes[source], mask, iters))
         for source in step.clean:
             replaced[source] = self.cleaned(source)
+        via = step.row.via
+        if via is not None and (step.fills or step.clean):
+            replaced[via] = self.graph.node_copy(via, lambda n: replaced[n])
         if step.alive:
-            (source,) = row.inputs
+            (source,) = step.row.inputs
             mask = self.mask(self.plan.mask_of(source))
-            replaced[source] = self.graph.call_function(_alive_only, (self.nodes[source], mask))
-        if self.can_add_in_place(node):
-            a, b = (replaced[n] for n in node.args if isinstance(n, fx.Node))
-            return self.graph.call_function(add_in_place, (a, b))
-        result = self.graph.node_copy(node, lambda n: replaced[n])
-        if row.then is None:
-            return result
-        source = row.inputs[0]
-        mask = self.mask(self.plan.mask_of(source))
-        if row.then == "mean":
-            return self.graph.call_function(mean_correction, (result, mask))
-        if row.then == "partial":
-            assert row.window is not None
-            w = row.window
-            shape = (w.kernel, w.stride, w.pads, w.dilation)
-            bias = self.parameter(node, "bias")
-            return self.graph.call_function(partial_correction, (result, mask, bias, *shape))
-        parameters = (self.parameter(node, "weight"), self.parameter(node, "bias"))
-        eps: Any = self.traced.get_submodule(str(node.target)).eps
-        return self.graph.call_function(
-            _visible_norm, (result, replaced[source], mask, row.groups, *parameters, eps)
-        )
+            replaced[source] = self.call(calls.alive_only, (self.nodes[source], mask))
+        if step.then is not None and step.then.instead:
+            return self.then(step.then, replaced, None)
+        result = self.plain(node, replaced)
+        return result if step.then is None else self.then(step.then, replaced, result)
+
+    def plain(self, node: fx.Node, replaced: dict[fx.Node, fx.Node]) -> fx.Node:
+        name = traced.name_of(node)
+        if node.op == "call_function" and name == "add_" and isinstance(node.args[1], fx.Node):
+            alpha = node.kwargs.get("alpha", 1)
+            return self.call(calls.add_in_place, (*(replaced[n] for n in node.args), alpha))  # type: ignore[index]
+        return self.graph.node_copy(node, lambda n: replaced[n])
+
+    def then(self, then: Then, replaced: dict[fx.Node, fx.Node], result: Any) -> fx.Node:
+        def given(argument: Any) -> Any:
+            if argument is RESULT:
+                return result
+            if isinstance(argument, Mask):
+                return self.mask(argument)
+            return replaced[argument] if isinstance(argument, fx.Node) else argument
+
+        return self.call(then.function, tuple(given(a) for a in then.arguments))
 
     def cleaned(self, source: fx.Node) -> fx.Node:
         """source times its mask; once, unless an operation in place may come between two uses."""
-        if source not in self.clean or any(self.is_in_place(user) for user in source.users):
+        if source not in self.clean or any(traced.is_in_place(user) for user in source.users):
             mask = self.mask(self.plan.mask_of(source))
-            function = consume_multiply if self.is_own(source) else mask_multiply
-            node = self.graph.call_function(function, (self.nodes[source], mask))
-            self.clean[source] = node
+            function = calls.consume_times if self.is_own(source) else calls.times
+            self.clean[source] = self.call(function, (self.nodes[source], mask))
         return self.clean[source]
 
     def is_own(self, node: fx.Node) -> bool:
         """Whether a node's result is memory of its own that one operation reads, and only that."""
-        if len(node.users) > 1:
+        if len(node.users) > 1 or node.op != "call_function":
             return False
-        if node.op == "call_function":
-            return node.target in (operator.add, operator.mul, torch.cat)
-        if node.op != "call_module" or self.plan.values[node].kind != "map":
+        if self.plan.values[node].kind != "map":
             return False
-        module = self.traced.get_submodule(str(node.target))
-        passes_on = isinstance(module, (nn.Identity, nn.Dropout)) or self.is_in_place(node)
-        if passes_on:
+        if traced.is_in_place(node) or traced.name_of(node) == "dropout":
             return isinstance(node.args[0], fx.Node) and self.is_own(node.args[0])
-        return type(module) in MODULES
-
-    def is_in_place(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.traced.get_submodule(str(node.target)), "inplace", False))
-        name = getattr(node.target, "__name__", str(node.target))
-        return bool(node.kwargs.get("inplace")) or name.endswith("_") or name.startswith("i")
-
-    def can_add_in_place(self, node: fx.Node) -> bool:
-        """Whether this is a sum of images into one that nothing else reads, as eager ``a += b``,
-        which torch.fx records as ``a + b``."""
-        if node.op != "call_function" or node.target not in (operator.add, torch.add):
-            return False
-        if len(node.args) != 2 or node.kwargs:
-            return False
-        a, b = node.args
-        if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b or len(a.users) > 1:
-            return False
-        if a.op != "call_module" or self.plan.values[b].kind != "map":
-            return False
-        return isinstance(self.traced.get_submodule(str(a.target)), _FRESH)
-
-    def parameter(self, node: fx.Node, name: str) -> fx.Node | None:
-        module = self.traced.get_submodule(str(node.target))
-        if getattr(module, name, None) is None:
-            return None
-        return self.graph.get_attr(f"{node.target}.{name}")
+        return traced.name_of(node) in FRESH
 
     def mask(self, mask: Mask) -> fx.Node:
         if mask not in self.masks:
             parents = [self.mask(parent) for parent in mask.parents]
-            function, arguments = _mask_function(mask, parents)
-            self.masks[mask] = self.graph.call_function(function, arguments)
+            function, arguments = self.function_of(mask, parents)
+            self.masks[mask] = self.call(function, arguments)
         return self.masks[mask]
 
+    def function_of(self, mask: Mask, parents: list[fx.Node]) -> tuple[Any, tuple[Any, ...]]:
+        if mask.kind in ("pool", "seen"):
+            w = mask.params
+            window = (w.kernel, w.stride, w.pads, w.dilation, w.ceil_mode)
+            return (mask_pool if mask.kind == "pool" else calls.seen), (*parents, *window)
+        if mask.kind == "both":
+            return operator.mul, tuple(parents)
+        if mask.kind in ("either", "majority"):
+            return (calls.either if mask.kind == "either" else calls.majority), (parents,)
+        if mask.kind == "move":
+            (base,) = mask.parents
+            index = self.index(mask.params)
+            return calls.rearranged, (*parents, index, base.axis, base.times, mask.axis)
+        if mask.kind == "transposed":
+            window, padding, output_padding = mask.params
+            shape = (window.kernel, window.stride, padding, output_padding, window.dilation)
+            return calls.transposed, (*parents, *shape)
+        function: Any = {
+            "any": calls.largest, "adaptive": calls.adaptive, "resize": calls.resized,
+            "repeat": calls.repeated, "spread": calls.spread,
+        }[mask.kind]  # fmt: skip
+        several = mask.kind in ("resize", "spread")
+        return function, (*parents, *(mask.params if several else (mask.params,)))
 
-def _mask_function(mask: Mask, parents: list[fx.Node]) -> tuple[Any, tuple[Any, ...]]:
-    if mask.kind in ("pool", "seen"):
-        w = mask.params
-        window = (w.kernel, w.stride, w.pads, w.dilation, w.ceil_mode)
-        return (mask_pool if mask.kind == "pool" else _seen), (*parents, *window)
-    if mask.kind == "both":
-        return operator.mul, tuple(parents)
-    if mask.kind in ("either", "majority"):
-        return (_either if mask.kind == "either" else _majority), (parents,)
-    if mask.kind == "alive":
-        return _alive, tuple(parents)
-    if mask.kind == "adaptive":
-        return _adaptive, (*parents, mask.params)
-    if mask.kind == "resize":
-        return _resized, (*parents, *mask.params)
-    window, padding, output_padding = mask.params
-    return _transposed, (
-        *parents, window.kernel, window.stride, padding, output_padding, window.dilation
-    )  # fmt: skip
-
-
-# ---- What the graphs call beside the ops ---------------------------------------------------------
-
-
-def add_in_place(a: Tensor, b: Tensor) -> Tensor:
-    """``a += b`` of images."""
-    # One image that has met no mask yet may be added to many that have.
-    return a.add_(b) if torch.broadcast_shapes(a.shape, b.shape) == a.shape else a + b
-
-
-def _alive_only(x: Tensor, alive: Tensor) -> Tensor:
-    """x ``[N, ...]``, 0 for samples that are not alive ``[N, 1, 1, 1]``."""
-    return torch.where(alive.reshape(-1, *[1] * (x.dim() - 1)) > 0, x, 0)
-
-
-def _alive(mask: Tensor) -> Tensor:
-    return mask.amax((1, 2, 3), keepdim=True).gt(0).to(mask.dtype)
-
-
-def _seen(mask: Tensor, *window: Any) -> Tensor:
-    return mask_pool(mask, *window).gt(0).to(mask.dtype)
-
-
-def _either(masks: list[Tensor]) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(*masks)).amax(0)
-
-
-def _majority(masks: list[Tensor]) -> Tensor:
-    votes = torch.stack(torch.broadcast_tensors(*masks)).sum(0)
-    return votes.gt(len(masks) / 2).to(votes.dtype)
-
-
-def _adaptive(mask: Tensor, size: Any) -> Tensor:
-    return functional.adaptive_avg_pool2d(mask, size).gt(0).to(mask.dtype)
-
-
-def _resized(mask: Tensor, size: Any, scale: Any, mode: str, align_corners: bool | None) -> Tensor:
-    if mode.startswith("nearest"):
-        return functional.interpolate(mask, size, scale, mode)
-    wide = functional.interpolate(mask, size, scale, "bilinear", align_corners)
-    return wide.gt(0).to(mask.dtype)
-
-
-def _transposed(
-    mask: Tensor, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any
-) -> Tensor:
-    ones = mask.new_ones(1, 1, *kernel)
-    reached = functional.conv_transpose2d(
-        mask, ones, None, stride, padding, output_padding, 1, dilation
-    )
-    return reached.gt(0).to(mask.dtype)
-
-
-def _visible_norm(
-    plain: Tensor,
-    x: Tensor,
-    mask: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """x ``[N, C, H, W]`` normalised by the mean and variance of its visible pixels, in groups.
-
-    A sample that is visible everywhere takes ``plain``, the module's own result.
-    """
-    n, channels = x.shape[:2]
-    grouped = x.to(mask.dtype).reshape(n, groups, channels // groups, *x.shape[2:])
-    shown = mask.unsqueeze(1)  # [N, 1, 1, H, W]; x is already multiplied by it
-    total = (shown.sum((2, 3, 4), keepdim=True) * (channels // groups)).clamp(min=eps)
-    mean = grouped.sum((2, 3, 4), keepdim=True) / total
-    inverse = torch.where(shown > 0, 1 / shown.clamp(min=1e-30), 0)
-    centred = torch.where(shown > 0, grouped * inverse - mean, 0)
-    variance = (shown * centred.square()).sum((2, 3, 4), keepdim=True) / total
-    y = (centred / (variance + eps).sqrt()).reshape(x.shape)
-    per_pixel = weight is not None and weight.dim() == 3
-    if weight is not None:
-        y = y * (weight if per_pixel else weight.view(-1, 1, 1))
-    if bias is not None:
-        y = y + (bias if per_pixel else bias.view(-1, 1, 1))
-    whole = mask.amin((1, 2, 3), keepdim=True) == 1
-    return torch.where(whole, plain, y.to(plain.dtype))
+    def index(self, index: Index) -> fx.Node:
+        """The numbers of a moved mask, a constant of the graph on the image's device."""
+        if index not in self.indices:
+            image = next(n for n in self.plan.steps if n.op == "placeholder")
+            name = f"index_{len(self.indices)}"
+            constants: Any = self.module.get_submodule("constants")
+            constants.register_buffer(name, index.tensor().to(image.meta["val"].device))
+            self.indices[index] = self.graph.get_attr(f"constants.{name}")
+        return self.indices[index]

@@ -1,8 +1,9 @@
 """Symbolic masks: how each mask of a network comes from the one that it is given.
 
-Nothing here touches a tensor. Equal masks are one object, and :meth:`Masks.inside` proves that one
-mask is part of another by rules that hold for every image size, so it may miss that, but never
-errs.
+A mask lies beside a tensor: it has the tensor's dimensions, of size 1 where it is the same for all
+(channels). One dimension is the batch's; ``times`` is how often a sample occurs there (windows that
+were cut out of it). Equal masks are one object, and :meth:`Masks.inside` proves that one mask is
+part of another by rules that hold whatever is visible, so it may miss that, but never errs.
 """
 
 from __future__ import annotations
@@ -11,103 +12,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Pair = tuple[int, int]
+from robustcore.masking.windows import Window
 
-
-@dataclass(frozen=True)
-class Window:
-    """The window of a convolution or pool; ``pads`` are (before, after) of rows and of columns."""
-
-    kernel: Pair
-    stride: Pair = (1, 1)
-    pads: tuple[Pair, Pair] = ((0, 0), (0, 0))
-    dilation: Pair = (1, 1)
-    ceil_mode: bool = False
-
-    @property
-    def span(self) -> Pair:
-        """From the first to the last pixel of a window."""
-        rows, columns = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
-        return rows, columns
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether the output is as large as the input."""
-        return self.stride == (1, 1) and all(
-            sum(pad) == span for pad, span in zip(self.pads, self.span, strict=True)
-        )
-
-    @property
-    def is_identity(self) -> bool:
-        return self.kernel == (1, 1) and self.stride == (1, 1) and self.keeps_size
-
-    @property
-    def is_interval(self) -> bool:
-        """Keeps the size, has no gaps and covers its centre: two such windows compose to one."""
-        return self.keeps_size and all(
-            d == 1 or k == 1 for d, k in zip(self.dilation, self.kernel, strict=True)
-        )
-
-    @property
-    def reflected(self) -> Window:
-        """Of a window that keeps the size: which outputs read an input, as a window of its own."""
-        (a, b), (c, d) = self.pads
-        return Window(self.kernel, pads=((b, a), (d, c)), dilation=self.dilation)
-
-    @property
-    def reach(self) -> int:
-        """How far from the pixel at ``stride * output`` a window reads."""
-        return max(
-            max(before, span - before)
-            for (before, _), span in zip(self.pads, self.span, strict=True)
-        )
-
-    def offsets(self, dimension: int) -> set[int]:
-        """What output 0 reads, relative to input 0."""
-        before = self.pads[dimension][0]
-        step = self.dilation[dimension]
-        return {step * tap - before for tap in range(self.kernel[dimension])}
-
-    def covers(self, other: Window) -> bool:
-        """Whether it reads all that ``other`` does."""
-        return (
-            self.stride == other.stride
-            and self.ceil_mode == other.ceil_mode
-            and all(other.offsets(d) <= self.offsets(d) for d in (0, 1))
-        )
-
-    def then(self, after: Window) -> Window:
-        """This window and then another, both intervals."""
-        kernel = (self.kernel[0] + after.kernel[0] - 1, self.kernel[1] + after.kernel[1] - 1)
-        (a, b), (c, d) = self.pads
-        (e, f), (g, h) = after.pads
-        return Window(kernel, pads=((a + e, b + f), (c + g, d + h)))
-
-    def __str__(self) -> str:
-        def side(pair: Pair) -> str:
-            return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
-
-        text = f"{side(self.kernel)}"
-        if self.stride != (1, 1):
-            text += f", stride {side(self.stride)}"
-        if self.dilation != (1, 1):
-            text += f", dilation {side(self.dilation)}"
-        return text + ", ceil" * self.ceil_mode
-
-
-def dilate(iters: int) -> Window:
-    """What ``iters`` iterations of the fill reach."""
-    return Window((2 * iters + 1,) * 2, pads=((iters, iters),) * 2)
+Shape = tuple[int, ...]
 
 
 @dataclass(eq=False)
 class Mask:
-    """One mask. ``kind`` and ``params`` say how it comes from ``parents``."""
+    """One mask. ``kind`` and ``params`` say how it comes from ``parents``.
+
+    ``shape``: its sizes for one sample (``times`` in the batch's dimension). ``axis``: which
+    dimension is the batch's.
+    """
 
     name: str
     kind: str
     params: Any
     parents: tuple[Mask, ...]
+    shape: Shape
+    axis: int = 0
+
+    @property
+    def times(self) -> int:
+        return self.shape[self.axis]
+
+    @property
+    def is_image(self) -> bool:
+        """Beside images ``[N, C, H, W]``, the same for all channels."""
+        return len(self.shape) == 4 and self.axis == 0 and self.shape[1] == 1
+
+    def varies(self, dimension: int) -> bool:
+        return dimension != self.axis and self.shape[dimension] > 1
 
     def __str__(self) -> str:
         return self.name
@@ -125,28 +60,35 @@ class Mask:
             "both": f"{names}: both",
             "either": f"{names}: any",
             "majority": f"{names}: more than half",
-            "alive": f"1 for samples of which {names} shows anything",
-            "resize": f"{names} resized ({self.params})",
+            "any": f"largest of {names} over dimensions {self.params}",
+            "move": f"{names} rearranged as {list(self.shape)}",
+            "resize": f"{names} resized to {list(self.shape[2:])}",
             "adaptive": f"1 where {names} is above 0 anywhere in adaptive windows of {self.params}",
-            "transposed": f"1 where any input of a transposed {self.params} is in {names}",
+            "repeat": f"{names}, each pixel {self.params} times in rows and columns",
+            "spread": f"{names} written out to {list(self.shape[2:])}",
+            "transposed": f"1 where {names} reaches by a transposed window of {self.params}",
         }
         return text[self.kind]
 
 
 class Masks:
-    """The masks of one network, each made once. ``parents`` are always listed before children."""
+    """The masks of one network for images of one size, each made once, parents before children."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         self.all: list[Mask] = []
+        self.moved: dict[Any, list[Mask | None]] = {}  # what moving gave, by what was moved how
         self._known: dict[Any, Mask] = {}
         self._merged: dict[Mask, tuple[Mask, Window]] = {}
         self._inside: dict[tuple[Mask, Mask], bool] = {}
-        self.given = self._make("input", None, ())
+        self.given = self.make("input", None, (), (1, 1, rows, columns))
 
-    def _make(self, kind: str, params: Any, parents: Sequence[Mask]) -> Mask:
-        key = (kind, params, tuple(parents))
+    def make(
+        self, kind: str, params: Any, parents: Sequence[Mask], shape: Sequence[int], axis: int = 0
+    ) -> Mask:
+        """The mask of that description; ``params`` has to be hashable."""
+        key = (kind, params, tuple(parents), tuple(shape))
         if key not in self._known:
-            mask = Mask(f"m{len(self.all)}", kind, params, tuple(parents))
+            mask = Mask(f"m{len(self.all)}", kind, params, tuple(parents), tuple(shape), axis)
             self._known[key] = mask
             self.all.append(mask)
         return self._known[key]
@@ -162,28 +104,53 @@ class Masks:
             base, whole = first[0], first[1].then(window)
         key = (kind, whole, (base,))
         if key not in self._known:
-            result = self._make(kind, window, (mask,))
+            sides = [window.outputs(mask.shape[2 + d], d) for d in (0, 1)]
+            result = self.make(kind, window, (mask,), (mask.times, 1, *sides))
             self._known[key] = result
             if kind == "pool" and window.is_interval:
                 self._merged[result] = (base, whole)
         return self._known[key]
 
-    def derived(self, kind: str, mask: Mask, params: Any = None) -> Mask:
-        """alive, resize, adaptive or transposed."""
-        if kind == "alive" and mask.kind == "alive":
+    def any(self, mask: Mask, dimensions: Sequence[int]) -> Mask:
+        """The largest value over dimensions, which stay with size 1."""
+        over = tuple(sorted(d for d in set(dimensions) if mask.varies(d)))
+        if not over:
             return mask
-        return self._make(kind, params, (mask,))
+        if mask.kind == "any":
+            return self.any(mask.parents[0], (*mask.params, *over))
+        if mask.kind == "both":
+            # Of an outer product (queries by keys) one side stays.
+            kept = [p for p in mask.parents if not all(p.varies(d) for d in over)]
+            if kept and all(not p.varies(d) for p in kept for d in over):
+                return self.all_of(kept)
+        shape = [1 if d in over else size for d, size in enumerate(mask.shape)]
+        return self.make("any", over, (mask,), shape, mask.axis)
+
+    def alive(self, mask: Mask) -> Mask:
+        """Which samples show anything."""
+        return self.any(mask, range(len(mask.shape)))
 
     def both(self, a: Mask, b: Mask) -> Mask:
         """The intersection; one of the two if that is part of the other."""
+        if a.axis != b.axis or a.times != b.times:
+            raise ValueError("the batches lie in different dimensions")
         if self.inside(a, b):
             return a
-        return b if self.inside(b, a) else self._make("both", None, (a, b))
+        if self.inside(b, a):
+            return b
+        shape = [max(pair) for pair in zip(a.shape, b.shape, strict=True)]
+        return self.make("both", None, (a, b), shape, a.axis)
+
+    def all_of(self, masks: Sequence[Mask]) -> Mask:
+        result = masks[0]
+        for mask in masks[1:]:
+            result = self.both(result, mask)
+        return result
 
     def either(self, masks: Sequence[Mask]) -> Mask:
         """The union."""
         largest = self._maximal(masks)
-        return largest[0] if len(largest) == 1 else self._make("either", None, largest)
+        return largest[0] if len(largest) == 1 else self._joined("either", largest)
 
     def majority(self, masks: Sequence[Mask]) -> Mask:
         """What more than half of the masks show; one of them if each is part of the next."""
@@ -194,7 +161,11 @@ class Masks:
         pairs = zip(ordered[1:], ordered, strict=False)
         if all(self.inside(small, large) for small, large in pairs):
             return ordered[len(ordered) // 2]
-        return self._make("majority", None, masks)
+        return self._joined("majority", masks)
+
+    def _joined(self, kind: str, masks: Sequence[Mask]) -> Mask:
+        shape = [max(sizes) for sizes in zip(*(m.shape for m in masks), strict=True)]
+        return self.make(kind, None, masks, shape, masks[0].axis)
 
     def _maximal(self, masks: Sequence[Mask]) -> list[Mask]:
         kept: list[Mask] = []
@@ -204,7 +175,7 @@ class Masks:
         return kept
 
     def inside(self, a: Mask, b: Mask) -> bool:
-        """Whether a shows nothing that b hides, on every image of every size."""
+        """Whether a shows nothing that b hides, whatever is visible."""
         if a is b:
             return True
         key = (a, b)
@@ -214,12 +185,15 @@ class Masks:
         return self._inside[key]
 
     def _rules(self) -> list[Callable[[Mask, Mask], bool]]:
-        return [self._wider_window, self._centred, self._part_of_all, self._all_parts]
+        return [
+            self._wider_window, self._centred, self._part_of_all, self._all_parts,
+            self._of_dimensions, self._moved_alike,
+        ]  # fmt: skip
 
     def _window(self, mask: Mask) -> tuple[Mask, Window] | None:
         if mask in self._merged:
             return self._merged[mask]
-        return (mask.parents[0], mask.params) if mask.kind in ("pool", "seen") else None
+        return self._last(mask)
 
     def _wider_window(self, a: Mask, b: Mask) -> bool:
         # The last step of each, and the merged steps of each.
@@ -247,3 +221,12 @@ class Masks:
         n = len(a.parents)
         needed = {"both": 1, "either": n, "majority": n - n // 2}
         return a.kind in needed and votes >= needed[a.kind]
+
+    def _of_dimensions(self, a: Mask, b: Mask) -> bool:
+        if a.kind == b.kind == "any" and set(a.params) <= set(b.params):
+            return self.inside(a.parents[0], b.parents[0])
+        return b.kind == "any" and a.kind != "any" and self.inside(a, b.parents[0])
+
+    def _moved_alike(self, a: Mask, b: Mask) -> bool:
+        alike = a.kind == b.kind == "move" and a.params == b.params and a.shape == b.shape
+        return alike and self.inside(a.parents[0], b.parents[0])

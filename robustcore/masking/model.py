@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from robustcore.common.checks import (
     require_choice,
@@ -16,71 +18,120 @@ from robustcore.common.checks import (
     require_module,
     require_values,
 )
+from robustcore.common.graph import Untraceable, run, state, trace, unwrap
 from robustcore.common.progress import steps
 from robustcore.masking.fold import fold_batch_norm
 from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
 from robustcore.masking.plan import Plan, make_plan
-from robustcore.masking.rules.call import UnsupportedOperation, describe
-from robustcore.masking.rules.table import LEAVES
+from robustcore.masking.rules.call import UnsupportedOperation
 from robustcore.ops.masking.fill import FILLS
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
+class _Graphs(NamedTuple):
+    """What a trace becomes: the network, the network under a mask, and its plan."""
+
+    plain: fx.GraphModule
+    masked: fx.GraphModule
+    plan: Plan
+
+
 class MaskedModel(nn.Module):
-    """Any torch.fx-traceable CNN, run on the visible part of its images.
+    """Any network that torch.export can trace, run on the visible part of its images.
 
     ``MaskedModel(model)(x, mask)`` is layer masking: what is hidden is filled from its neighbours
     before each convolution that would read it, masks pass through the layers by the rules of
-    :mod:`robustcore.masking.rules`, and what lies under the mask has no influence at all.
-    ``mask=None`` and a mask of ones give the model's own logits, to the bit. A network that ends in
-    a dense layer gives that layer's bias for a sample that shows nothing.
+    :mod:`robustcore.masking.rules`, hidden tokens of a transformer are absent, and what lies under
+    the mask has no influence at all. ``mask=None`` is the model itself; a mask of ones gives the
+    model's own logits, to the bit (attention, whose implementation may change with a mask: to
+    1e-5). A network that ends in a dense layer gives that layer's bias for a sample that shows
+    nothing; a transformer's class token is always visible.
 
     Args:
         model: takes one image tensor ``[N, C, H, W]``. Its parameters are shared, not copied
-            (unless ``fold``), and stay the model's own.
+            (unless ``fold``), and stay the model's own. Of DataParallel and compiled models, the
+            network inside.
+        example: images that the model is traced for at once, ``[N, C, H, W]``; their values are not
+            read. Else it is traced at its first masks, once for each size, dtype and device; and
+            anew when its modules, their modes or their hooks have changed.
         fill: ``"neighbor"``, ``"zero"`` or ``"partial"`` (see
             :func:`robustcore.ops.masked_conv2d`).
         fold: fold BatchNorm into the convolutions: faster, equal to about 1e-5, with a copy of the
-            parameters as they are now; the model has to be in eval mode.
+            parameters as they are now, which are constants; the model has to be in eval mode.
 
-    Masks of zeros and ones are the published ones; values between count in the fills and means as
-    weights, and are otherwise visible.
+    Masks of zeros and ones are the published ones; values between count in fills, means and
+    attention as weights, and are otherwise visible.
 
-    Raises UnsupportedOperation, a ValueError, when the model holds an operation without a rule.
+    Raises UnsupportedOperation, a ValueError, when the model cannot be traced or holds an operation
+    without a rule: with ``example`` at once, else at the first mask.
     Source: Balasubramanian and Feizi, "Towards improved input masking for convolutional neural
     networks", 2023.
     """
 
-    def __init__(self, model: nn.Module, *, fill: str = "neighbor", fold: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor | None = None,
+        *,
+        fill: str = "neighbor",
+        fold: bool = False,
+    ) -> None:
         super().__init__()
         require_module("model", model)
         require_choice("fill", fill, FILLS)
         require_flag("fold", fold)
         self.fill, self.fold = fill, fold
-        traced = _trace(model)
+        model = unwrap(model)
         if fold:
-            traced = fold_batch_norm(traced)
-        plan = make_plan(traced.graph, dict(traced.named_modules()), fill)
-        masked = masked_graph(traced, plan)
-        if fold:
-            masked, traced = fuse_convolutions(masked), fuse_convolutions(traced)
-        self.model = traced if fold else model
-        # The masked graph calls the same modules: registered, they would be in the state twice.
-        self._masked: fx.GraphModule
-        object.__setattr__(self, "_masked", masked)
-        self._norms = {
-            describe(node): traced.get_submodule(str(node.target))
-            for node in traced.graph.nodes
-            if node.op == "call_module"
-            and isinstance(traced.get_submodule(str(node.target)), _BATCH_NORMS)
-        }
-        self._plan = plan
+            for name, module in model.named_modules():
+                if isinstance(module, _BATCH_NORMS) and module.training:
+                    raise ValueError(
+                        f"fold: {name!r} is in training mode; call eval() before wrapping"
+                    )
+            model = copy.deepcopy(model)
+        self.model = model
+        self._graphs: dict[Any, _Graphs] = {}
+        self._state: Any = None
+        self._plan: Plan | None = None
+        if example is not None:
+            _check_image(example, "example")
+            self._plan = self._graphs_for(example).plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs are made again from the model, where it is then.
+        return {**self.__dict__, "_graphs": {}, "_state": None, "_plan": None}
 
     def plan(self) -> Plan:
-        """The mask plan; printed, it is a table: one row an operation, and the masks above it."""
+        """The mask plan of the last trace; printed, it is a table: one row an operation.
+
+        Raises RuntimeError if nothing was traced yet.
+        """
+        if self._plan is None:
+            raise RuntimeError("plan: the model was not traced yet; give an example, or call it")
         return self._plan
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _graphs_for(self, x: Tensor) -> _Graphs:
+        now = state(self.model)
+        if now != self._state:
+            self._graphs, self._state = {}, now
+        key = (tuple(x.shape[1:]), x.dtype, x.device)
+        if key not in self._graphs:
+            try:
+                plain = trace(self.model, x)
+            except Untraceable as error:
+                raise UnsupportedOperation(str(error)) from error
+            if self.fold:
+                plain = fold_batch_norm(plain)
+            plan = make_plan(plain.graph, self.fill)
+            masked = masked_graph(plain, plan)
+            if self.fold:
+                masked, plain = fuse_convolutions(masked), fuse_convolutions(plain)
+            self._graphs[key] = _Graphs(plain, masked, plan)
+        self._plan = self._graphs[key].plan
+        return self._graphs[key]
 
     def forward(
         self,
@@ -100,35 +151,35 @@ class MaskedModel(nn.Module):
             segments, z: instead of ``mask``: a map ``[H, W]`` of integers below S, and which
                 segments each sample shows, bool ``[N, S]``.
             batch_size: samples that are run at a time; default: all. The peak of memory is then
-                that of one batch (results of tensors are concatenated).
+                that of one batch (results are concatenated, tensor by tensor).
             progress: a progress bar over batches.
 
-        Raises TypeError, ValueError naming the argument; RuntimeError if a BatchNorm is in training
-        mode while a mask is given. Differentiable in x and the parameters as the model is; the
-        gradient of x is exactly 0 under the mask.
+        Raises TypeError, ValueError naming the argument; UnsupportedOperation as the class says,
+        also for a BatchNorm in training mode. Differentiable in x and the parameters as the model
+        is; the gradient of x is exactly 0 under the mask.
         """
-        _check_image(x)
+        _check_image(x, "x")
         require_flag("progress", progress)
-        if self.fold and x.device.type == "cpu":
+        if self.fold and x.device.type == "cpu" and not _is_mapped(x):
             # The layout whose convolutions are fastest; rounding is not the plain model's anyway.
             x = x.contiguous(memory_format=torch.channels_last)
         if mask is None and segments is None and z is None:
-            return self.model(x)
-        for name, norm in self._norms.items():
-            if norm.training:
-                raise RuntimeError(
-                    f"{name!r} ({type(norm).__name__}) is in training mode: its statistics would "
-                    "mix what is hidden with what is not; call eval()"
-                )
+            return run(self._graphs_for(x).plain, x) if self.fold else self.model(x)
         masks = _Masks(x, mask, segments, z)
         step = len(masks) if batch_size is None else require_int("batch_size", batch_size, 1)
+        masked = self._graphs_for(x).masked
         if step >= len(masks):
-            return self._masked(x, masks.batch(0, len(masks)))
+            return run(masked, x, masks.batch(0, len(masks)))
         outputs = [
-            self._masked(x if len(x) == 1 else x[i : i + step], masks.batch(i, i + step))
+            run(masked, x if len(x) == 1 else x[i : i + step], masks.batch(i, i + step))
             for i in steps(range(0, len(masks), step), "masks", "batch", shown=progress)
         ]
-        return torch.cat(outputs)
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+
+
+def _is_mapped(x: Tensor) -> bool:
+    """Whether torch.func maps or differentiates over it: values cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 class _Masks:
@@ -162,40 +213,9 @@ class _Masks:
         return z.to(self.dtype)[:, self.segments.long()].unsqueeze(1)
 
 
-class _Root(nn.Module):
-    """Puts the model under a name, so that a traced graph finds all of it as it is."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__name__ in LEAVES or super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(model: nn.Module) -> fx.GraphModule:
-    root = _Root(model)
-    root.train(model.training)
-    try:
-        graph = _Tracer().trace(root)
-    except (fx.proxy.TraceError, TypeError, ValueError) as error:
-        raise UnsupportedOperation(
-            f"model: torch.fx cannot trace {type(model).__name__} (its control flow may depend on "
-            f"data): {error}"
-        ) from error
-    traced = fx.GraphModule(root, graph, type(model).__name__)
-    traced.add_module("model", model)  # the model itself, not fx's copy of its structure
-    return traced
-
-
-def _check_image(x: Any) -> None:
-    if require_floating("x", x).dim() != 4:
-        raise ValueError(f"x: got shape {list(x.shape)}, want [N, C, H, W]")
+def _check_image(x: Any, name: str) -> None:
+    if require_floating(name, x).dim() != 4:
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want [N, C, H, W]")
 
 
 def _check_mask(mask: Any, x: Tensor) -> None:
@@ -213,7 +233,7 @@ def _check_mask(mask: Any, x: Tensor) -> None:
     require_floating("mask", mask)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask: requires a gradient; a mask is a constant here, detach it")
-    if mask.numel() and not torch.compiler.is_compiling():
+    if mask.numel() and not torch.compiler.is_compiling() and not _is_mapped(mask):
         low, high = (float(v) for v in torch.aminmax(mask))
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask: got values from {low:g} to {high:g}, want them in [0, 1]")

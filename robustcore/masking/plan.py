@@ -12,19 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
-from robustcore.common.checks import require_choice, require_module
-from robustcore.masking.masks import Mask, Masks, Window, dilate
+from robustcore.common import graph as traced
+from robustcore.common.checks import require_choice
+from robustcore.masking.masks import Mask, Masks
 from robustcore.masking.rules.call import (
     CONSTANT,
+    OTHER,
     Call,
     Row,
-    UnsupportedOperation,
+    Then,
     Value,
-    describe,
 )
+from robustcore.masking.rules.pixels import vector
 from robustcore.masking.rules.table import find
+from robustcore.masking.windows import Window, dilate
 from robustcore.ops.masking.fill import FILLS
 
 
@@ -35,11 +38,12 @@ class Step:
     row: Row
     fills: dict[fx.Node, int]  # iterations of the neighbour fill
     clean: list[fx.Node]  # inputs multiplied by their masks
+    then: Then | None = None
     alive: bool = False  # a sample that shows nothing enters as 0
 
     @property
     def touches(self) -> bool:
-        return bool(self.fills or self.clean or self.alive or self.row.then)
+        return bool(self.fills or self.clean or self.alive or self.then)
 
 
 class Plan:
@@ -62,22 +66,17 @@ class Plan:
         return mask
 
     def __str__(self) -> str:
-        lines = [("node", "operation", "mask", "before", "after")]
+        lines = [("module", "operation", "mask", "before", "after")]
         for node, step in self.steps.items():
             if step.row.value.kind not in ("map", "vector") and not step.touches:
                 continue
             before = [f"fill {n} in {self.mask_of(x)}" for x, n in step.fills.items()]
             before += [f"times {self.mask_of(x)}" for x in step.clean]
             before += ["0 if nothing is visible"] * step.alive
-            after = {
-                None: "",
-                "mean": "divided by the visible share",
-                "partial": "divided by each window's visible share",
-                "norm": "over visible pixels",
-            }[step.row.then]
+            after = step.then.words if step.then else ""
             mask = self.values[node].mask
             shown = str(mask) if mask in self.masks else "-"
-            lines.append((describe(node), step.row.op, shown, ", ".join(before), after))
+            lines.append((traced.path(node), step.row.op, shown, ", ".join(before), after))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         table = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -94,29 +93,26 @@ class Plan:
     __repr__ = __str__
 
 
-def make_plan(graph: fx.Graph, modules: Mapping[str, nn.Module], fill: str = "neighbor") -> Plan:
+def make_plan(graph: fx.Graph, fill: str = "neighbor") -> Plan:
     """The plan of a traced graph.
 
     Args:
-        graph: of torch.fx, with one placeholder, the images.
-        modules: the modules that it calls, by name.
+        graph: of ``robustcore.common.graph.trace``, with one placeholder, the images.
         fill: as in :class:`~robustcore.masking.MaskedModel`.
 
     Raises :class:`UnsupportedOperation` at the first node without a rule.
     """
     if not isinstance(graph, fx.Graph):
         raise TypeError(f"graph: got a {type(graph).__name__}, want a torch.fx.Graph")
-    if not isinstance(modules, Mapping):
-        raise TypeError(f"modules: got a {type(modules).__name__}, want modules by name")
-    for node in graph.nodes:
-        if node.op == "call_module":
-            require_module(f"modules[{node.target!r}]", modules.get(str(node.target)))
     require_choice("fill", fill, FILLS)
-    masks = Masks()
+    images = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(images) != 1 or not traced.is_tensor(images[0]) or len(traced.sizes(images[0])) != 4:
+        raise ValueError("graph: want one with one input, images [N, C, H, W], traced with sizes")
+    masks = Masks(*traced.sizes(images[0])[2:])
     values: dict[fx.Node, Value] = {}
     rows: dict[fx.Node, Row] = {}
     for node in graph.nodes:
-        row = _row(node, modules, values, masks)
+        row = _row(node, values, masks)
         rows[node], values[node] = row, row.value
     needs = _needs(rows, values, masks)
     last = _last_dense(rows)
@@ -126,35 +122,24 @@ def make_plan(graph: fx.Graph, modules: Mapping[str, nn.Module], fill: str = "ne
     return Plan(steps, values, fill)
 
 
-def _row(
-    node: fx.Node, modules: Mapping[str, nn.Module], values: dict[fx.Node, Value], masks: Masks
-) -> Row:
+def _row(node: fx.Node, values: dict[fx.Node, Value], masks: Masks) -> Row:
     if node.op == "placeholder":
-        if any(v.kind == "map" for v in values.values()):
-            if node.args:  # has a default
-                return Row(node, "input", CONSTANT)
-            raise UnsupportedOperation(f"node {node.name!r} (input): want a model of one tensor")
         return Row(node, "input", Value("map", masks.given))
     if node.op == "get_attr":
         return Row(node, "parameter", CONSTANT)
     if node.op == "output":
         maps = [n for n in node.all_input_nodes if values[n].kind == "map"]
-        if any(values[n].parts for n in maps):
-            raise UnsupportedOperation(f"node {node.name!r} (output): a tuple of images")
-        return Row(node, "output", Value("other"), "clean" if maps else "none", maps)
-    module = modules[str(node.target)] if node.op == "call_module" else None
-    op, rule = find(node, module)
-    call = Call(node, op, module, values, masks)
-    if not call.tensors and rule is None:
+        return Row(node, "output", OTHER, "clean" if maps else "none", maps)
+    call = Call(node, values, masks)
+    rule = find(call.op)
+    if not call.tensors:
         # Of sizes and parameters alone.
-        return Row(node, op, Value("other") if _of_sizes(node, values) else CONSTANT)
-    if rule is None:
-        raise call.refuse("no rule for it under a mask (the rules: help(robustcore.masking.rules))")
-    return rule(call)
-
-
-def _of_sizes(node: fx.Node, values: dict[fx.Node, Value]) -> bool:
-    return any(values[n].kind == "other" for n in node.all_input_nodes)
+        return Row(node, call.op, CONSTANT if traced.is_tensor(node) else OTHER)
+    if node.meta.get(traced.WRITES_PART):
+        raise call.refuse(
+            "writes into a part of a tensor that is read again later; write into a new tensor"
+        )
+    return (rule or vector)(call)
 
 
 def _needs(
@@ -167,23 +152,30 @@ def _needs(
             value = values[source]
             if value.kind != "map" or value.mask is None:
                 continue
-            if row.kind == "pointwise":
-                needs[source] |= needs[node]
-            elif row.window is not None and row.kind == "window" and row.window.keeps_size:
-                # If all that is read is visible, the need is what is read; else whatever may be
-                # the source of a fill.
-                for need in needs[node]:
-                    filled = fill_iters(masks, value.mask, need, row.window) > 0
-                    reads = masks.pool(need, row.window.reflected)
-                    needs[source].add(value.mask if filled else reads)
-            elif row.kind == "concat":
-                # Where the whole is hidden nothing is read; elsewhere a hidden part is 0.
-                needs[source] |= {
-                    n if masks.inside(n, value.mask) else value.mask for n in needs[node]
-                }
-            else:
-                needs[source].add(value.mask)
+            needs[source] |= _needs_of(row, value.mask, needs[node], masks)
     return needs
+
+
+def _needs_of(row: Row, shown: Mask, needs: set[Mask], masks: Masks) -> set[Mask]:
+    """What a row reads of an input, given what is read of its result."""
+    if row.kind == "pointwise":
+        return {need if need.shape == shown.shape else shown for need in needs}
+    if row.kind == "move":
+        back = [row.back(need) if row.back else None for need in needs]
+        return {shown if m is None or m.shape != shown.shape else m for m in back}
+    if row.window is not None and row.kind == "window" and row.window.keeps_size:
+        # If all that is read is visible, the need is what is read; else whatever may be the source
+        # of a fill.
+        found = set()
+        for need in needs:
+            filled = fill_iters(masks, shown, need, row.window) > 0
+            found.add(shown if filled else masks.pool(need, row.window.reflected))
+        return found
+    if row.kind == "concat" and row.value.mask is not None:
+        # Where the whole is hidden nothing is read; elsewhere a hidden part is 0.
+        whole = row.value.mask
+        return {n if masks.inside(n, shown) else shown for n in needs if n.shape == whole.shape}
+    return {shown}
 
 
 def _step(
@@ -194,7 +186,7 @@ def _step(
     fill: str,
     is_last_dense: bool,
 ) -> Step:
-    step = Step(row, {}, [])
+    step = Step(row, {}, list(row.cleans), row.then)
     if row.kind == "window":
         (source,) = row.inputs
         iters = _reach(row, values[source].mask, needs[row.node], masks)
@@ -203,17 +195,27 @@ def _step(
         elif iters:
             step.clean.append(source)
         if fill != "partial" or iters == 0:
-            row.then = None
+            step.then = None
     elif row.kind == "clean":
         step.clean = list(row.inputs)
     elif row.kind == "concat":
-        for source in dict.fromkeys(row.inputs):
-            mask = values[source].mask
-            if mask and not all(masks.inside(n, mask) for n in needs[row.node]):
-                step.clean.append(source)
+        step.clean = _hidden_parts(row, values, needs[row.node], masks)
     elif row.kind == "dense" and is_last_dense:
-        step.alive = not values[row.inputs[0]].zero
+        value = values[row.inputs[0]]
+        step.alive = not value.zero and value.mask is not None
+    if row.kind != "none":
+        # What is hidden of the image itself goes no further: not even a NaN in a gradient.
+        images = [n for n in row.inputs if n.op == "placeholder"]
+        step.clean += [n for n in images if n not in step.fills and n not in step.clean]
     return step
+
+
+def _hidden_parts(
+    row: Row, values: dict[fx.Node, Value], needs: set[Mask], masks: Masks
+) -> list[fx.Node]:
+    """Of a concatenation, the parts of which something is hidden that is read."""
+    shown = {source: values[source].mask for source in row.inputs}
+    return [s for s, m in shown.items() if m and not all(masks.inside(n, m) for n in needs)]
 
 
 def _reach(row: Row, shown: Mask | None, needed: set[Mask], masks: Masks) -> int:
@@ -267,8 +269,7 @@ def _used_masks(plan: Plan) -> list[Mask]:
             add(plan.values[node].mask)
         if step.alive:
             add(plan.values[step.row.inputs[0]].mask)
-        if step.row.then:
-            add(plan.values[step.row.inputs[0]].mask)
-    if not used:
-        return []
+        for argument in step.then.arguments if step.then else ():
+            if isinstance(argument, Mask):
+                add(argument)
     return list(used)

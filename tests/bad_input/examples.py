@@ -296,7 +296,9 @@ EXAMPLES = {
         labels=labels, radii=0.1,
     ),
     # ---- masking
-    "masking.MaskedModel": call(masking.MaskedModel, model=network, fill="neighbor", fold=False),
+    "masking.MaskedModel": call(
+        masking.MaskedModel, model=network, example=images, fill="neighbor", fold=False
+    ),
     "masking.MaskedModel.forward": call(
         masked_network, x=images, mask=mask, segments=None, z=None, batch_size=None,
         progress=False,
@@ -335,7 +337,7 @@ EXAMPLES = {
     "masking.replaced": call(masking.replaced, model=network, value=0.5),
     "masking.make_plan": call(
         masking.make_plan, graph=lambda: traced().graph,
-        modules=lambda: dict(traced().named_modules()), fill="neighbor",
+        fill="neighbor",
     ),
     "masking.Curves.plot": method(curves, "plot", path=tmp_path("u.svg")),
     "masking.Game.plot": method(game, "plot", path=tmp_path("g.svg")),

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from robustcore import density, lipschitz, masking, ops, smoothing
+from robustcore.common.graph import trace
 
 CLASSES = 3
 
@@ -131,7 +132,7 @@ def logits():
 
 
 def traced():
-    return torch.fx.symbolic_trace(network())
+    return trace(network(), images(1))
 
 
 @functools.cache

@@ -1,30 +1,190 @@
-"""Rules of what joins, cuts and turns images of features."""
+"""Rules of what rearranges, cuts and joins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from robustcore.masking.rules.call import OTHER, Call, Row, Value
+from robustcore.common import graph as traced
+from robustcore.masking.masks import Mask
+from robustcore.masking.moves import VISIBLE, moved, numbered
+from robustcore.masking.rules.call import Call, Row, Value
 from robustcore.masking.rules.pixels import vector
+
+_JOINS = ("cat", "stack")
+
+
+def rearrange(call: Call) -> Row:
+    """Follows its elements | nothing"""
+    if call.x.kind != "map":
+        return vector(call)
+    source = call.source
+    results = call.node.meta["val"]
+    parts = isinstance(results, (list, tuple))
+    shown = call.moved(call.mask, call.sizes, _on_numbers(call), call.node)
+    values = [call.value_of(mask, zero=call.x.zero) for mask in shown]
+    if not parts:
+        same = values[0].mask is call.mask
+        return call.row(values[0], "pointwise" if same else "move", inputs=[source])
+    same = all(v.mask is call.mask for v in values)
+    whole = Value("map", call.mask, parts=tuple(values))
+    return call.row(whole, "pointwise" if same else "move", inputs=[source])
+
+
+def _on_numbers(call: Call) -> Callable[[Tensor], Any]:
+    """The node's operation on another tensor in the place of its input."""
+    target: Any = call.node.target
+    source = call.source
+
+    def argument(node: fx.Node) -> Any:
+        value = node.meta["val"]
+        if isinstance(value, Tensor):
+            raise call.refuse("its indices are computed; want constants")
+        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+    def operation(numbers: Tensor) -> Any:
+        def swap(node: fx.Node) -> Any:
+            return numbers if node is source else argument(node)
+
+        if call.op == "im2col":  # which has no integers, and pads with 0
+            numbers = (numbers + 1).double()
+        args, kwargs = fx.node.map_arg((call.node.args, call.node.kwargs), swap)
+        result = target(*args, **kwargs)
+        return result.long() - 1 if call.op == "im2col" else result
+
+    return operation
+
+
+def permute(call: Call) -> Row:
+    """Follows its elements | nothing"""
+    if call.x.kind != "map":
+        return vector(call)
+    rank = len(call.sizes)
+    if call.op in ("transpose", "swapaxes"):
+        order = list(range(rank))
+        a, b = (int(v) % rank for v in list(call.args.values())[1:3])
+        order[a], order[b] = order[b], order[a]
+    elif call.op in ("t", "mT"):
+        order = [*range(rank - 2), rank - 1, rank - 2]
+    else:
+        order = [d % rank for d in call.args["dims"]]
+    inverse = [order.index(d) for d in range(rank)]
+
+    def turned(mask: Mask, by: list[int]) -> Mask | None:
+        small = [own_size(mask, d) for d in range(rank)]
+        return call.moved(mask, small, lambda numbers: numbers.permute(by))[0]
+
+    mask = turned(call.mask, order)
+    value = Value("map", mask, zero=call.x.zero)
+    return call.row(value, "move", back=lambda need: turned(need, inverse))
+
+
+def own_size(mask: Mask, dimension: int) -> int:
+    """A mask's own size in a dimension, for an example's batch."""
+    size = mask.shape[dimension]
+    return size * traced.BATCH if dimension == mask.axis else size
+
+
+def reshape(call: Call) -> Row:
+    """Follows its elements; pixels and channels in one dimension: a vector | nothing; zeros before
+    they become a vector"""
+    if call.x.kind != "map":
+        return vector(call)
+    mask, sizes, to = call.mask, call.sizes, traced.sizes(call.node)
+    if len(to) == 2 and mask.axis == 0 and mask.times == 1 and to[0] == sizes[0]:
+        free = any(s > 1 and not mask.varies(d) for d, s in enumerate(sizes) if d)
+        if free and len(sizes) > 2:
+            return call.row(Value("vector", call.masks.alive(mask), zero=True), "clean")
+    found = call.reshaped(mask, sizes, to)
+    value = call.value_of(found, zero=call.x.zero)
+    return call.row(value, "pointwise" if found is mask else "move")
+
+
+def pad(call: Call) -> Row:
+    """Follows its elements; zeros around an image are as a convolution's own padding | nothing"""
+    if call.x.kind != "map":
+        return vector(call)
+    amounts = list(call.args["pad"])
+    mode = call.args.get("mode", "constant")
+    if not any(amounts):
+        return call.row(call.x, "pointwise")
+    options = dict(mode=mode, value=float(VISIBLE)) if mode == "constant" else dict(mode=mode)
+    pads: Any = torch.nn.functional.pad
+
+    def operation(numbers: Tensor) -> Tensor:
+        # Where the mask is the same for all (channels), padding is as they are.
+        padded = list(amounts)
+        for d in range(numbers.dim()):
+            if numbers.stride(d) == 0:
+                numbers = numbers.narrow(d, 0, 1)
+                last = 2 * (numbers.dim() - 1 - d)
+                padded[last : last + 2] = [0] * len(padded[last : last + 2])
+        result: Tensor = pads(numbers.double(), padded, **options)
+        return result.long()
+
+    (mask,) = call.moved(call.mask, call.sizes, operation, call.node)
+    around = None
+    if mode == "constant" and call.mask.is_image and len(amounts) == 4 and min(amounts) >= 0:
+        around = ((amounts[2], amounts[3]), (amounts[0], amounts[1]))
+    return call.row(Value("map", mask, pads=around), "move")
+
+
+def expand(call: Call) -> Row:
+    """Unchanged | nothing"""
+    return rearrange(call)
+
+
+# ---- Joins ---------------------------------------------------------------------------------------
 
 
 def concat(call: Call) -> Row:
-    parts = call.argument(0, "tensors")
-    dim = call.argument(1, "dim", 0)
-    if not isinstance(parts, (list, tuple)) or not call.maps:
+    """Of channels, parallel branches: union; with an own ancestor (DenseNet, U-Net): more than half
+    of the parts. Of tokens: each part's | zeros where a part is hidden and the whole is not"""
+    parts, dim = list(call.args["tensors"]), int(call.args["dim"])
+    if not call.maps:
         return vector(call)
+    dim %= len(traced.sizes(parts[0]))
     values = [call.value(p) for p in parts]
-    if any(v.kind != "map" or v.parts for v in values) or len({v.last for v in values}) > 1:
-        raise call.refuse("wants images of features only, their channels in one dimension")
-    channel = 3 if values[0].last else 1
-    if dim % 4 != channel:
-        raise call.refuse(f"dim {dim} is not the channels'")
-    masks = [v.mask for v in values if v.mask is not None]
-    nested = any(a is not b and _depends(b, a) for a in parts for b in parts)
+    shown = [(p, v.mask) for p, v in zip(parts, values, strict=True) if v.kind == "map"]
+    masks = [m for _, m in shown if m is not None]
+    if any(m.axis != masks[0].axis or m.times != masks[0].times for m in masks):
+        raise call.refuse("the batches of its inputs lie in different dimensions")
+    if any(m.varies(dim) for m in masks) or (dim == masks[0].axis):
+        return _joined(call, parts, dim)
+    nested = any(a is not b and _depends(b, a) for a, _ in shown for b, _ in shown)
     mask = call.masks.majority(masks) if nested else call.masks.either(masks)
-    return call.row(Value("map", mask, values[0].last), "concat")
+    return call.row(Value("map", mask), "concat", inputs=call.maps)
+
+
+def _joined(call: Call, parts: list[fx.Node], dim: int) -> Row:
+    """A join of tokens: class tokens and tokens of one image, or pieces of one tensor."""
+    bases: list[Mask] = []
+    numbers: list[Tensor | None] = []
+    for part in parts:
+        mask = call.value(part).mask if call.value(part).kind == "map" else None
+        if mask is None:
+            numbers.append(None)
+            continue
+        base, own = numbered(mask)
+        bases.append(base)
+        sizes = [traced.sizes(part)[d] if d == dim else own.shape[d] for d in range(own.dim())]
+        numbers.append(own.expand(*sizes))
+    if len(set(bases)) > 1:
+        raise call.refuse("joins what different masks hide; no rule yet")
+    given = [n for n in numbers if n is not None]
+    widest = [max(n.shape[d] for n in given) for d in range(given[0].dim())]
+    wide = []
+    for part, shown in zip(parts, numbers, strict=True):
+        sizes = [traced.sizes(part)[d] if d == dim else widest[d] for d in range(len(widest))]
+        wide.append(torch.full(sizes, VISIBLE) if shown is None else shown.expand(*sizes))
+    try:
+        mask = moved(call.masks, bases[0], torch.cat(wide, dim))
+    except ValueError:
+        raise call.refuse("joins samples; keep them apart") from None
+    return call.row(call.value_of(mask), "move", inputs=call.maps)
 
 
 def _depends(node: fx.Node, on: fx.Node) -> bool:
@@ -39,66 +199,20 @@ def _depends(node: fx.Node, on: fx.Node) -> bool:
     return False
 
 
-def split(call: Call) -> Row:
-    if call.x.kind != "map":
+def stack(call: Call) -> Row:
+    """Union of the parts' | zeros where a part is hidden and the whole is not"""
+    parts = list(call.args["tensors"])
+    if not call.maps:
         return vector(call)
-    dim = call.argument(2, "dim", 0)
-    if dim % 4 != (3 if call.x.last else 1):
-        raise call.refuse(f"dim {dim} is not the channels'")
-    return call.row(Value("map", call.mask, call.x.last, parts=True), "pointwise")
-
-
-def get_item(call: Call) -> Row:
-    if call.x.kind == "map":
-        if not call.x.parts:
-            raise call.refuse("indexing an image of features")
-        return call.row(Value("map", call.mask, call.x.last), "pointwise")
-    return call.row(OTHER) if call.x.kind == "other" else vector(call)
-
-
-def flatten(call: Call) -> Row:
-    if call.x.kind != "map":
-        return vector(call)
-    call.want_map()
-    start = call.option("start_dim", 1, 0)
-    if start != 1:
-        raise call.refuse(f"start_dim {start}, want 1: samples stay apart")
-    return _flattened(call)
-
-
-def _flattened(call: Call) -> Row:
-    return call.row(Value("vector", call.masks.derived("alive", call.mask), zero=True), "clean")
-
-
-def reshape(call: Call) -> Row:
-    if call.x.kind != "map":
-        return vector(call)
-    call.want_map()
-    shape = call.node.args[1:]
-    if len(shape) == 1 and isinstance(shape[0], (list, tuple)):
-        shape = tuple(shape[0])
-    if len(shape) != 2 or isinstance(shape[0], int):
-        raise call.refuse("wants (batch, -1) with the batch size taken from the tensor")
-    return _flattened(call)
-
-
-def permute(call: Call) -> Row:
-    if call.x.kind != "map":
-        return vector(call)
-    dims: Any = call.option("dims", 1) if call.module else call.node.args[1:]
-    if len(dims) == 1:
-        (dims,) = dims
-    order = tuple(d % 4 for d in dims)
-    if order == ((0, 3, 1, 2) if call.x.last else (0, 2, 3, 1)):
-        return call.row(Value("map", call.mask, not call.x.last), "pointwise")
-    raise call.refuse(f"order {order}, want NCHW to NHWC or back")
-
-
-def size(call: Call) -> Row:
-    return call.row(OTHER)
-
-
-def attribute(call: Call) -> Row:
-    if call.node.args[1] not in ("shape", "dtype", "device"):
-        raise call.refuse(f"attribute {call.node.args[1]!r}")
-    return call.row(OTHER)
+    rank = len(traced.sizes(parts[0])) + 1
+    dim = int(call.args["dim"]) % rank
+    masks = []
+    for part in call.maps:
+        sizes = traced.sizes(part)
+        mask = call.value(part).mask
+        assert mask is not None
+        masks.append(call.moved(mask, sizes, lambda numbers: numbers.unsqueeze(dim))[0])
+    same = all(call.value(p).mask is call.value(call.maps[0]).mask for p in call.maps)
+    if not same:
+        raise call.refuse("stacks what different masks hide; no rule yet")
+    return call.row(Value("map", masks[0]), "move", inputs=call.maps)

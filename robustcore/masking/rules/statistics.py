@@ -1,34 +1,112 @@
-"""Rules of normalisation by statistics of the image at hand."""
+"""Rules of sums, means and norms over what is partly hidden."""
 
 from __future__ import annotations
 
-from torch import nn
-
-from robustcore.masking.rules.call import Call, Row, Value
-from robustcore.masking.rules.pixels import inner, pointwise, vector
+from robustcore.masking import calls
+from robustcore.masking.masks import Mask
+from robustcore.masking.rules.call import RESULT, Call, Row, Then, Value
+from robustcore.masking.rules.pixels import batch_norm, vector
 
 
 def group_norm(call: Call) -> Row:
-    module = call.module
+    """Unchanged | statistics over what is visible"""
     if call.x.kind == "vector":
         return vector(call)
-    call.want_map()
-    if isinstance(module, nn.InstanceNorm2d):
-        if module.track_running_stats:
-            return pointwise(call)
-        groups = module.num_features
+    if not any(call.mask.varies(d) for d in range(2, len(call.sizes))) or call.mask.varies(1):
+        raise call.refuse("want an image of features")
+    if call.op == "instance_norm":
+        if not call.args["use_input_stats"]:
+            return batch_norm(call)
+        groups = call.sizes[1]
     else:
-        assert isinstance(module, nn.GroupNorm)
-        groups = module.num_groups
-    return call.row(Value("map", call.mask), "clean", then="norm", groups=groups)
+        groups = int(call.args["num_groups"])
+    return _norm(call, groups, [])
 
 
 def layer_norm(call: Call) -> Row:
-    shape = call.option("normalized_shape", 1)
-    if call.x.kind == "map" and not call.x.last and len(shape) == 3:
-        if call.module is None:
-            raise call.refuse("statistics over pixels, want the module nn.LayerNorm")
-        return call.row(Value("map", call.mask), "clean", then="norm")
-    if call.x.kind == "map" and len(shape) != 1:
-        raise call.refuse(f"normalized_shape {shape} mixes some pixels and not others")
-    return inner(call)
+    """Over channels, unchanged; over pixels too, unchanged | over pixels: statistics over what is
+    visible"""
+    if call.x.kind == "vector":
+        return vector(call)
+    rank, normalized = len(call.sizes), len(call.args["normalized_shape"])
+    dims = list(range(rank - normalized, rank))
+    if not any(call.mask.varies(d) for d in dims):
+        return call.row(Value("map", call.mask), "pointwise", inputs=call.maps)
+    if "rms" in call.op:
+        raise call.refuse("statistics over pixels; want nn.LayerNorm")
+    return _norm(call, None, dims)
+
+
+def _norm(call: Call, groups: int | None, dims: list[int]) -> Row:
+    affine = (call.args["weight"], call.args["bias"])
+    arguments = (RESULT, call.source, call.mask, groups, dims, *affine, call.args["eps"])
+    then = Then("over what is visible", calls.visible_norm, arguments)
+    return call.row(Value("map", call.mask), "clean", inputs=[call.source], then=then)
+
+
+def _reduced(call: Call, dims: list[int]) -> Mask | None:
+    mask = call.masks.any(call.mask, dims)
+    if call.args.get("keepdim", False):
+        return mask
+    sizes = [1 if d in dims else s for d, s in enumerate(call.sizes)]
+    return call.reshaped(mask, sizes, [s for d, s in enumerate(call.sizes) if d not in dims])
+
+
+def _over(call: Call) -> tuple[list[int], bool]:
+    """The dimensions that are reduced, and whether anything is hidden along them."""
+    dims = call.dims(call.args.get("dim"))
+    if call.mask.axis in dims:
+        raise call.refuse("mixes the samples of a batch; keep them apart")
+    return dims, any(call.mask.varies(d) for d in dims)
+
+
+def reduction(call: Call) -> Row:
+    """1 where it sees any | zeros before a sum or norm; a mean is over what is visible"""
+    if call.x.kind != "map":
+        return vector(call)
+    dims, hides = _over(call)
+    mask = _reduced(call, dims)
+    if not hides:
+        return call.row(call.value_of(mask), "pointwise" if mask is call.mask else "move")
+    if call.op == "linalg_vector_norm" and not 0 < float(call.args["ord"]) < float("inf"):
+        raise call.refuse(f"ord {call.args['ord']}, want a finite one above 0")
+    then = None
+    if call.op == "mean":
+        keepdim = bool(call.args["keepdim"])
+        arguments = (RESULT, call.mask, dims, keepdim)
+        then = Then("divided by the visible share", calls.visible_mean, arguments)
+    return call.row(call.value_of(mask), "clean", then=then)
+
+
+def extreme(call: Call) -> Row:
+    """1 where it sees any | over what is visible"""
+    if call.x.kind != "map":
+        return vector(call)
+    dims, hides = _over(call)
+    mask = _reduced(call, dims)
+    value = call.value_of(mask)
+    results = call.node.meta["val"]
+    if isinstance(results, (list, tuple)):
+        value = Value(value.kind, value.mask, parts=(value,) * len(results))
+    if not hides:
+        return call.row(value, "pointwise" if mask is call.mask else "move")
+    if value.parts is not None:
+        raise call.refuse("positions have no meaning under a mask; want amax or amin")
+    arguments = (call.source, call.mask, dims, bool(call.args["keepdim"]), "min" in call.op)
+    then = Then("of what is visible", calls.visible_extreme, arguments, instead=True)
+    return call.row(value, "mix", then=then)
+
+
+def spread(call: Call) -> Row:
+    """As `reduction` | refused where pixels are hidden along it"""
+    if call.x.kind != "map":
+        return vector(call)
+    dims, hides = _over(call)
+    if hides:
+        raise call.refuse(f"dims {dims} mix what is hidden with what is not; no rule yet")
+    mask = _reduced(call, dims)
+    value = call.value_of(mask)
+    results = call.node.meta["val"]
+    if isinstance(results, (list, tuple)):
+        value = Value(value.kind, value.mask, parts=(value,) * len(results))
+    return call.row(value, "pointwise" if mask is call.mask else "move")

@@ -1,120 +1,170 @@
-"""Rules of convolutions, pools, means and resizing."""
+"""Rules of convolutions, pools and resizing."""
 
 from __future__ import annotations
 
-from torch import fx, nn
+from typing import Any
 
-from robustcore.masking.masks import Window
-from robustcore.masking.rules.call import Call, Row, Value, pair
+from torch import fx
+
+from robustcore.common import graph as traced
+from robustcore.masking import calls
+from robustcore.masking.masks import Mask
+from robustcore.masking.rules.call import RESULT, Call, Row, Then, Value, pair
 from robustcore.masking.rules.pixels import dense, vector
-from robustcore.ops.masking.masked_conv2d import conv_pads
+from robustcore.masking.rules.shapes import rearrange
+from robustcore.masking.windows import Window
+from robustcore.ops.masking.masked_conv2d import conv_pads, partial_correction
+
+
+def _unpadded(call: Call, window: Window) -> tuple[Mask, Window, dict[str, Any]]:
+    """The image that a window reads, without zeros that were put around it before."""
+    pads = call.x.pads
+    if pads is None:
+        return call.want_image(), window, {}
+    inner = call.source.args[0]
+    mask = call.value(inner).mask
+    assert mask is not None
+    return mask, window.padded(pads), {"inputs": [inner], "via": call.source}
 
 
 def conv(call: Call) -> Row:
-    module = call.module
-    assert isinstance(module, nn.Conv2d)
+    """Largest in the window | input filled as far as visible outputs read; 1x1: nothing"""
+    weight = traced.sizes(call.args["weight"])
     if call.x.kind == "vector":
         return dense(call)
-    call.want_map()
-    if module.padding_mode != "zeros":
-        raise call.refuse(f"padding_mode {module.padding_mode!r}, want 'zeros'")
-    kernel, dilation = pair(module.kernel_size), pair(module.dilation)
-    pads = conv_pads(module.padding, kernel, dilation)
-    window = Window(kernel, pair(module.stride), pads, dilation)
-    mask = call.masks.pool(call.mask, window)
-    partial = "partial" if kernel != (1, 1) else None
-    return call.row(Value("map", mask), "window", window=window, then=partial)
+    if len(call.maps) > 1 or call.source is not call.args["input"]:
+        raise call.refuse("its weights depend on the image; want constants")
+    if len(weight) != 4:
+        return _conv1d(call, weight)
+    kernel, dilation = (weight[2], weight[3]), pair(call.args["dilation"])
+    pads = conv_pads(call.args["padding"], kernel, dilation)
+    mask, window, more = _unpadded(call, Window(kernel, pair(call.args["stride"]), pads, dilation))
+    if mask.shape[1] != 1:  # pixels were moved into channels: what is hidden is 0
+        mask = call.masks.pool(call.masks.any(mask, (1,)), window)
+        return call.row(Value("map", mask), "clean", **({"inputs": call.maps} | more))
+    shape = (window.kernel, window.stride, window.pads, window.dilation)
+    partial = None
+    if kernel != (1, 1):
+        arguments = (RESULT, mask, call.args["bias"], *shape)
+        partial = Then("divided by each window's visible share", partial_correction, arguments)
+    more.setdefault("inputs", call.maps)
+    value = call.value_of(call.masks.pool(mask, window))
+    return call.row(value, "window", window=window, then=partial, **more)
+
+
+def _conv1d(call: Call, weight: tuple[int, ...]) -> Row:
+    mask = call.mask
+    if len(weight) == 3 and weight[2] == 1 and not mask.varies(1):
+        return call.row(Value("map", mask), "pointwise", inputs=call.maps)
+    raise call.refuse("want a convolution of images [N, C, H, W]")
 
 
 def conv_transpose(call: Call) -> Row:
-    module = call.module
-    assert isinstance(module, nn.ConvTranspose2d)
-    call.want_map()
-    window = Window(pair(module.kernel_size), pair(module.stride), dilation=pair(module.dilation))
-    more = (pair(module.padding), pair(module.output_padding))
-    mask = call.masks.derived("transposed", call.mask, (window, *more))
+    """1 where any input is visible | as `conv`; kernel = stride: nothing"""
+    if call.x.kind == "vector":
+        return dense(call)
+    mask = call.want_image()
+    kernel = traced.sizes(call.args["weight"])[2:]
+    window = Window(pair(kernel), pair(call.args["stride"]), dilation=pair(call.args["dilation"]))
+    more = (pair(call.args["padding"]), pair(call.args["output_padding"]))
+    shape = (mask.times, 1, *traced.sizes(call.node)[2:])
+    mask = call.masks.make("transposed", (window, *more), (mask,), shape)
     reach = max(span // s for span, s in zip(window.span, window.stride, strict=True))
     return call.row(Value("map", mask), "window", reach=reach)
 
 
 def _pool_window(call: Call) -> Window:
-    kernel = pair(call.option("kernel_size", 1, None))
-    stride = call.option("stride", 2, None)
-    padding = pair(call.option("padding", 3, 0))
-    average = "avg" in call.op.lower()
-    dilation = (1, 1) if average else pair(call.option("dilation", 4, 1))
-    ceil_mode = bool(call.option("ceil_mode", 4 if average else 5, False))
-    if not average and (getattr(call.module, "return_indices", False)
-                        or call.node.kwargs.get("return_indices")):  # fmt: skip
-        raise call.refuse("return_indices has no meaning under a mask")
+    kernel, padding = pair(call.args["kernel_size"]), pair(call.args["padding"])
+    stride = call.args["stride"]
     pads = ((padding[0],) * 2, (padding[1],) * 2)
+    dilation = pair(call.args.get("dilation", 1))
+    ceil_mode = bool(call.args["ceil_mode"])
     return Window(kernel, pair(stride) if stride else kernel, pads, dilation, ceil_mode)
 
 
 def max_pool(call: Call) -> Row:
-    call.want_map()
-    window = _pool_window(call)
-    return call.row(Value("map", call.masks.pool(call.mask, window)), "clean", window=window)
+    """Largest in the window, ceil_mode alike | zeros before the pool"""
+    return _pool(call, "pool")
 
 
 def avg_pool(call: Call) -> Row:
-    call.want_map()
-    window = _pool_window(call)
-    return call.row(Value("map", call.masks.pool(call.mask, window, "seen")), "clean")
+    """1 where the window sees any | zeros before the pool"""
+    return _pool(call, "seen")
+
+
+def _pool(call: Call, kind: str) -> Row:
+    if call.x.kind == "vector":
+        return vector(call)
+    if call.op.endswith("_with_indices"):
+        raise call.refuse("return_indices has no meaning under a mask")
+    mask, window, more = _unpadded(call, _pool_window(call))
+    return call.row(Value("map", call.masks.pool(mask, window, kind)), "clean", **more)
+
+
+def channel_pool(call: Call) -> Row:
+    """Unchanged: of channels (LocalResponseNorm) | nothing"""
+    if call.x.kind == "vector":
+        return vector(call)
+    kernel = call.args["kernel_size"]
+    first = len(call.sizes) - len(kernel)
+    wide = [first + d for d, size in enumerate(kernel) if size > 1]
+    same = traced.sizes(call.node)[first + 1 :] == call.sizes[first + 1 :]
+    if not same or any(call.mask.varies(d) for d in wide):
+        raise call.refuse("want a pool of channels, or of images [N, C, H, W]")
+    return call.row(Value("map", call.mask), "pointwise")
 
 
 def adaptive_pool(call: Call) -> Row:
+    """1 where the window sees any; to 1x1 as `mean`, `extreme` | zeros before an average; a maximum
+    is over what is visible"""
     if call.x.kind == "vector":
         return vector(call)
-    call.want_map()
-    size = call.option("output_size", 1)
-    size = (size, size) if isinstance(size, int) or size is None else tuple(size)
-    if size == (1, 1):
-        return global_pool(call)
-    return call.row(Value("map", call.masks.derived("adaptive", call.mask, size)), "clean")
-
-
-def global_pool(call: Call) -> Row:
-    then = None if "max" in call.op.lower() else "mean"
-    alive = call.masks.derived("alive", call.mask)
-    return call.row(Value("vector", alive, zero=True), "clean", then=then)
-
-
-def reduction(call: Call) -> Row:
-    """mean and amax over both spatial dimensions."""
-    if call.x.kind != "map":
-        return vector(call)
-    call.want_map()
-    dims = call.argument(1, "dim")
-    dims = (dims,) if isinstance(dims, int) else dims
-    if dims is None or {d % 4 for d in dims} != {2, 3}:
-        raise call.refuse(f"dim {dims}, want both spatial dimensions, (2, 3)")
-    return global_pool(call)
+    highest = "max" in call.op
+    size = traced.sizes(call.node)[2:] if traced.is_tensor(call.node) else ()
+    if not highest and all(s == 1 for s in size) and len(size) == len(call.sizes) - 2:
+        dims = list(range(2, len(call.sizes)))
+        mask = call.masks.any(call.mask, dims)
+        then = Then("divided by the visible share", calls.visible_mean,
+                    (RESULT, call.mask, dims, True))  # fmt: skip
+        return call.row(call.value_of(mask), "clean", then=then)
+    mask = call.want_image()
+    if highest:
+        size = traced.part_sizes(call.node)[0][2:]
+    if size == mask.shape[2:] and not highest:
+        return call.row(call.x, "pointwise")
+    new = call.masks.make("adaptive", tuple(size), (mask,), (mask.times, 1, *size))
+    value = call.value_of(new)
+    if not highest:
+        return call.row(value, "clean")
+    then = Then("the maximum of what is visible", calls.adaptive_max,
+                (call.source, mask, tuple(size)), instead=True)  # fmt: skip
+    return call.row(Value(value.kind, new, parts=(value, value)), "mix", then=then)
 
 
 def resize(call: Call) -> Row:
-    call.want_map()
-
-    size, scale = call.option("size", 1, None), call.option("scale_factor", 2, None)
-    mode = call.option("mode", 3, "nearest")
-    corners = call.option("align_corners", 4, None)
-    parts = [
-        v
-        for given in (size, scale)
-        for v in (given if isinstance(given, (list, tuple)) else [given])
-    ]
-    if any(isinstance(v, fx.Node) for v in parts):
-        raise call.refuse("the size is computed in the graph, want a number")
-    reach = {"nearest": 0, "nearest-exact": 0, "bilinear": 1, "bicubic": 3}.get(mode)
-    if reach is None:
-        raise call.refuse(f"mode {mode!r}, want nearest, nearest-exact, bilinear or bicubic")
-    how = (tuple(size) if isinstance(size, (list, tuple)) else size,
-           tuple(scale) if isinstance(scale, (list, tuple)) else scale, mode, corners)  # fmt: skip
-    value = Value("map", call.masks.derived("resize", call.mask, how))
-    return call.row(value, "window", reach=reach)
+    """Nearest; else 1 where any is seen | bilinear filled by 1 pixel, bicubic by 3"""
+    if call.x.kind == "vector":
+        return vector(call)
+    mask = call.want_image()
+    name = call.op
+    reach = 0 if "nearest" in name else 3 if "bicubic" in name else 1
+    if call.args.get("antialias") or "_aa" in name:
+        raise call.refuse("antialias mixes pixels that are far apart; want antialias=False")
+    arguments = tuple(tuple(v) if isinstance(v, list) else v for v in list(call.args.values())[1:])
+    size = traced.sizes(call.node)[2:]
+    if any(isinstance(v, fx.Node) for a in arguments for v in (a if isinstance(a, tuple) else [a])):
+        arguments = (size, *arguments[1:])
+    new = call.masks.make("resize", (call.node.target, arguments), (mask,), (mask.times, 1, *size))
+    return call.row(Value("map", new), "window", reach=reach)
 
 
 def pixel_shuffle(call: Call) -> Row:
-    call.want_map()
-    how = (None, float(call.option("upscale_factor", 1)), "nearest", None)
-    return call.row(Value("map", call.masks.derived("resize", call.mask, how)), "window", reach=0)
+    """Nearest | nothing"""
+    if call.x.kind == "vector":
+        return vector(call)
+    mask = call.want_image()
+    if mask.shape[1] != 1:
+        return rearrange(call)
+    shape = (mask.times, 1, *traced.sizes(call.node)[2:])
+    new = call.masks.make("repeat", int(call.args["upscale_factor"]), (mask,), shape)
+    return call.row(Value("map", new), "window", reach=0)

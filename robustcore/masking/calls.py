@@ -1,0 +1,202 @@
+"""What a masked graph calls beside the ops; masks are floating, 1 = visible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustcore.ops.masking.epilogue import consume_multiply, mask_multiply
+from robustcore.ops.masking.pools import mask_pool
+
+# ---- Tensors under masks -------------------------------------------------------------------------
+
+
+def times(x: Tensor, mask: Tensor) -> Tensor:
+    """``x * mask``, 0 where the mask is 0 whatever x is there."""
+    if _is_image(x, mask):
+        return mask_multiply(x, mask)
+    return torch.where(mask > 0, x * mask.to(x.dtype), 0)
+
+
+def consume_times(x: Tensor, mask: Tensor) -> Tensor:
+    """:func:`times` of an x that nobody else reads."""
+    return consume_multiply(x, mask) if _is_image(x, mask) else times(x, mask)
+
+
+def _is_image(x: Tensor, mask: Tensor) -> bool:
+    return x.dim() == 4 and mask.shape[1:] == (1, *x.shape[2:]) and x.numel() > 0
+
+
+def add_in_place(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """``a += alpha * b``."""
+    # One image that has met no mask yet may be added to many that have, or be mapped by vmap.
+    plain = not torch._C._functorch.is_functorch_wrapped_tensor(b)
+    same = torch.broadcast_shapes(a.shape, b.shape) == a.shape
+    return a.add_(b, alpha=alpha) if same and plain else torch.add(a, b, alpha=alpha)
+
+
+def paired(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As many images as masks, without a copy."""
+    n = max(len(x), len(mask))
+    return x.expand(n, *x.shape[1:]), mask.expand(n, *mask.shape[1:])
+
+
+def alive_only(x: Tensor, alive: Tensor) -> Tensor:
+    """x ``[N, ...]``, 0 for samples that are not alive."""
+    return torch.where(alive.reshape(-1, *[1] * (x.dim() - 1)) > 0, x, 0)
+
+
+def visible_mean(mean: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    """A mean over dims of ``x * mask`` as the mean over what is visible."""
+    share = mask.mean(tuple(dims), keepdim=keepdim)
+    share = torch.where((share == 0) | (share == 1), 1, share + 1e-8)
+    return (mean / share).to(mean.dtype)
+
+
+def visible_extreme(
+    x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool, smallest: bool
+) -> Tensor:
+    """The largest (smallest) visible value over dims; 0 where nothing is."""
+    sign = -1 if smallest else 1
+    low = torch.where(mask > 0, x, -sign * torch.inf)
+    over = tuple(dims)
+    found = low.amin(over, keepdim) if smallest else low.amax(over, keepdim)
+    return torch.where(found == -sign * torch.inf, 0, found)
+
+
+def adaptive_max(x: Tensor, mask: Tensor, size: Any) -> tuple[Tensor, Tensor]:
+    """Adaptive max pooling over what is visible; 0 where nothing is. And the positions."""
+    pool: Any = functional.adaptive_max_pool2d_with_indices
+    found, positions = pool(torch.where(mask > 0, x, -torch.inf), size)
+    return torch.where(found == -torch.inf, 0, found), positions
+
+
+def visible_softmax(x: Tensor, mask: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    """A softmax in which what is hidden does not occur; a mask's values weigh."""
+    low = torch.finfo(x.dtype).min
+    return torch.where(mask > 0, x + log_weights(mask, x), low).softmax(dim, dtype)
+
+
+def log_weights(mask: Tensor, x: Tensor) -> Tensor:
+    """What is added to scores x so that exp(x) is weighed by the mask; 0 where it is 1."""
+    return mask.log().clamp(min=torch.finfo(x.dtype).min).to(x.dtype)
+
+
+def visible_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor, *options: Any
+) -> Tensor:
+    """scaled_dot_product_attention to keys that are visible; ``mask`` is beside the keys.
+
+    ``options``: dropout_p, is_causal, scale, enable_gqa.
+    """
+    dropout, causal, scale, grouped = options
+    weights = log_weights(mask.transpose(-2, -1), query)
+    if causal:
+        shape = (query.shape[-2], key.shape[-2])
+        later = torch.ones(shape, dtype=torch.bool, device=query.device).triu(1)
+        weights = weights.masked_fill(later, torch.finfo(query.dtype).min)
+    if bias is not None and bias.dtype == torch.bool:
+        weights = weights.masked_fill(~bias, torch.finfo(query.dtype).min)
+    elif bias is not None:
+        weights = weights + bias
+    attention: Any = functional.scaled_dot_product_attention
+    found: Tensor = attention(
+        query, key, value, weights, dropout, False, scale=scale, enable_gqa=grouped
+    )
+    return found
+
+
+def visible_norm(
+    plain: Tensor, x: Tensor, mask: Tensor, groups: int | None, dims: Sequence[int],
+    weight: Tensor | None, bias: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """x normalised by the mean and variance of what is visible.
+
+    ``groups``: of channels, the second dimension, or None: over ``dims``. Where all that is
+    averaged is visible, the result is ``plain``, torch's own.
+    """
+    wide, shown = x.to(mask.dtype), mask
+    if groups is not None:
+        n, channels = x.shape[:2]
+        wide = wide.reshape(n, groups, channels // groups, *x.shape[2:])
+        shown = mask.unsqueeze(1)
+        dims = range(2, wide.dim())
+        weight, bias = (
+            None if t is None else t.view(-1, *[1] * (x.dim() - 2)) for t in (weight, bias)
+        )
+    over = tuple(dims)
+    weights = shown.expand(*[max(s) for s in zip(shown.shape, wide.shape, strict=True)])
+    total = weights.sum(over, keepdim=True).clamp(min=eps)
+    mean = times(wide, shown).sum(over, keepdim=True) / total
+    centred = torch.where(shown > 0, wide - mean, 0)
+    variance = (shown * centred.square()).sum(over, keepdim=True) / total
+    y = (centred / (variance + eps).sqrt()).reshape(x.shape)
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    whole = mask.amin(tuple(range(1, mask.dim())) if groups else over, keepdim=True) == 1
+    return torch.where(whole, plain, y.to(plain.dtype))
+
+
+# ---- Masks ---------------------------------------------------------------------------------------
+
+
+def seen(mask: Tensor, *window: Any) -> Tensor:
+    return mask_pool(mask, *window).gt(0).to(mask.dtype)
+
+
+def largest(mask: Tensor, dims: Sequence[int]) -> Tensor:
+    return mask.amax(tuple(dims), keepdim=True)
+
+
+def either(masks: list[Tensor]) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*masks)).amax(0)
+
+
+def majority(masks: list[Tensor]) -> Tensor:
+    votes = torch.stack(torch.broadcast_tensors(*masks)).sum(0)
+    return votes.gt(len(masks) / 2).to(votes.dtype)
+
+
+def adaptive(mask: Tensor, size: Any) -> Tensor:
+    return functional.adaptive_avg_pool2d(mask, size).gt(0).to(mask.dtype)
+
+
+def resized(mask: Tensor, resize: Any, arguments: tuple[Any, ...]) -> Tensor:
+    """A mask resized as its image is; where pixels are mixed, 1 where any is visible."""
+    wide: Tensor = resize(mask, *arguments)
+    return wide if "nearest" in str(resize) else wide.gt(0).to(mask.dtype)
+
+
+def repeated(mask: Tensor, factor: int) -> Tensor:
+    return mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def spread(mask: Tensor, rows: int, columns: int) -> Tensor:
+    return mask.expand(-1, -1, rows, columns)
+
+
+def transposed(
+    mask: Tensor, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any
+) -> Tensor:
+    ones = mask.new_ones(1, 1, *kernel)
+    reached = functional.conv_transpose2d(
+        mask, ones, None, stride, padding, output_padding, 1, dilation
+    )
+    return reached.gt(0).to(mask.dtype)
+
+
+def rearranged(mask: Tensor, index: Tensor, axis: int, times: int, to: int) -> Tensor:
+    """A mask's elements by number, those of number -1 visible.
+
+    ``index``: of one sample, the batch's dimension first. ``axis``, ``to``: which dimension that is
+    in the mask and in the result; ``times``: how often the mask has each sample.
+    """
+    flat = mask.movedim(axis, 0)
+    flat = flat.reshape(len(flat) // times, -1)
+    flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
+    found = flat[:, index.flatten()]
+    return found.reshape(len(flat) * index.shape[0], *index.shape[1:]).movedim(0, to)
