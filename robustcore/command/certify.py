@@ -19,6 +19,7 @@ from robustcore.common import image_run
 from robustcore.common.checks import require_positive
 from robustcore.common.errors import UsageError
 from robustcore.common.image_run import Setup
+from robustcore.common.ranks import Ranks
 from robustcore.common.table import CERTIFIED, Row
 from robustcore.common.user_code import as_usage_error, load_function, load_item
 from robustcore.smoothing.distributed import SharedSmooth
@@ -29,7 +30,11 @@ from robustcore.smoothing.rows import Question, rows
 from robustcore.smoothing.sampler import count_classes
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.tally import Tally
-from robustcore.smoothing.theory.distributions import Distribution, Gaussian
+from robustcore.smoothing.theory.distributions import Additive, Distribution, Gaussian
+from robustcore.smoothing.theory.grids import grid_of
+
+# Images that --grid auto looks at.
+PROBED = 4
 
 __all__ = ["add_arguments", "run"]
 
@@ -57,7 +62,25 @@ def _checked(args: argparse.Namespace) -> Distribution:
                 f"{option}: is for random noise whose radius is a function of one probability, got "
                 f"--noise {args.noise}"
             )
-    return noise
+    return _on_grid(args.grid, noise)
+
+
+def _on_grid(option: str, noise: Distribution) -> Distribution:
+    """The noise on the grid that was asked for by its name."""
+    if option in ("auto", "none"):
+        if option == "none" and isinstance(noise, Additive) and noise.grid is not None:
+            raise UsageError(f"--grid none: got --noise {noise}")
+        return noise
+    if not isinstance(noise, Additive) or noise.grid is not None:
+        raise UsageError(
+            f"--grid {option}: is for noise that has a grid and names none, got {noise}"
+        )
+    try:
+        return noise.on_grid(int(option))
+    except ValueError as error:
+        raise UsageError(
+            f"--grid: got {option!r}, want auto, none or an integer ({error})"
+        ) from None
 
 
 def _question(args: argparse.Namespace) -> Question:
@@ -83,11 +106,28 @@ class _Certification(image_run.Question[Row]):
         self._args, self._noise, self._question = args, noise, _question(args)
         self.details, self.in_flight = self._question.details, args.in_flight
 
+    def settle(self, setup: Setup, ranks: Ranks) -> None:
+        noise = self._noise
+        if self._args.grid != "auto" or not isinstance(noise, Additive) or noise.grid is not None:
+            return
+
+        def found() -> Any:
+            table = setup.table
+            return table and table.setting("grid", lambda: _probed(setup))
+
+        grid = ranks.from_first(ranks.all_or_none(found))
+        with as_usage_error("--"):
+            self._noise = noise.on_grid(grid)
+
     def settings(self) -> dict[str, Any]:
         args = self._args
+        noise, grid = self._noise, None
+        if isinstance(noise, Additive):
+            noise, grid = noise.on_grid(None), noise.grid
+        looks = args.early_stop or args.at is not None
         return {
             "sigma": args.sigma,
-            **({} if args.noise is None else {"noise": repr(self._noise)}),
+            **({} if args.noise is None else {"noise": repr(noise)}),
             "N0": args.N0,
             "N": args.N,
             "alpha": args.alpha,
@@ -100,6 +140,8 @@ class _Certification(image_run.Question[Row]):
             "dtype": args.dtype,
             "channels_last": args.channels_last,
             # What tables of older versions do not name has the value that it had then.
+            **({} if grid is None else {"grid": grid if isinstance(grid, int) else list(grid)}),
+            **({"batch": args.batch} if self._noise.sound and looks else {}),
             **({} if args.input_dims == 3 else {"input_dims": args.input_dims}),
             **({} if args.output == "logits" else {"output": args.output}),
         }
@@ -138,7 +180,22 @@ class _Certification(image_run.Question[Row]):
         return rows(self._question, self._data, indices, smooth, self._device, tell)
 
     def count(self, total: int, done: Sequence[Row], *, hidden: bool) -> Tally:
-        return Tally(total, done, hidden=hidden)
+        how = ""
+        if isinstance(self._noise, Additive):
+            grid = self._noise.grid
+            how = " in real numbers (--grid none)" if grid is None else f" on the grid {grid}"
+        return Tally(total, done, hidden=hidden, how=how)
+
+
+def _probed(setup: Setup) -> int | None:
+    """The grid that the first images of the run are on, or None."""
+    images = []
+    for idx in setup.indices[:PROBED]:
+        try:
+            images.append(load_item(setup.data, idx)[0])
+        except UsageError:  # which its own turn will tell
+            break
+    return grid_of(images)
 
 
 def _output(args: argparse.Namespace) -> Output:

@@ -72,6 +72,14 @@ def _add_noise(group: argparse._ArgumentGroup) -> None:
         "derandomized=True)', 'PixelAblation(75)', 'BandAblation(4)', 'Dual(Gaussian(0.25))'; it "
         "decides the norm of the radii",
     )
+    add(
+        "--grid",
+        default="auto",
+        metavar="auto|none|Q",
+        help="images are multiples of 1/Q and the noise is too, so that certificates hold in "
+        "floating point; auto: 255 or 65535 where the first images are; none: real numbers "
+        "(%(default)s)",
+    )
     add("--N0", type=int, default=100, help="samples that choose the class (%(default)s)")
     add("--N", type=int, default=100_000, help="samples that bound its probability (%(default)s)")
     alpha = "failure probability of a certificate (%(default)s)"

@@ -60,6 +60,9 @@ class Question(ABC, Generic[R]):
     in_flight = 1
     """Images that a process works on together."""
 
+    def settle(self, setup: Setup, ranks: Ranks) -> None:
+        """Settles, on every rank alike, what the options leave to the images or to the table."""
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What a row depends on beside model, data and seed."""
@@ -174,6 +177,7 @@ def _run(args: argparse.Namespace, question: Question[R], device: str, ranks: Ra
     setup = ranks.all_or_none(lambda: _set_up(args, question, device, ranks))
     table = setup.table
     try:
+        question.settle(setup, ranks)
         seed = args.seed
         if seed is None:
             seed = ranks.from_first(table.seed(default=secrets.randbits(64)) if table else 0)

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -51,6 +51,10 @@ class ResultFile(Generic[R]):
         self._descriptor: int | None = None
         self._sync_seconds = sync_seconds
         self._synced = time.monotonic()
+
+    def setting(self, name: str, default: Callable[[], Any]) -> Any:
+        """Of the run to resume, None where that did not name it; for a new run what is made."""
+        return self._old.get(name) if self._resuming else default()
 
     def seed(self, default: int) -> int:
         """The seed of the run to resume, or the default."""

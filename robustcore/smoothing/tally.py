@@ -17,9 +17,11 @@ class Tally:
         total: images of the whole run.
         done: rows of the part that an earlier run has done.
         hidden: show nothing, only count, as where there is no terminal.
+        how: images are certified, said at the end.
     """
 
-    def __init__(self, total: int, done: Sequence[Row], *, hidden: bool) -> None:
+    def __init__(self, total: int, done: Sequence[Row], *, hidden: bool, how: str = "") -> None:
+        self._how = how
         self.certified = 0
         """Of the images of this run, without those done before."""
         self._images = self._right = self._abstained = 0
@@ -68,7 +70,7 @@ class Tally:
 
     def summary(self) -> str:
         """What is said at the end."""
-        return f"{self.certified} certified"
+        return f"{self.certified} certified{self._how}"
 
     def _count(self, row: Row) -> None:
         self._images += 1

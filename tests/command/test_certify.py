@@ -191,7 +191,7 @@ def test_other_noise(folder, noise):
     wide = ["--num-classes", "3"] if "Dual" not in noise else ["--num-classes", "2"]
     model = "mine:model" if "Dual" not in noise else "mine:two"
     data = "mine:levels" if "Dual" not in noise else "mine:two_levels"
-    options = ["--seed", "5", "--details", "--no-progress"]
+    options = ["--seed", "5", "--details", "--no-progress", "--grid", "none"]
     assert certify(*options, *wide, noise=noise, model=model, data=data) == 0
     distribution = parse_noise(noise)
     smooth = Smooth(Pixels(int(wide[1])), int(wide[1]), noise=distribution, seed=5)

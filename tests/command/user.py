@@ -35,6 +35,15 @@ def levels():
 def two_levels():
     return [(image, min(label, 1)) for image, label in levels()]
 
+def sixteen_bits():
+    return [((image * 65535).round() / 65535, label) for image, label in data()]
+
+def black_at_first():
+    return [(image * (i > 3), label) for i, (image, label) in enumerate(levels())]
+
+def later_off_grid():
+    return [pair if i == 4 else level for i, (pair, level) in enumerate(zip(data(), levels()))]
+
 def arrays():
     return [(image.numpy(), np.int64(label)) for image, label in data()]
 

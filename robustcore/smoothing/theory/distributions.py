@@ -105,7 +105,7 @@ class Distribution(ABC):
         raise TypeError(f"noise: {self!r} is certified by a probability")
 
 
-class _Additive(Distribution):
+class _Normed(Distribution):
     """Noise with a scale and a choice of norm."""
 
     offsets_on_device = True
@@ -115,7 +115,7 @@ class _Additive(Distribution):
         require_choice("norm", self.norm, self._norms)
 
 
-class _Symmetric(_Additive):
+class Additive(_Normed):
     """Noise of real numbers or, with a grid, of integers: the two have one radius."""
 
     grid: grids.Grid
@@ -143,6 +143,10 @@ class _Symmetric(_Additive):
     def sound(self) -> bool:
         return self.grid is not None
 
+    def on_grid(self, grid: grids.Grid) -> Additive:
+        """The same noise on another grid."""
+        return replace(self, grid=grid)  # type: ignore[type-var]  # its subclasses are dataclasses
+
     def total_variation(self, shape: Shape) -> float:
         if self.grid is None:
             return 0.0
@@ -166,8 +170,7 @@ class _Symmetric(_Additive):
 
     def augment(self, x: Tensor, *, step: int | Tensor, **arguments: Any) -> Tensor:
         # Augmented images are on no grid, and training asks for no exact noise.
-        real = replace(self, grid=None)  # type: ignore[type-var]  # its subclasses are dataclasses
-        return real.sample(x, 1, sample_offset=step, **arguments).squeeze(1)
+        return self.on_grid(None).sample(x, 1, sample_offset=step, **arguments).squeeze(1)
 
     def radius(self, p: Tensor, shape: Shape) -> Tensor:
         radius = self._radius(p, shape)
@@ -185,7 +188,7 @@ class _Symmetric(_Additive):
 
 
 @dataclass(frozen=True, repr=False)
-class Gaussian(_Symmetric):
+class Gaussian(Additive):
     """Gaussian noise: l2 radius ``sigma * Phi^-1(p)``, in other norms by conversion.
 
     Args:
@@ -217,7 +220,7 @@ class Gaussian(_Symmetric):
 
 
 @dataclass(frozen=True, repr=False)
-class Uniform(_Symmetric):
+class Uniform(Additive):
     """Uniform noise on [-scale, scale]: the better of two radii, each converted to the norm.
 
     They are ``2 * scale * (p - 1/2)`` in l1 and ``2 * scale * (1 - (3/2 - p) ** (1/d))`` in linf.
@@ -253,7 +256,7 @@ class Uniform(_Symmetric):
 
 
 @dataclass(frozen=True, repr=False)
-class Laplace(_Symmetric):
+class Laplace(Additive):
     """Laplace noise: l1 radius ``-scale * ln(2 * (1 - p))``, in other norms by conversion.
 
     Args:
@@ -284,7 +287,7 @@ class Laplace(_Symmetric):
 
 
 @dataclass(frozen=True)
-class Splitting(_Additive):
+class Splitting(_Normed):
     """Splitting noise: l1 radius ``2 * scale * (p - 1/2)``, for any distribution of thresholds.
 
     Derandomized, all L = ``2 * scale * 255`` thresholds vote (:func:`ops.splitting_levels`) and the

@@ -8,6 +8,7 @@ in the family's README.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def check_on_grid(images: Tensor, grid: Grid, steps: int) -> None:
     advice = "round the images" if other is None else f"take grid={other}, where all are"
     raise OffGrid(
         f"x: got {value:.9g} at {place}, no multiple of 1/{q} (the nearest is "
-        f"{round(value * q)}/{q}); {advice}, or grid=None, whose certificates are for real numbers"
+        f"{round(value * q)}/{q}); {advice}, or grid=None (--grid none), whose certificates are "
+        "for real numbers"
     )
 
 
@@ -85,10 +87,17 @@ def fits(images: Tensor, q: int) -> bool:
     return largest * eps < _HOLDS and not bool(_off_grid(images, q).any())
 
 
+def grid_of(images: Sequence[Tensor]) -> int | None:
+    """The first of the common grids that all images are on."""
+    floating = all(image.is_floating_point() for image in images)
+    return next((q for q in COMMON if floating and all(fits(x, q) for x in images)), None)
+
+
 def _off_grid(images: Tensor, q: int) -> Tensor:
     steps = images.double() * q
     levels = steps.round()
-    return (steps - levels).abs() > _TOLERANCE + levels.abs() * torch.finfo(images.dtype).eps
+    near = _TOLERANCE + levels.abs() * torch.finfo(images.dtype).eps
+    return ~((steps - levels).abs() <= near)  # a NaN is on none
 
 
 def less_variation(p: Tensor, total_variation: float) -> Tensor:
