@@ -13,7 +13,7 @@ EXEMPT = {
         f"smoothing.*.{asked}": "what Smooth asks a distribution, of images that it has checked"
         for asked in (
             "augment", "check", "count", "influence", "num_samples", "output_shape", "radius",
-            "radius_of_votes", "sample", "shift", "views",
+            "radius_of_votes", "sample", "shift", "total_variation", "views",
         )
     },
 }  # fmt: skip
@@ -172,6 +172,7 @@ OF_ARGUMENT = [
     ("masking.masked_accuracy_curve", "output", CALLABLE, ANY_FUNCTION),
     ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),
     ("smoothing.Certificates.to_tsv", "path", {"'rubbish'"}, "a name of a file"),
+    ("smoothing.Result.load", "path", {"'rubbish'"}, "a name of a file, which save has written"),
     ("smoothing.Result.save", "path", {"'rubbish'"}, "a name of a file"),
 ]  # fmt: skip
 

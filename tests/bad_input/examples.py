@@ -135,7 +135,7 @@ EXAMPLES = {
     "smoothing.Smooth": call(
         smoothing.Smooth, base_classifier=network, num_classes=CLASSES, sigma=0.25, noise=None,
         seed=0, mean=None, std=None, dtype=None, memory_format=torch.contiguous_format,
-        cuda_graph=None, input_dims=3, output="logits",
+        cuda_graph=None, input_dims=3, output="logits", grid=None,
     ),
     "smoothing.Smooth/tensors": call(
         smoothing.Smooth, base_classifier=network, num_classes=CLASSES, noise=smoothing.Gaussian(1),
@@ -164,9 +164,9 @@ EXAMPLES = {
         lambda: smoothing.SmoothRegression(network(), 0.25, seed=0), "certify", x=images, eps=0.1,
         n=60, alpha=0.01, q=0.5, batch_size=10, image_offset=0, progress=False,
     ),
-    "smoothing.Gaussian": call(smoothing.Gaussian, level=0.25, norm="l2"),
-    "smoothing.Uniform": call(smoothing.Uniform, scale=0.25, norm="l1"),
-    "smoothing.Laplace": call(smoothing.Laplace, scale=0.25, norm="l1"),
+    "smoothing.Gaussian": call(smoothing.Gaussian, level=0.25, norm="l2", grid=None),
+    "smoothing.Uniform": call(smoothing.Uniform, scale=0.25, norm="l1", grid=None),
+    "smoothing.Laplace": call(smoothing.Laplace, scale=0.25, norm="l1", grid=None),
     "smoothing.Splitting": call(
         smoothing.Splitting, scale=0.25, derandomized=False, norm="l1", seed=0
     ),
