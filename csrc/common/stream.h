@@ -23,6 +23,8 @@ enum class Domain : uint32_t {
   kLatticeLaplace = 8,
   kLatticeMiddle = 9,
   kLatticeLow = 10,
+  kRademacher = 24,  // influence/projection.h
+  kNormal = 25,      // influence/projection.h
 };
 
 constexpr int64_t kMaxElements = int64_t{1} << 34;

@@ -3,6 +3,10 @@
 from robustcore.ops.density.grad_norm import grad_norm
 from robustcore.ops.density.linear_logsumexp import linear_logsumexp
 from robustcore.ops.density.logsumexp import logsumexp
+from robustcore.ops.influence.projection import (
+    random_projection,
+    random_projection_transposed,
+)
 from robustcore.ops.lipschitz.conv_exp import conv_exp
 from robustcore.ops.lipschitz.norm_bounds import conv_norm_bound, conv_spectral_bound
 from robustcore.ops.lipschitz.pairs import householder, maxmin, projection_pool
@@ -48,6 +52,8 @@ __all__ = [
     "maxmin",
     "neighbor_fill",
     "projection_pool",
+    "random_projection",
+    "random_projection_transposed",
     "skew_kernel",
     "splitting_levels",
     "splitting_noise",

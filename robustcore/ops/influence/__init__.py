@@ -1,0 +1,1 @@
+"""Ops of the influence family, a topic a file."""
