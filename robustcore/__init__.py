@@ -10,7 +10,7 @@ if importlib.util.find_spec("robustcore._C") is None:
 
 import torch  # noqa: F401  (first: it loads the libtorch that the extension links to)
 
-from robustcore import density, lipschitz, masking, ops, smoothing
+from robustcore import density, influence, lipschitz, masking, ops, smoothing
 from robustcore._build import __version__, build_info
 from robustcore.common.interop import as_tensor
 
@@ -19,6 +19,7 @@ __all__ = [
     "as_tensor",
     "build_info",
     "density",
+    "influence",
     "lipschitz",
     "masking",
     "ops",

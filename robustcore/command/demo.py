@@ -9,6 +9,7 @@ from types import ModuleType
 from robustcore.common import demo
 from robustcore.common.errors import UsageError
 from robustcore.density import demo as density
+from robustcore.influence import demo as influence
 from robustcore.lipschitz import demo as lipschitz
 from robustcore.masking import demo as masking
 from robustcore.smoothing import demo as smoothing
@@ -20,6 +21,7 @@ DEMOS: dict[str, ModuleType] = {
     "lipschitz": lipschitz,
     "masking": masking,
     "density": density,
+    "influence": influence,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import apply, arithmetic, needs_grad, raw, register_rows
+from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_rows
 from robustcore.ops.checks import check_floating, check_integer
 
 KINDS = ("rademacher", "normal")
@@ -37,7 +37,7 @@ def random_projection(
         seed: in [0, 2**64).
         row_offset: the row of P that meets the first column of x; below 2**62.
         kind: entries "rademacher", 1 or -1 with equal probability, or "normal", of mean 0 and
-            variance 1. A sign costs a 1/128 of a Philox block, a normal a quarter.
+            variance 1. A sign costs 1/128 of a Philox block, a normal 1/4.
         dtype: of the result; None: that of x.
 
     Returns:
@@ -53,8 +53,8 @@ def random_projection(
     2023.
 
     >>> random_projection(torch.eye(2), 4, seed=0)
-    tensor([[-1., -1.,  1.,  1.],
-            [-1.,  1.,  1.,  1.]])
+    tensor([[-1., -1., -1., -1.],
+            [ 1.,  1., -1., -1.]])
     """
     _check_matrix("x", x, "[N, D]")
     return _project(x, check_integer("k", k, 1, 1 << 31), seed, row_offset, kind, dtype, False)
@@ -107,7 +107,7 @@ def _project(
         raise TypeError(f"dtype: got {dtype!r:.60}, want a floating torch.dtype")
     matrix = seed, row_offset, kind == "normal"
     if needs_grad(x):
-        y = apply(_Projection, x, size, matrix, transposed)
+        y = _Projection.apply(x, size, matrix, transposed)
     else:
         y = (_transposed if transposed else _projection)(x, size, *matrix)
     return y.to(dtype or x.dtype)
@@ -129,7 +129,7 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        grad = apply(_Projection, upstream, ctx.size, ctx.matrix, not ctx.transposed)
+        grad = _Projection.apply(upstream, ctx.size, ctx.matrix, not ctx.transposed)
         return grad.to(ctx.dtype), None, None, None
 
 
