@@ -124,6 +124,15 @@ def test_masked_conv2d(last, fill, device):
         assert_near(got, want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+def test_random_projections_and_their_gradients(kind, dtype, device):
+    x = normal(33, 2100, dtype=dtype)  # three segments
+    fn = lambda x: ops.random_projection(x, 300, seed=3, row_offset=2**32 - 900, kind=kind)  # noqa: E731
+    for got, want in on_both(lambda x: with_gradients(fn, x), device, x):
+        assert_same(got, want)
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -192,6 +201,7 @@ CAPTURED = {
     "count_votes": lambda x: ops.count_votes(x.flatten(2)),
     "logsumexp": lambda x: ops.logsumexp(x.flatten(1)),
     "grad_norm": lambda x: ops.grad_norm(x, 3.0),
+    "random_projection": lambda x: ops.random_projection(x.flatten(1), 300, seed=1),
     "linear_logsumexp": lambda x: ops.linear_logsumexp(x.flatten(1), x.flatten(1)),
     "maxmin": ops.maxmin,
     "householder": lambda x: ops.householder(x, x[0, :2, 0, 0]),

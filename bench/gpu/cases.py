@@ -243,6 +243,23 @@ def epilogues():
     yield Case("masked_conv2d", "float32", convolution, False)
 
 
+def projections():
+    for kind in ("rademacher", "normal"):
+        for name, dtype in FLOATS.items():
+            for shape, k in (((3, 40), 7), ((33, 5000), 600)):
+                yield Case(
+                    "random_projection", f"{kind}, {name}, {list(shape)} to {k}, with gradient",
+                    lambda device, kind=kind, dtype=dtype, shape=shape, k=k: with_gradients(
+                        lambda x: ops.random_projection(
+                            x, k, seed=3, row_offset=2**32 - 20, kind=kind
+                        ),
+                        device, normal(*shape, dtype=dtype),
+                    ),
+                )  # fmt: skip
+
+
 def all_cases():
-    for family in (noises, other_samples, densities, pairs, series, fills, epilogues):
+    for family in (
+        noises, other_samples, densities, pairs, series, fills, epilogues, projections,
+    ):  # fmt: skip
         yield from family()

@@ -95,7 +95,8 @@ def train(digits: Digits, labels: Tensor, images: Tensor, epochs: int, seed: int
             return cross_entropy(model(x[chosen]), y[chosen])
 
         demo.fit(loss, len(images), epochs, optimizer, schedule)
-    return model.eval().requires_grad_(True)
+    model.eval()
+    return model
 
 
 def with_wrong_labels(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ def retrained_lds(
 @torch.no_grad()
 def chosen_tests(model: nn.Module, digits: Digits) -> Tensor:
     """The four test digits whose predictions are the least sure."""
-    sure = model(digits.test_images).softmax(1).amax(1)
+    sure: Tensor = model(digits.test_images).softmax(1).amax(1)
     return sure.argsort()[:4]
 
 

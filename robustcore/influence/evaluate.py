@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from robustcore.common.checks import require_floating, require_values
@@ -42,12 +39,17 @@ def lds(scores: Tensor, subsets: Tensor, outputs: Tensor) -> Tensor:
         raise ValueError(
             f"outputs: got shape {list(outputs.shape)}, want [{len(subsets)}, {tests}]"
         )
+    for name, values in (("scores", scores), ("outputs", outputs)):
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name}: got NaN or infinity, want finite numbers")
     predicted = subsets.cpu().double() @ scores.detach().cpu().double().mT
     actual = outputs.detach().cpu().double()
     each = [_spearman(predicted[:, t], actual[:, t]) for t in range(tests)]
     return torch.tensor(each, dtype=torch.float64)
 
 
-def _spearman(a: Tensor, b: Tensor) -> Any:
+def _spearman(a: Tensor, b: Tensor) -> float:
+    from scipy.stats import spearmanr
+
     constant = bool((a == a[0]).all()) or bool((b == b[0]).all())
     return float("nan") if constant else float(spearmanr(a.numpy(), b.numpy()).statistic)

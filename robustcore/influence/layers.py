@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +68,10 @@ def _factors(module: Any, value: Tensor, grad: Tensor) -> Iterator[tuple[slice, 
         for some in _split(len(value), SAMPLES):
             yield some, _places(value[some]), _places(grad[some]).mT
         return
-    window = module.kernel_size
+    window, padding = module.kernel_size, cast("tuple[int, ...]", module.padding)
     each = value[0].shape[0] * window[0] * window[1] * grad[0, 0].numel()
     for some in _split(len(value), min(SAMPLES, max(1, UNFOLDED // max(1, each)))):
-        columns = unfold(value[some], window, module.dilation, module.padding, module.stride)
+        columns = unfold(value[some], window, module.dilation, padding, module.stride)
         yield some, columns.mT, grad[some].flatten(2)
 
 
@@ -97,6 +97,8 @@ class Recorder:
         for name, module in self._modules.items():
 
             def record(module: nn.Module, given: Any, output: Tensor, name: str = name) -> None:
+                if not output.requires_grad:
+                    return
                 # The edge, because a ReLU in place would make the tensor another one.
                 edge = torch.autograd.graph.get_gradient_edge(output)
                 self.calls.append((name, given[0].detach(), edge))

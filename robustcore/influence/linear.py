@@ -74,7 +74,7 @@ def _checked(x: Tensor, y: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor
         raise ValueError(f"x: got shape {list(x.shape)}, want [N, d], not empty")
     if require_values("y", y).shape != (len(x),):
         raise ValueError(f"y: got shape {list(y.shape)}, want [{len(x)}]")
-    if y.is_complex():
+    if y.is_complex() or (y.dtype.is_floating_point and y.dtype.itemsize < 2):
         raise TypeError(f"y: got {y.dtype}, want real numbers")
     if require_floating("test", test).dim() != 2 or test.shape[1] != x.shape[1]:
         raise ValueError(f"test: got shape {list(test.shape)}, want [T, {x.shape[1]}]")
@@ -98,6 +98,7 @@ def _factor(x: Tensor, weights: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of X^T W X + ridge."""
     matrix = x.mT @ (weights[:, None] * x)
     matrix.diagonal().add_(ridge)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()
     # The last digits of a singular matrix may be positive by chance.
@@ -124,5 +125,7 @@ def _fit_logistic(x: Tensor, y: Tensor, ridge: float) -> Tensor:
             size /= 2
         b = b + size * step
         if decrement < 1e-20 * (1 + float(loss(b))):
-            return b
+            break
+    if ridge == 0 and bool(((2 * y - 1) * (x @ b) > 0).all()):
+        raise ValueError("ridge: got 0, with which classes that can be separated have no model")
     return b

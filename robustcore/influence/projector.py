@@ -134,8 +134,10 @@ class Projector:
         with torch.inference_mode(False), torch.enable_grad():
             with Recorder(self._layers) as recorder:
                 values = _values(scalar(self._model(x), *given), len(x))
+            if not values.requires_grad:
+                raise ValueError("scalar: gave numbers without a gradient in model's parameters")
             edges = [edge for _, _, edge in recorder.calls]
-            grads = torch.autograd.grad(
+            grads = edges and torch.autograd.grad(
                 values.sum(), edges, allow_unused=True, retain_graph=not self._checked
             )
             calls = [

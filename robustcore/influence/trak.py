@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +77,6 @@ class TRAK:
         self._checkpoints: list[Checkpoint] = []
         self._loaded: int | None = None
         self._store: FeatureStore | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._factors: dict[int, Tensor] = {}
 
     # ---- features of the training images ---------------------------------------------------------
@@ -138,7 +139,13 @@ class TRAK:
                 if store.is_done(m, first, len(x)):
                     store.check_labels(m, first, y)
                 elif number % ranks.size == ranks.rank:
-                    store.write(m, first, y, *self._features(m, x, y))
+                    features, weights = self._features(m, x, y)
+                    if not bool(torch.isfinite(features).all()):
+                        raise ValueError(
+                            f"loader: samples {first} to {first + len(x) - 1} have gradients with "
+                            "NaN or infinity"
+                        )
+                    store.write(m, first, y, features, weights)
                     waiting.append((first, len(x)))
                     if time.monotonic() - synced > SYNC_SECONDS:
                         store.finish(m, waiting)
@@ -296,7 +303,7 @@ class TRAK:
         try:
             self._model.load_state_dict(state)  # type: ignore[arg-type]
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"checkpoints: {error}") from error
+            raise ValueError(f"checkpoints: {' '.join(str(error).split())}") from error
         return model_sha256(self._model)
 
     def _load(self, checkpoint: int) -> None:
@@ -306,10 +313,11 @@ class TRAK:
 
     def _folder(self, folder: Any, ranks: Ranks) -> Path:
         if folder is None:
-            self._temporary = None
+            name = ""
             if ranks.first:
-                self._temporary = tempfile.TemporaryDirectory(prefix="robustcore-")
-            return Path(ranks.from_first(self._temporary.name if self._temporary else ""))
+                name = tempfile.mkdtemp(prefix="robustcore-")
+                weakref.finalize(self, shutil.rmtree, name, ignore_errors=True)
+            return Path(ranks.from_first(name))
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(f"folder: got {folder!r:.60}, want the name of a folder")
         path = Path(folder)
@@ -319,7 +327,8 @@ class TRAK:
 
 
 def _require_loader(loader: Any) -> None:
-    if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
+    batches = hasattr(loader, "__iter__") and hasattr(loader, "__len__")
+    if not batches or isinstance(loader, Tensor):
         got = type(loader).__name__
         raise TypeError(f"loader: got a {got}, want batches with a length, such as a DataLoader")
     sampler = getattr(loader, "sampler", None)
@@ -332,7 +341,11 @@ def _require_loader(loader: Any) -> None:
 def _count(loader: Any) -> int:
     """How many samples a loader gives."""
     dataset = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__len__") and not getattr(loader, "drop_last", False):
+    if (
+        dataset is not None
+        and hasattr(dataset, "__len__")
+        and not getattr(loader, "drop_last", False)
+    ):
         rows = len(dataset)
     else:
         rows = 0

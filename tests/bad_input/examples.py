@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
+from bad_input import influence
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -381,4 +382,5 @@ EXAMPLES = {
     "density.ood_auroc": call(
         density.ood_auroc, model=network, inside=images, outside=images, score="lse"
     ),
+    **influence.EXAMPLES,
 }  # fmt: skip

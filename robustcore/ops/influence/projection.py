@@ -99,7 +99,7 @@ def _project(
     seed = check_integer("seed", seed, below=1 << 64)
     seed = seed - (1 << 64) if seed >= 1 << 63 else seed  # the schema's integers are signed
     row_offset = check_integer("row_offset", row_offset)
-    if kind not in KINDS or not isinstance(kind, str):
+    if not isinstance(kind, str) or kind not in KINDS:
         raise (ValueError if isinstance(kind, str) else TypeError)(
             f"kind: got {kind!r:.60}, want one of {', '.join(KINDS)}"
         )
