@@ -2,8 +2,11 @@
 
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing import losses
+from robustcore.smoothing.adaptive import AdaptiveMix, GreatScore, MixCertificates, great_score
 from robustcore.smoothing.augment import noise_augment
 from robustcore.smoothing.certificates import Certificates, Predictions
+from robustcore.smoothing.crops import CropSelection
+from robustcore.smoothing.denoised import Denoised, Diffusion
 from robustcore.smoothing.regression import RegressionIntervals, SmoothRegression
 from robustcore.smoothing.result import Result
 from robustcore.smoothing.segmentation import SegmentationCertificates, SmoothSegmentation
@@ -29,13 +32,19 @@ from robustcore.smoothing.theory.votes import (
 
 __all__ = [
     "ABSTAIN",
+    "AdaptiveMix",
     "BandAblation",
     "BlockAblation",
     "Certificates",
+    "CropSelection",
+    "Denoised",
+    "Diffusion",
     "Distribution",
     "Dual",
     "Gaussian",
+    "GreatScore",
     "Laplace",
+    "MixCertificates",
     "PixelAblation",
     "Predictions",
     "RadiusTests",
@@ -52,6 +61,7 @@ __all__ = [
     "dpa_certificate",
     "finite_aggregation_certificate",
     "gaussian_radius",
+    "great_score",
     "losses",
     "majority_certificate",
     "message_ensemble_certificate",

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from robustcore.common import demo
 from robustcore.common.demo import line, percent
@@ -16,8 +15,7 @@ from robustcore.common.errors import UsageError
 from robustcore.common.plots import save
 from robustcore.common.progress import on_terminal
 from robustcore.common.table import ABSTAIN
-from robustcore.smoothing import demo_noises, plots
-from robustcore.smoothing.augment import noise_augment
+from robustcore.smoothing import demo_noises, demo_training, plots
 from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.smooth import Smooth
 
@@ -48,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="gaussian",
         help="what to smooth by, or dpa: a vote of 50 partitions (%(default)s)",
     )
+    add(
+        "--train",
+        choices=demo_training.METHODS,
+        nargs="+",
+        help="how to train for Gaussian noise, one model each (gaussian)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,24 +60,35 @@ def run(args: argparse.Namespace) -> None:
     if args.noise != "gaussian":
         if args.sigma is not None:
             raise UsageError(f"--sigma: --noise {args.noise} has none")
+        if args.train is not None:
+            raise UsageError(f"--train: --noise {args.noise} has none")
         demo_noises.run(args, settings.epochs, settings.test_images, settings.n)
         return
     sigmas = args.sigma or [SIGMA]
     for sigma in sigmas:
         if not 0 < sigma < float("inf"):
             raise UsageError(f"--sigma: got {sigma}, want a number above 0")
-    names = [f"digits_sigma{sigma:g}.tsv" for sigma in sigmas]
+    jobs = [(method, sigma) for method in args.train or ["gaussian"] for sigma in sigmas]
+    jobs = list(dict.fromkeys(jobs))
+    names = [
+        f"digits_{'' if method == 'gaussian' else method + '_'}sigma{sigma:g}.tsv"
+        for method, sigma in jobs
+    ]
     data, paths = demo.start(
         args, [*names, "digits.png"], lambda: load_digits(settings.test_images)
     )
     data = data.to(args.device)
-    runs = []
-    for sigma, table in zip(sigmas, paths, strict=False):
-        certificates, clean = certify_digits(data, sigma, settings, args.seed)
-        print(report(certificates, data.test_labels, clean), flush=True)
+    runs, radii = [], {}
+    for (method, sigma), table in zip(jobs, paths, strict=False):
+        certificates, clean = certify_digits(data, sigma, settings, args.seed, method)
+        print(report(certificates, data.test_labels, clean, method), flush=True)
         certificates.to_tsv(table, data.test_labels, overwrite=args.overwrite)
         runs.append(certificates)
-    picture = plots.demo_figure(runs, data.test_images, data.test_labels)
+        radii[method, sigma] = certificates.average_certified_radius(data.test_labels)
+    if args.train is not None:
+        print(demo_training.table(radii, sigmas), flush=True)
+    trained = [f"{method}, " if args.train else "" for method, _ in jobs]
+    picture = plots.demo_figure(runs, data.test_images, data.test_labels, trained)
     save(picture, paths[-1], args.overwrite)
     print("wrote", *paths)
 
@@ -91,7 +106,9 @@ def digits_cnn() -> nn.Sequential:
     )
 
 
-def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module, float, float]:
+def train(
+    data: Digits, sigma: float, epochs: int, seed: int, method: str = "gaussian"
+) -> tuple[nn.Module, float, float]:
     """A :func:`digits_cnn` trained on noisy digits, in eval mode, and the mean and std it expects.
 
     torch's random state and number of threads are left as they were.
@@ -101,20 +118,18 @@ def train(data: Digits, sigma: float, epochs: int, seed: int) -> tuple[nn.Module
     with demo.seeded(seed), demo.one_thread():
         model = digits_cnn().to(images.device)
 
-        def loss(batch: Tensor) -> Tensor:
-            noisy = noise_augment(images[batch], sigma, mean=mean, std=std)
-            return cross_entropy(model(noisy), labels[batch])
-
+        loss = demo_training.loss_of(method, model, sigma, mean, std)
         rate = demo.one_cycle(model, len(images), epochs, max_lr=5e-3)
-        demo.fit(loss, len(images), epochs, *rate, what=f"train with sigma {sigma:g}")
+        what = f"{'train' if method == 'gaussian' else method} with sigma {sigma:g}"
+        demo.fit(lambda b: loss(images[b], labels[b]), len(images), epochs, *rate, what=what)
     return model.eval(), mean, std
 
 
 def certify_digits(
-    data: Digits, sigma: float, settings: Settings, seed: int
+    data: Digits, sigma: float, settings: Settings, seed: int, method: str = "gaussian"
 ) -> tuple[Certificates, float]:
     """Certificates of the test images and the base classifier's accuracy without noise."""
-    model, mean, std = train(data, sigma, settings.epochs, seed)
+    model, mean, std = train(data, sigma, settings.epochs, seed, method)
     with torch.inference_mode():
         clean = model((data.test_images - mean) / std).argmax(1) == data.test_labels
     smooth = Smooth(model, 10, sigma, seed=seed, mean=mean, std=std)
@@ -123,17 +138,20 @@ def certify_digits(
     return certificates, float(clean.double().mean())
 
 
-def report(certificates: Certificates, labels: Tensor, clean: float) -> str:
+def report(
+    certificates: Certificates, labels: Tensor, clean: float, method: str = "gaussian"
+) -> str:
     """The table that the demo prints."""
     images, n = len(certificates), certificates.n
     accuracy = certificates.certified_accuracy(labels, RADII)
     lower = certificates.certified_accuracy_lower(labels, RADII).clamp(min=0)
     abstained = int((certificates.prediction == ABSTAIN).sum())
+    trained = "" if method == "gaussian" else f"{method} training, "
     speed = images * (certificates.n0 + n) / float(certificates.seconds.sum())
 
     return "\n".join(
         (
-            f"\ndigits, sigma {certificates.sigma:g}: {images} test images, "
+            f"\ndigits, {trained}sigma {certificates.sigma:g}: {images} test images, "
             f"n = {n:,} samples each, alpha = {certificates.alpha:g}",
             line("l2 radius", [f"{radius:.2f}" for radius in RADII]),
             line("certified accuracy", percent(accuracy)),

@@ -52,7 +52,7 @@ def _largest_radius(certificates: Certificates) -> float:
     return max(float(noise.radius(bounds, certificates.shape)), 1e-9)
 
 
-def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
+def draw_accuracy(axes: Any, curves: Sequence[Curve], names: Sequence[str] = ()) -> None:
     """Certified accuracy against radius, one line for each of the certificates and its labels."""
     farthest = 0.0
     for i, (certificates, labels) in enumerate(curves):
@@ -67,7 +67,7 @@ def draw_accuracy(axes: Any, curves: Sequence[Curve]) -> None:
             height = certificates.certified_accuracy(labels, radii)
         color = f"C{i}"
         x, y = radii.numpy(), height.numpy()
-        axes.plot(x, y, color=color, lw=2, label=_label(certificates))
+        axes.plot(x, y, color=color, lw=2, label=(names[i] if names else "") + _label(certificates))
         axes.fill_between(x, y, color=color, alpha=0.12, lw=0)
         axes.axvline(limit, color=color, lw=1, ls=":")
         farthest = max(farthest, limit)
@@ -122,7 +122,9 @@ def _mathtext(name: str) -> str:
     return name.replace("$", r"\$").replace("sigma = ", r"$\sigma$ = ")
 
 
-def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) -> Figure:
+def demo_figure(
+    runs: Sequence[Certificates], images: Tensor, labels: Tensor, names: Sequence[str] = ()
+) -> Figure:
     """The demo's picture: the curves, and eight images from the least to the most robust.
 
     The images ``[B, 1, H, W]`` carry the certificates of the first of ``runs``, and are shown clean
@@ -130,7 +132,7 @@ def demo_figure(runs: Sequence[Certificates], images: Tensor, labels: Tensor) ->
     """
     figure = new_figure(8, 6.5)
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False).flat
-    draw_accuracy(top.subplots(), [(run, labels) for run in runs])
+    draw_accuracy(top.subplots(), [(run, labels) for run in runs], names)
     first = runs[0]
     chosen = first.radius.argsort()[torch.linspace(0, len(first) - 1, 8).long()]
     assert first.seed is not None  # of one run

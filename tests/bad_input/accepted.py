@@ -19,7 +19,7 @@ EXEMPT = {
 }  # fmt: skip
 
 # (callable, arguments, labels): what was asked for, and takes its time.
-LONG = [("smoothing.Smooth*.*", "n0 n max_n", {"2**31"})]
+LONG = [("smoothing.Smooth*.* smoothing.AdaptiveMix.*", "n0 n max_n", {"2**31"})]
 
 
 def takes_long(name, argument, label):
@@ -81,7 +81,8 @@ OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
 COUNTS = "smoothing.*certificate"
-MODELLED = "smoothing.Smooth*.* masking.* density.* lipschitz.certify"
+TASKS = "smoothing.AdaptiveMix* smoothing.CropSelection* smoothing.Denoised* smoothing.Diffusion"
+MODELLED = "smoothing.Smooth*.* smoothing.*.forward smoothing.*.crop smoothing.AdaptiveMix.* masking.* density.* lipschitz.certify"
 
 # (callables, arguments, labels, why)
 OF_ARGUMENT = [
@@ -177,6 +178,10 @@ OF_ARGUMENT = [
     ("lipschitz.*", "device", {"torch.device('meta')"}, "is one"),
     ("smoothing.Smooth* density.PenaltyOp masking.replaced", "base_classifier penalty model output",
      CALLABLE, ANY_FUNCTION),
+    (TASKS, "model standard mixing denoiser classifier eps_model", CALLABLE, ANY_FUNCTION),
+    (TASKS, "x", VALUES | FLOATING | SIZES | {"tensor [0] * 4"}, "of the model's taking"),
+    (TASKS, "size temperature", PAIR | LARGE, "a side, or two; no bound above"),
+    ("smoothing.great_score", "probabilities", FLOATING | SIZES, FREE),
     ("density.PenaltyOp masking.MaskedModel", "model", {"a module"}, ANY_FUNCTION),
     ("density.marginal_density_penalty", "model", CALLABLE, "not called: logits are given"),
     ("smoothing.Smooth*.* influence.TRAK.fit", "progress", CALLABLE | {"True"},

@@ -152,6 +152,38 @@ EXAMPLES = {
     "smoothing.Smooth.predict": method(
         smoothed, "predict", x=images, n=20, alpha=0.01, **IMAGE_OF_RUN
     ),
+    "smoothing.AdaptiveMix": call(
+        smoothing.AdaptiveMix, standard=network, smooth=smoothed, least=0.75, mixing=None,
+        temperature=1.0,
+    ),
+    "smoothing.AdaptiveMix.certify": method(
+        lambda: smoothing.AdaptiveMix(network(), smoothed(), 0.75), "certify", x=images, n0=4,
+        n=60, alpha=0.01,
+    ),
+    "smoothing.AdaptiveMix.probabilities": method(
+        lambda: smoothing.AdaptiveMix(network(), smoothed(), 0.75), "probabilities", x=images,
+        n=60,
+    ),
+    "smoothing.CropSelection": call(
+        smoothing.CropSelection, model=network, size=4, circular=True
+    ),
+    "smoothing.CropSelection.forward": call(
+        lambda: smoothing.CropSelection(network(), 4), x=images
+    ),
+    "smoothing.CropSelection.crop": method(
+        lambda: smoothing.CropSelection(network(), 4), "crop", x=images
+    ),
+    "smoothing.Denoised": call(smoothing.Denoised, denoiser=network, classifier=network),
+    "smoothing.Denoised.forward": call(
+        lambda: smoothing.Denoised(nn.Identity(), network()), x=images
+    ),
+    "smoothing.Diffusion": call(
+        smoothing.Diffusion, eps_model=network, alphas_cumprod=(0.9, 0.5, 0.1),
+        classifier=network, sigma=0.25, clip=True,
+    ),
+    "smoothing.great_score": call(
+        smoothing.great_score, probabilities=lambda: rand(2, 3), labels=labels, delta=0.05
+    ),
     "smoothing.SmoothSegmentation": call(
         smoothing.SmoothSegmentation, model=dense, num_classes=CLASSES, **TASK
     ),

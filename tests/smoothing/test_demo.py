@@ -7,6 +7,7 @@ import torch
 
 from robustcore.command.main import main
 from robustcore.smoothing import ABSTAIN, demo
+from robustcore.smoothing.demo_training import ATTACK_RADIUS, attack
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,33 @@ def test_a_noise_level_is_of_gaussian_noise(tmp_path, capsys):
     assert main(command) == 2
     assert "--sigma: --noise uniform has none" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_methods_of_training(tmp_path, capsys, monkeypatch):
+    """A model and a table each, and the mean radii side by side; each has learnt something."""
+    monkeypatch.setattr(demo, "FAST", demo.Settings(epochs=8, test_images=50, n=100))
+    methods = ["gaussian", "smooth-adv", "macer", "consistency"]
+    assert main(["demo", "--fast", "--train", *methods, "--out", str(tmp_path)]) == 0
+    names = sorted(path.name for path in tmp_path.glob("*.tsv"))
+    assert names == sorted(
+        ["digits_sigma0.25.tsv", *(f"digits_{m}_sigma0.25.tsv" for m in methods[1:])]
+    )
+    rows = capsys.readouterr().out.split("average certified radius, sigma")[1].splitlines()
+    assert rows[0].split() == ["0.25"]
+    radii = {row.split()[0]: float(row.split()[1]) for row in rows[1:5]}
+    assert list(radii) == methods
+    assert all(radius > 0.1 for radius in radii.values())
+
+
+def test_smoothadv_finds_images_of_larger_loss():
+    x = torch.rand(4, 1, 8, 8)
+    weight = torch.randn(1, 1, 8, 8)
+
+    def loss(x):
+        return (x * weight).sum((1, 2, 3)).mean()
+
+    moved = attack(loss, x) - x
+    lengths = moved.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full((4,), ATTACK_RADIUS))
+    direction = (moved * weight).flatten(1).sum(1) / (lengths * weight.norm())
+    torch.testing.assert_close(direction, torch.ones(4))
