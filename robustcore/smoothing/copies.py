@@ -30,6 +30,7 @@ from robustcore.smoothing.inputs import (
 )
 from robustcore.smoothing.sampler import autocast
 from robustcore.smoothing.theory.distributions import Gaussian
+from robustcore.smoothing.theory.grids import Grid
 
 Pick = Callable[[Any], Tensor]
 
@@ -44,6 +45,9 @@ class FromCopies:
     """Image b is number ``image_offset + b`` of the noise stream."""
     seconds: float
     """Wall time of all images together."""
+    total_variation: float
+    """At most, between the noise that was drawn and the ideal one; accounted for. 0 without a grid,
+    where results hold in real arithmetic."""
 
 
 class SmoothedModel:
@@ -54,6 +58,7 @@ class SmoothedModel:
         model: Callable[[Tensor], Any],
         sigma: float,
         *,
+        grid: Grid,
         seed: int | None,
         mean: float | Sequence[float] | Tensor | None,
         std: float | Sequence[float] | Tensor | None,
@@ -66,7 +71,7 @@ class SmoothedModel:
         if output is not None:
             require_callable("output", output)
         self.model, self.output = model, output
-        self.noise = Gaussian(require_positive("sigma", sigma))
+        self.noise = Gaussian(require_positive("sigma", sigma), grid=grid)
         self.sigma = self.noise.sigma
         self.input_dims = require_int("input_dims", input_dims, 1, 6)
         require_form(dtype, memory_format)
@@ -103,6 +108,7 @@ class Copies:
         self._dtype = smooth.dtype or dtype_for([smooth.model], images)
         self._normalization = smooth._normalization.on(images)
         self._buffer: Tensor | None = None
+        self.total_variation = smooth.noise.total_variation(images.shape[1:])
         self._started = time.perf_counter()
 
     def origin(self) -> dict[str, Any]:
@@ -112,6 +118,7 @@ class Copies:
             "seed": self._smooth.last_seed,
             "image_offset": self._offset,
             "seconds": time.perf_counter() - self._started,
+            "total_variation": self.total_variation,
         }
 
     def run(
@@ -121,8 +128,13 @@ class Copies:
         num_samples: int,
         take: Callable[[Tensor], None],
         bar: Bar,
+        whole: bool = False,
     ) -> None:
-        """Gives ``take`` the outputs ``[N, ...]`` of an image's samples, a batch at a time."""
+        """Gives ``take`` the outputs ``[N, ...]`` of an image's samples, a batch at a time.
+
+        With ``whole`` the model meets one shape alone: the last batch has samples that are not
+        handed on.
+        """
         smooth = self._smooth
         mean, std = self._normalization
         if self._buffer is None:
@@ -133,7 +145,8 @@ class Copies:
             )  # fmt: skip
         with torch.inference_mode(), autocast(self._images.device, self._dtype):
             for done in range(0, num_samples, self._rows):
-                batch = self._buffer[: min(self._rows, num_samples - done)]
+                wanted = min(self._rows, num_samples - done)
+                batch = self._buffer if whole else self._buffer[:wanted]
                 smooth.noise.sample(
                     self._images[image : image + 1],
                     len(batch),
@@ -146,8 +159,8 @@ class Copies:
                     out=batch.unsqueeze(0),
                 )
                 made = smooth.model(batch)
-                take(self._checked(made, len(batch)))
-                bar.update(len(batch))
+                take(self._checked(made, len(batch))[:wanted])
+                bar.update(wanted)
 
     def _checked(self, made: Any, rows: int) -> Tensor:
         """The output as floating ``[N, ...]``: the tensor itself, what it calls logits, or picked.

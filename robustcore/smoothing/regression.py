@@ -15,6 +15,7 @@ from robustcore.common.checks import require_int, require_not_negative, require_
 from robustcore.common.progress import Show, sample_bar
 from robustcore.smoothing.copies import FromCopies, Pick, SmoothedModel
 from robustcore.smoothing.inputs import require_sizes
+from robustcore.smoothing.theory.grids import Grid
 from robustcore.smoothing.theory.many_tests import quantile_ranks
 
 
@@ -53,6 +54,8 @@ class SmoothRegression(SmoothedModel):
             its own train/eval state. The boxes of a detector are outputs where they have fixed
             slots: ``output`` picks them.
         sigma: standard deviation of the noise, above 0, in the units of the images.
+        grid: of the images and of the noise, 255 for 8-bit images: results then hold in floating
+            point, see :class:`Gaussian`. None: in real numbers.
         seed: of the noise, in [0, 2**64); None: a fresh one a call, in the result.
         mean, std: per-channel normalisation after the noise, in the same pass.
         dtype, memory_format: of what the model receives.
@@ -69,6 +72,7 @@ class SmoothRegression(SmoothedModel):
         model: Callable[[Tensor], Any],
         sigma: float,
         *,
+        grid: Grid = None,
         seed: int | None = None,
         mean: float | Sequence[float] | Tensor | None = None,
         std: float | Sequence[float] | Tensor | None = None,
@@ -78,7 +82,7 @@ class SmoothRegression(SmoothedModel):
         output: Pick | None = None,
     ) -> None:
         super().__init__(
-            model, sigma, seed=seed, mean=mean, std=std, dtype=dtype,
+            model, sigma, grid=grid, seed=seed, mean=mean, std=std, dtype=dtype,
             memory_format=memory_format, input_dims=input_dims, output=output,
         )  # fmt: skip
 
@@ -120,7 +124,7 @@ class SmoothRegression(SmoothedModel):
         al., 2020, whose code does not share alpha.
         """
         eps = require_not_negative("eps", eps)
-        _, n, alpha = require_sizes(1, n, alpha)
+        _, n, alpha = require_sizes(1, n, alpha, self.noise)
         q = require_probability("q", q)
         require_int("n", n, 1, 2**31)
         images, single, copies = self._start(x, batch_size, image_offset, n)
@@ -128,8 +132,12 @@ class SmoothRegression(SmoothedModel):
         with sample_bar(len(images) * n, "certify", progress) as bar:
             for image in range(len(images)):
                 outputs: list[Tensor] = []
-                copies.run(image, 0, n, lambda made: outputs.append(made.clone()), bar)  # noqa: B023
-                ends.append(self._ends(torch.cat(outputs), eps, alpha, q))
+                copies.run(
+                    image, 0, n, lambda made: outputs.append(made.clone()), bar,  # noqa: B023
+                    whole=self.noise.sound,
+                )  # fmt: skip
+                low, high = self._levels(q, eps, copies.total_variation)
+                ends.append(_ends(torch.cat(outputs), low, high, alpha, q))
         lower, upper, value = (
             parts[0] if single else torch.stack(parts) for parts in zip(*ends, strict=True)
         )
@@ -138,27 +146,30 @@ class SmoothRegression(SmoothedModel):
             **copies.origin(),
         )  # fmt: skip
 
-    def _ends(
-        self, outputs: Tensor, eps: float, alpha: float, q: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Lower and upper ends ``[*D]`` of outputs ``[n, *D]``, and their q-quantile."""
+    def _levels(self, q: float, eps: float, total_variation: float) -> tuple[float, float]:
+        """The quantiles that the smoothed output stays between, of the noise that is drawn."""
         from scipy import special
 
-        n = len(outputs)
-        low, high = (
-            float(special.ndtr(special.ndtri(q) + shift / self.sigma)) for shift in (-eps, eps)
-        )
-        first, last = quantile_ranks(n, low, high, alpha / (2 * max(outputs[0].numel(), 1)))
-        # sort puts NaN last, where they are what they count as for the upper end.
-        ordered = outputs.sort(0).values
-        missing = outputs.isnan().sum(0)
-        lower = ordered.new_full(ordered.shape[1:], -math.inf)
-        upper = -lower
-        if first >= 1:
-            # For the lower end they come before all others.
-            at = first - 1 - missing
-            found = ordered.gather(0, at.clamp(min=0)[None])[0]
-            lower = torch.where(at >= 0, found, lower)
-        if last <= n:
-            upper = ordered[last - 1].nan_to_num(math.inf, math.inf, -math.inf)
-        return lower, upper, ordered[max(math.ceil(q * n) - 1, 0)]
+        shift = eps / self.sigma
+        low, high = special.ndtr(special.ndtri(q) - shift), special.ndtr(special.ndtri(q) + shift)
+        return max(float(low) - total_variation, 0.0), min(float(high) + total_variation, 1.0)
+
+
+def _ends(
+    outputs: Tensor, low: float, high: float, alpha: float, q: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper ends ``[*D]`` of outputs ``[n, *D]``, and their q-quantile."""
+    n = len(outputs)
+    first, last = quantile_ranks(n, low, high, alpha / (2 * max(outputs[0].numel(), 1)))
+    # sort puts NaN last, where they are what they count as for the upper end.
+    ordered = outputs.sort(0).values
+    lower = ordered.new_full(ordered.shape[1:], -math.inf)
+    upper = -lower
+    if first >= 1:
+        # For the lower end they come before all others.
+        at = first - 1 - outputs.isnan().sum(0)
+        found = ordered.gather(0, at.clamp(min=0)[None])[0]
+        lower = torch.where(at >= 0, found, lower)
+    if last <= n:
+        upper = ordered[last - 1].nan_to_num(math.inf, math.inf, -math.inf)
+    return lower, upper, ordered[max(math.ceil(q * n) - 1, 0)]

@@ -16,7 +16,7 @@ from robustcore.common.progress import Bar, Show, sample_bar
 from robustcore.common.table import ABSTAIN
 from robustcore.smoothing.copies import Copies, FromCopies, Pick, SmoothedModel
 from robustcore.smoothing.inputs import require_enough, require_sizes
-from robustcore.smoothing.theory.bounds import gaussian_radius
+from robustcore.smoothing.theory.grids import Grid
 from robustcore.smoothing.theory.many_tests import CORRECTIONS, fewest_votes, smallest_n
 
 
@@ -61,6 +61,8 @@ class SmoothSegmentation(SmoothedModel):
             ``logits`` or ``out`` is found, as of Hugging Face and torchvision.
         num_classes: K, at least 2, below 2**24.
         sigma: standard deviation of the noise, above 0, in the units of the images.
+        grid: of the images and of the noise, 255 for 8-bit images: results then hold in floating
+            point, see :class:`Gaussian`. None: in real numbers.
         seed: of the noise, in [0, 2**64); None: a fresh one a call, in the result.
         mean, std: per-channel normalisation after the noise, in the same pass.
         dtype, memory_format: of what the model receives.
@@ -78,6 +80,7 @@ class SmoothSegmentation(SmoothedModel):
         num_classes: int,
         sigma: float,
         *,
+        grid: Grid = None,
         seed: int | None = None,
         mean: float | Sequence[float] | Tensor | None = None,
         std: float | Sequence[float] | Tensor | None = None,
@@ -87,7 +90,7 @@ class SmoothSegmentation(SmoothedModel):
         output: Pick | None = None,
     ) -> None:
         super().__init__(
-            model, sigma, seed=seed, mean=mean, std=std, dtype=dtype,
+            model, sigma, grid=grid, seed=seed, mean=mean, std=std, dtype=dtype,
             memory_format=memory_format, input_dims=input_dims, output=output,
         )  # fmt: skip
         self.num_classes = require_int("num_classes", num_classes, 2, 2**24)
@@ -128,7 +131,7 @@ class SmoothSegmentation(SmoothedModel):
         small for so many pixels and a wrong output of the model, which show at its first call.
         Not differentiable. Source: Fischer, Baader and Vechev, 2021, SegCertify.
         """
-        n0, n, alpha = require_sizes(n0, n, alpha)
+        n0, n, alpha = require_sizes(n0, n, alpha, self.noise)
         for name, value in (("n0", n0), ("n", n)):
             require_int(name, value, 1, 2**31)
         tau = require_real("tau", tau, "a number in [1/2, 1)")
@@ -137,17 +140,21 @@ class SmoothSegmentation(SmoothedModel):
         require_choice("correction", correction, CORRECTIONS)
         _require_enough(n, 1, tau, alpha)
         images, single, copies = self._start(x, batch_size, image_offset, max(n0, n))
+        shape = images.shape[1:]
+        level = tau + copies.total_variation  # of a probability under the noise that is drawn
+        if not level < 1:
+            raise ValueError(f"tau: got {tau}, want less for noise on a grid of {list(shape)}")
         maps, tested = [], []
         with sample_bar(len(images) * (n0 + n), "certify", progress) as bar:
             for image in range(len(images)):
-                chosen, counts = self._count(copies, image, n0, n, tau, alpha, bar)
+                chosen, counts = self._count(copies, image, n0, n, level, alpha, bar)
                 votes = counts.flatten().bincount(minlength=n + 1).cpu().numpy()
-                enough = fewest_votes(votes, tau, alpha, correction)
+                enough = fewest_votes(votes, level, alpha, correction)
                 maps.append(torch.where(counts >= enough, chosen, ABSTAIN))
                 tested.append(counts)
         return SegmentationCertificates(
             prediction=maps[0] if single else torch.stack(maps),
-            radius=gaussian_radius(tau, self.sigma),
+            radius=float(self.noise.radius(torch.tensor(tau, dtype=torch.float64), shape)),
             counts=tested[0] if single else torch.stack(tested),
             n0=n0,
             n=n,
@@ -175,7 +182,11 @@ class SmoothSegmentation(SmoothedModel):
         assert votes is not None
         chosen = _most_votes(votes)
         counts = votes.new_zeros(votes.shape[1:])
-        copies.run(image, n0, n, lambda logits: ops.add_pixel_votes(counts, logits, chosen), bar)
+
+        def count(logits: Tensor) -> None:
+            ops.add_pixel_votes(counts, logits, chosen)
+
+        copies.run(image, n0, n, count, bar, whole=self.noise.sound)
         return chosen, counts
 
     def _require_logits(self, logits: Tensor) -> None:

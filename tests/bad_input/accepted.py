@@ -82,7 +82,7 @@ WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
 COUNTS = "smoothing.*certificate"
 TASKS = "smoothing.AdaptiveMix* smoothing.CropSelection* smoothing.Denoised* smoothing.Diffusion"
-MODELLED = "smoothing.Smooth*.* smoothing.*.forward smoothing.*.crop smoothing.AdaptiveMix.* masking.* density.* lipschitz.certify"
+MODELLED = "smoothing.Smooth*.* masking.* density.* lipschitz.certify"
 
 # (callables, arguments, labels, why)
 OF_ARGUMENT = [

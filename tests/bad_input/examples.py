@@ -42,8 +42,8 @@ from bad_input.inputs import (
 from robustcore import density, lipschitz, masking, ops, smoothing
 
 TASK = dict(
-    sigma=0.25, seed=0, mean=None, std=None, dtype=None, memory_format=torch.contiguous_format,
-    input_dims=3, output=None,
+    sigma=0.25, grid=None, seed=0, mean=None, std=None, dtype=None,
+    memory_format=torch.contiguous_format, input_dims=3, output=None,
 )  # fmt: skip
 EXAMPLES = {
     "as_tensor": call(robustcore.as_tensor, array=lambda: rand(3)),

@@ -152,3 +152,18 @@ def test_errors():
         SmoothRegression(lambda b: b.long(), 0.25).certify(x, 0.1)
     with pytest.raises(ValueError, match=r"model: gave shape \[3\], want \[100, ...\]"):
         SmoothRegression(lambda b: b[:3, 0, 0, 0], 0.25).certify(x, 0.1)
+
+
+def test_on_a_grid_levels_are_wider():
+    x, weight = (torch.rand(3, 2, 2) * 255).round() / 255, weights(2)
+    result = SmoothRegression(Linear(weight), 0.25, grid=255, seed=1).certify(
+        x, 0.05, 500, 0.1, batch_size=64
+    )
+    assert 0 < result.total_variation < 1e-6
+    outputs = ops.lattice_noise(x[None], 500, 0.25, grid=255, seed=1)[0].flatten(1).double()
+    outputs = (outputs @ weight).sort(0).values
+    low, high = stats.norm.cdf([-0.2, 0.2])
+    tv = result.total_variation
+    first, last = quantile_ranks(500, low - tv, high + tv, 0.1 / 4)
+    torch.testing.assert_close(result.lower, outputs[first - 1])
+    torch.testing.assert_close(result.upper, outputs[last - 1])

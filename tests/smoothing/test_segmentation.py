@@ -169,3 +169,26 @@ def test_errors():
         smooth.certify(x[None][:0])
     with pytest.warns(UserWarning, match="model is in training mode"):
         SmoothSegmentation(Pointwise().train(), 3, 0.25).certify(x)
+
+
+def test_on_a_grid():
+    """The lattice's samples, tested at tau and the variation; whole batches, whatever n is."""
+    x, batches = (images(2, 1, 5, 6) * 255).round() / 255, set()
+
+    def model(batch):
+        batches.add(len(batch))
+        return Pointwise()(batch)
+
+    smooth = SmoothSegmentation(model, 3, 0.25, grid=255, seed=5)
+    result = smooth.certify(x, 40, 90, 0.8, 0.01, batch_size=40)
+    assert batches == {40}
+    assert 0 < result.total_variation < 1e-6
+    assert result.radius <= 0.25 * stats.norm.ppf(0.8)
+    noisy = ops.lattice_noise(x, 130, 0.25, grid=255, seed=5)
+    votes = Pointwise()(noisy.flatten(0, 1)).argmax(1).view(2, 130, 5, 6)
+    chosen = votes[:, :40].mode(1).values
+    assert_same(result.counts, (votes[:, 40:] == chosen[:, None]).sum(1).int())
+    with pytest.raises(ValueError, match=r"x: got 0\.\d+ at"):
+        smooth.certify(images(1, 4, 4))
+    with pytest.raises(ValueError, match=r"alpha: got 0\.5"):
+        smooth.certify(x, alpha=0.5)
