@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import influence
+from bad_input import influence, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -17,7 +17,6 @@ from bad_input.inputs import (
     certificates,
     counts,
     curves,
-    dense,
     game,
     images,
     labels,
@@ -41,10 +40,6 @@ from bad_input.inputs import (
 )
 from robustcore import density, lipschitz, masking, ops, smoothing
 
-TASK = dict(
-    sigma=0.25, grid=None, seed=0, mean=None, std=None, dtype=None,
-    memory_format=torch.contiguous_format, input_dims=3, output=None,
-)  # fmt: skip
 EXAMPLES = {
     "as_tensor": call(robustcore.as_tensor, array=lambda: rand(3)),
     # ---- ops
@@ -151,51 +146,6 @@ EXAMPLES = {
     ),
     "smoothing.Smooth.predict": method(
         smoothed, "predict", x=images, n=20, alpha=0.01, **IMAGE_OF_RUN
-    ),
-    "smoothing.AdaptiveMix": call(
-        smoothing.AdaptiveMix, standard=network, smooth=smoothed, least=0.75, mixing=None,
-        temperature=1.0,
-    ),
-    "smoothing.AdaptiveMix.certify": method(
-        lambda: smoothing.AdaptiveMix(network(), smoothed(), 0.75), "certify", x=images, n0=4,
-        n=60, alpha=0.01,
-    ),
-    "smoothing.AdaptiveMix.probabilities": method(
-        lambda: smoothing.AdaptiveMix(network(), smoothed(), 0.75), "probabilities", x=images,
-        n=60,
-    ),
-    "smoothing.CropSelection": call(
-        smoothing.CropSelection, model=network, size=4, circular=True
-    ),
-    "smoothing.CropSelection.forward": call(
-        lambda: smoothing.CropSelection(network(), 4), x=images
-    ),
-    "smoothing.CropSelection.crop": method(
-        lambda: smoothing.CropSelection(network(), 4), "crop", x=images
-    ),
-    "smoothing.Denoised": call(smoothing.Denoised, denoiser=network, classifier=network),
-    "smoothing.Denoised.forward": call(
-        lambda: smoothing.Denoised(nn.Identity(), network()), x=images
-    ),
-    "smoothing.Diffusion": call(
-        smoothing.Diffusion, eps_model=network, alphas_cumprod=(0.9, 0.5, 0.1),
-        classifier=network, sigma=0.25, clip=True,
-    ),
-    "smoothing.great_score": call(
-        smoothing.great_score, probabilities=lambda: rand(2, 3), labels=labels, delta=0.05
-    ),
-    "smoothing.SmoothSegmentation": call(
-        smoothing.SmoothSegmentation, model=dense, num_classes=CLASSES, **TASK
-    ),
-    "smoothing.SmoothSegmentation.certify": method(
-        lambda: smoothing.SmoothSegmentation(dense(), CLASSES, 0.25, seed=0), "certify", x=images,
-        n0=4, n=60, tau=0.75, alpha=0.01, correction="holm", batch_size=10, image_offset=0,
-        progress=False,
-    ),
-    "smoothing.SmoothRegression": call(smoothing.SmoothRegression, model=network, **TASK),
-    "smoothing.SmoothRegression.certify": method(
-        lambda: smoothing.SmoothRegression(network(), 0.25, seed=0), "certify", x=images, eps=0.1,
-        n=60, alpha=0.01, q=0.5, batch_size=10, image_offset=0, progress=False,
     ),
     "smoothing.Gaussian": call(smoothing.Gaussian, level=0.25, norm="l2", grid=None),
     "smoothing.Uniform": call(smoothing.Uniform, scale=0.25, norm="l1", grid=None),
@@ -414,5 +364,6 @@ EXAMPLES = {
     "density.ood_auroc": call(
         density.ood_auroc, model=network, inside=images, outside=images, score="lse"
     ),
+    **tasks.EXAMPLES,
     **influence.EXAMPLES,
 }  # fmt: skip
