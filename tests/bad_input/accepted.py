@@ -192,6 +192,7 @@ OF_ARGUMENT = [
     ("masking.masked_accuracy_curve", "fills", {"{}"}, "none"),
     ("smoothing.Certificates.to_tsv", "path", {"'rubbish'"}, "a name of a file"),
     ("smoothing.Result.load", "path", {"'rubbish'"}, "a name of a file, which save has written"),
+    ("smoothing.*", "grid", {"3", "np.int64(3)"} | PAIR, "levels, and how much finer noise is"),
     ("smoothing.Result.save", "path", {"'rubbish'"}, "a name of a file"),
 ]  # fmt: skip
 
