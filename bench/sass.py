@@ -1,0 +1,227 @@
+"""What a GPU has to issue for every byte that it moves, read out of the machine code for sm_90.
+
+    python bench/sass.py MODULE [--write FILE | --check FILE]
+
+MODULE is an object file, the compiled module or a wheel with sm_90 code; `cuobjdump` and `nvdisasm`
+are looked for in PATH and beside this Python (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm).
+
+Of each kernel: registers, shared memory, spills, and its innermost loop that stores (where none
+does, that loads) the most global memory: instructions and bytes of a thread's one turn, by the
+shortest of the paths that store most. A processor issues four instructions a cycle for 32 threads
+each; at 85 % of that, the share is what the loop reaches of the copy bandwidth. It leaves out
+set-up and latency, and counts what a load finds in a cache as moved: an estimate, until a GPU has
+measured it.
+
+`--check` compares with an earlier table: a kernel whose loop takes over a tenth more instructions a
+byte fails.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+PROCESSORS, CLOCK = 132, 1.98e9
+ISSUED = 4 * 32 * 0.85  # thread instructions a cycle and processor
+BANDWIDTH = {"H100": 3.0e12, "H200": 4.3e12}  # of a copy, bytes a second
+WORSE = 1.10
+
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);")
+HEADER = "kernel | registers | shared | spilled | instructions | bytes | of an H100 | of an H200"
+
+
+class Instruction(NamedTuple):
+    op: str
+    predicated: bool
+    target: int | None  # of a branch: an index into the kernel's instructions
+
+    def bytes(self) -> int:
+        """Of global memory, a thread."""
+        if not re.match(r"(LDG|STG|LD|ST)\b", self.op):
+            return 0
+        width = re.search(r"\.(128|64|U16|S16|U8|S8)\b", self.op)
+        return {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4
+
+    def stores(self) -> bool:
+        return self.op.startswith("ST")
+
+    def ends(self) -> bool:
+        """Whether what follows is reached only by a branch."""
+        return not self.predicated and self.op.split(".")[0] in ("BRA", "EXIT", "RET", "JMP", "BRX")
+
+
+class Loop(NamedTuple):
+    instructions: int
+    bytes: int
+
+
+class Kernel(NamedTuple):
+    name: str
+    registers: int
+    shared: int
+    spilled: int
+    loop: Loop
+
+    def share(self, gpu: str) -> float:
+        moved = BANDWIDTH[gpu] / PROCESSORS / CLOCK  # bytes a cycle and processor
+        return min(1.0, self.loop.bytes / moved / (self.loop.instructions / ISSUED))
+
+    def row(self) -> str:
+        cells = [f"`{self.name}`", self.registers, self.shared, self.spilled, *self.loop]
+        cells += [f"{self.share(gpu):.0%}" if self.loop.bytes else "" for gpu in BANDWIDTH]
+        return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def parse(listing: str) -> list[Instruction]:
+    found = [m for m in map(INSTRUCTION.match, listing.splitlines()) if m]
+    index = {int(m[1], 16): i for i, m in enumerate(found)}
+    code = []
+    for m in found:
+        target = re.search(r"0x([0-9a-f]+)\s*$", m[3]) if m[2].startswith("BRA") else None
+        code.append(
+            Instruction(m[2], "@" in m[0], index.get(int(target[1], 16)) if target else None)
+        )
+    return code
+
+
+def through(code: list[Instruction], first: int, last: int) -> Loop:
+    """One turn from `first` to the branch back at `last`: what stores most, then the shortest."""
+    end = (0, -1, code[last].bytes())  # stored, minus instructions, moved
+    best = {last: end}
+    for i in range(last - 1, first - 1, -1):
+        step = code[i]
+        following = [] if step.ends() else [i + 1]
+        if step.target is not None and i < step.target <= last:
+            following.append(step.target)
+        ways = [best[j] for j in following if j in best]
+        if ways:
+            stored, steps, moved = max(ways)
+            stored += step.bytes() if step.stores() else 0
+            best[i] = stored, steps - 1, moved + step.bytes()
+    _, steps, moved = best.get(first, end)
+    return Loop(-steps, moved)
+
+
+def inner_loop(code: list[Instruction]) -> Loop:
+    """The innermost loop that stores, or else loads, most; all of a kernel that has none."""
+    back = [(s.target, i) for i, s in enumerate(code) if s.target is not None and s.target < i]
+
+    def total(span: tuple[int, int], stored: bool) -> int:
+        steps = code[span[0] : span[1] + 1]
+        return sum(s.bytes() for s in steps if s.stores() or not stored)
+
+    for stored in (True, False):
+        moving = [span for span in back if total(span, stored)]
+        inner = [
+            (a, b)
+            for a, b in moving
+            if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in moving)
+        ]
+        if inner:
+            return through(code, *max(inner, key=lambda span: total(span, stored)))
+    return through(code, 0, len(code) - 1)
+
+
+def tool(name: str) -> str:
+    beside = Path(sys.prefix).glob(f"lib/python*/site-packages/nvidia/*/bin/{name}")
+    path = shutil.which(name) or next(map(str, beside), None)
+    if path is None:
+        sys.exit(f"bench/sass.py: no {name} found; pip install nvidia-cuda-{name}")
+    Path(path).chmod(0o755)  # the packages forget it
+    return path
+
+
+def demangled(text: str) -> str:
+    """As in the source, without namespaces and parameters."""
+    out = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True)
+    name = re.sub(r"(\w+|\(anonymous namespace\))::|^void ", "", out.stdout.strip())
+    name = re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)  # an enumerator
+    return name[: name.rindex("(")]
+
+
+def kernels(module: Path) -> list[Kernel]:
+    environment = {"PATH": f"{Path(tool('nvdisasm')).parent}:/usr/bin:/bin"}
+
+    def dump(what: str) -> str:
+        command = [tool("cuobjdump"), what, "-arch", "sm_90", str(module)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        ).stdout
+
+    usage = {}
+    for name, text in re.findall(r"Function (\S+):\n\s*(.*)", dump("-res-usage")):
+        usage[name] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", text)}
+    result = []
+    for part in dump("-sass").split("Function : ")[1:]:
+        name, _, listing = part.partition("\n")
+        used, code = usage[name.strip()], parse(listing)
+        result.append(
+            Kernel(demangled(name), used["REG"], used["SHARED"], used["LOCAL"], inner_loop(code))
+        )
+    return sorted(result)
+
+
+def table(found: list[Kernel]) -> str:
+    rule = "|---" * len(HEADER.split("|")) + "|"
+    return "\n".join(
+        [
+            "# Kernels in the machine code for sm_90",
+            "",
+            "Written by `bench/sass.py`, which says what the columns are. Not measured on a GPU.",
+            "",
+            f"| {HEADER} |",
+            rule,
+            *(kernel.row() for kernel in found),
+            "",
+        ]
+    )
+
+
+def earlier(file: Path) -> dict[str, float]:
+    """Instructions a byte by kernel."""
+    rows = re.findall(r"^\| `(.*?)` \|.*?\|.*?\|.*?\| (\d+) \| (\d+) \|", file.read_text(), re.M)
+    return {name: int(count) / int(moved) for name, count, moved in rows if int(moved)}
+
+
+def check(found: list[Kernel], file: Path) -> int:
+    before, failures = earlier(file), 0
+    for kernel in found:
+        if not kernel.loop.bytes:
+            continue
+        now, was = kernel.loop.instructions / kernel.loop.bytes, before.get(kernel.name)
+        if was is None or now > WORSE * was:
+            print(
+                f"{kernel.name}: {now:.2f} instructions a byte, {was or 'not in the table'} before"
+            )
+            failures += 1
+    print(f"{len(found)} kernels, {failures} that are new or worse than in {file}")
+    return 1 if failures else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("module", type=Path, help="object file, module or wheel with sm_90 code")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="compare with the table there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        module = args.module
+        if module.suffix == ".whl":
+            with zipfile.ZipFile(module) as wheel:
+                (member,) = [n for n in wheel.namelist() if "/_C." in n and n.endswith(".so")]
+                module = Path(wheel.extract(member, folder))
+        found = kernels(module)
+    if args.write:
+        args.write.write_text(table(found))
+    elif not args.check:
+        print(table(found))
+    return check(found, args.check) if args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
