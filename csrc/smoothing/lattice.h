@@ -166,13 +166,24 @@ RC_HOST_DEVICE bool at_or_above(const Lattice& lattice, uint32_t word, int64_t k
   return word_of(Domain::kLatticeLow, place) >= static_cast<uint32_t>(threshold[2]);
 }
 
-// |N| from the thresholds; `guess` is near it.
+// |N| from the thresholds: from a guess down to one that V reaches, then up to one that it does
+// not. One loop for both, because the comparison is long.
 RC_HOST_DEVICE int64_t exact_count(const Lattice& lattice, uint32_t word, int64_t guess,
                                    const LatticePlace& place) {
   int64_t k = guess < lattice.count ? guess : lattice.count;
-  while (k > 0 && !at_or_above(lattice, word, k - 1, place)) --k;
-  while (k < lattice.count && at_or_above(lattice, word, k, place)) ++k;
-  return k;
+  bool down = true;
+  RC_ROLL
+  for (;;) {
+    const bool inside = down ? k > 0 : k < lattice.count;
+    const bool reached = inside ? at_or_above(lattice, word, down ? k - 1 : k, place) : down;
+    if (reached != down) {
+      k += down ? -1 : 1;
+    } else if (down) {
+      down = false;
+    } else {
+      return k;
+    }
+  }
 }
 
 // |N| again for the lanes of `unsure`: some 3 in 10 000, so out of the way of the others.
@@ -205,6 +216,39 @@ RC_HOST_DEVICE typename L::Float noise_of_words(const Lattice& lattice, typename
   return L::template as<typename L::Float>(L::template as<Uint>(count) | (word & 0x80000000u));
 }
 
+// The same of four elements for one lane: the exact count stands once, and picks what it works on
+// without an index, so that a GPU's thread keeps all in registers.
+template <Domain kDomain>
+RC_HOST_DEVICE void noise_of_four(const Lattice& lattice, const LatticePlace& place,
+                                  float (&z)[4]) {
+  uint32_t words[4], unsure = 0;
+  RC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    uint32_t mask;
+    words[i] = bit_cast<uint32_t>(z[i]);
+    z[i] = approximate<kDomain, Scalar>(words[i], lattice.spread, mask);
+    unsure |= mask << i;
+  }
+  RC_ROLL
+  for (int left = 0; left < 4; ++left) {
+    if (!(unsure >> left & 1)) continue;
+    uint32_t word = words[0];
+    float guess = z[0];
+    RC_UNROLL
+    for (int i = 1; i < 4; ++i)
+      word = i == left ? words[i] : word, guess = i == left ? z[i] : guess;
+    LatticePlace at = place;
+    at.element += left;
+    const auto count = exact_count(lattice, word, static_cast<int64_t>(guess), at);
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) z[i] = i == left ? static_cast<float>(count) : z[i];
+  }
+  RC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    z[i] = bit_cast<float>(bit_cast<uint32_t>(z[i]) | (words[i] & 0x80000000u));
+  }
+}
+
 // One step of a row: the noise of L::kElements elements, in element order.
 template <Domain kDomain, class L>
 RC_HOST_DEVICE void draw_lattice(const Lattice& lattice, const PhiloxRow& row,
@@ -215,11 +259,14 @@ RC_HOST_DEVICE void draw_lattice(const Lattice& lattice, const PhiloxRow& row,
   words_in_order<L>(row, column, keys, z, [](Uint r, Uint t, Float& a, Float& b) {
     a = L::template as<Float>(r), b = L::template as<Float>(t);
   });
-  RC_UNROLL
-  for (int i = 0; i < L::kVectors; ++i) {
-    LatticePlace at = place;
-    at.element += i * L::kFloats;
-    z[i] = noise_of_words<kDomain, L>(lattice, L::template as<Uint>(z[i]), at);
+  if constexpr (L::kFloats == 1) {
+    noise_of_four<kDomain>(lattice, place, z);
+  } else {
+    for (int i = 0; i < L::kVectors; ++i) {
+      LatticePlace at = place;
+      at.element += i * L::kFloats;
+      z[i] = noise_of_words<kDomain, L>(lattice, L::template as<Uint>(z[i]), at);
+    }
   }
 }
 
