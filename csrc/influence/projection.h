@@ -86,8 +86,8 @@ void for_rounds(const ProjectionArgs& args, const Body& body) {
   }
 }
 
+constexpr int64_t kProjectScratch = 80 * 1024;  // floats of a thread
 // Units are those of a round; the sums of its segments are then added to `out`, a unit a tile.
-constexpr int64_t kProjectScratch = 80 * 1024;  // floats
 RC_VARIANTS(project, const ProjectionArgs& args, float* scratch, int64_t begin, int64_t end);
 RC_VARIANTS(add_parts, const ProjectionArgs& args, int64_t begin, int64_t end);
 void project_cuda(const ProjectionArgs& args, void* stream);

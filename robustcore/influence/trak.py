@@ -67,7 +67,7 @@ class TRAK:
 
     def __init__(
         self, model: nn.Module, num_classes: int, k: int = 2048, seed: int = 0,
-        ridge: float = 1e-2, *, kind: str = "rademacher",
+        ridge: float = 0.1, *, kind: str = "rademacher",
     ) -> None:  # fmt: skip
         require_module("model", model)
         self.num_classes = require_int("num_classes", num_classes, 2)

@@ -34,7 +34,7 @@ def states(kind, count):
     return made
 
 
-def fitted(ridge=1e-2, count=2, **more):
+def fitted(ridge=0.1, count=2, **more):
     trak = TRAK(network(models.perceptron), CLASSES, K, seed=5, ridge=ridge, **more)
     return trak.fit(batches(), states(models.perceptron, count))
 
