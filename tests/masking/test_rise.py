@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from masking import nets
 from masking.explained import SEGMENTS, Patch, image
-from robustcore.masking import explain_rise, replaced
+from robustcore.masking import MaskedModel, explain_rise, replaced
 from robustcore.masking.explain.rise import enlarge
 
 
@@ -114,3 +115,16 @@ def test_bad_input():
             explain_rise(Patch(), image(), 10, p=p)
     with pytest.raises(ValueError, match=r"grid: got 17, want an integer in \[1, 17\)"):
         explain_rise(Patch(), image(), 10, grid=17)
+
+
+def test_soft_masks_of_a_masked_network():
+    """Bilinear masks between 0 and 1: no score leaves the range that binary masks span, or near."""
+    torch.manual_seed(0)
+    model = MaskedModel(nets.build("basic blocks"))
+    x = nets.image(1, 16)[0]
+    result = explain_rise(model, x, 200, grid=4, target=lambda logits: logits[:, 1])
+    binary = (torch.rand(200, 1, 16, 16) < torch.rand(200, 1, 1, 1)).double()
+    scores = model(x[None], binary)[:, 1].detach()
+    room = 2 * float(scores.max() - scores.min())
+    assert scores.min() - room < result.attribution.min()
+    assert result.attribution.max() < scores.max() + room
