@@ -41,58 +41,66 @@ struct LatticePlace {
 
 inline namespace RC_ISA {
 
-// Quantiles of |Z| in float32, of 1 - V = `tail`. Half a bucket of V included, they err by at most
-// relative * z + absolute where tail >= least. Proven by trying all 2^31 buckets (lattice_check).
+// Quantiles of |spread Z| in float32, of 1 - V = (steps + 1/2) / 2^31. Half a bucket of V included,
+// they err by at most relative * quantile + absolute * spread where steps >= least. Proven by
+// trying all 2^31 buckets (lattice_check).
 template <Domain kDomain>
 struct Quantile;
+
+template <class L>
+RC_HOST_DEVICE typename L::Float tail_of(typename L::Float steps) {
+  return L::fma(steps, L::splat(0x1p-31f), L::splat(0x1p-32f));
+}
 
 // Z standard normal: Phi^-1((1 + v) / 2) = v P(-2 ln(1 - v^2)), P a minimax polynomial of relative
 // error 9.7e-7. Where a table fits into a vector, a polynomial for each power of two instead, of
 // relative error 1.8e-6 (absolute below z = .1): no logarithm is needed.
 template <>
 struct Quantile<Domain::kLatticeGaussian> {
-  static constexpr float relative = 2.5e-6f, absolute = 2.5e-7f, least = 6.4e-5f;
+  static constexpr float relative = 2.5e-6f, absolute = 2.5e-7f, least = 137440;
 
   template <class L>
-  static RC_HOST_DEVICE typename L::Float of(typename L::Float tail) {
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float steps, float spread) {
     if constexpr (L::kFloats == 16) {
-      return by_table<L>(tail);
+      return L::splat(spread) * by_table<L>(steps);
     } else {
       constexpr float c[] = {2.29603362f,      0.170860484f,    -0.002027618f,
                              -0.00014830727f,  1.71230058e-05f, -5.22882317e-07f,
                              -3.57245078e-08f, 3.66671915e-09f, -9.61489846e-11f};
+      const auto tail = tail_of<L>(steps);
       const auto w = neg_two_log<L>(tail * (L::splat(2.0f) - tail));
-      return (L::splat(1.0f) - tail) * horner<L>(w - L::splat(6.0f), c);
+      const auto v = L::fma(L::splat(-spread), tail, L::splat(spread));
+      return v * horner<L>(w - L::splat(6.0f), c);
     }
   }
 
  private:
-  // [power of (mantissa - 3/2)][exponent field mod 16], 2^-14 to 1
+  // [power of (mantissa - 3/2)][exponent field mod 16], 2^17 to 2^31
   template <class L>
-  static RC_HOST_DEVICE typename L::Float by_table(typename L::Float tail) {
+  static RC_HOST_DEVICE typename L::Float by_table(typename L::Float steps) {
     alignas(64) static constexpr float c[7][16] = {
-        {0, 3.91195297f, 3.74125242f, 3.56330776f, 3.37714577f, 3.18155956f, 2.97502065f,
-         2.75554872f, 2.52050209f, 2.26622677f, 1.98742783f, 1.67593968f, 1.31801081f, 0.887146533f,
-         0.318639755f, 0},
-        {0, -0.160966575f, -0.167526335f, -0.174929589f, -0.183370128f, -0.193109438f,
-         -0.204510078f, -0.218091488f, -0.234628215f, -0.255334646f, -0.282241791f, -0.319054633f,
-         -0.373417646f, -0.464415997f, -0.659296811f, 0},
-        {0, 0.0506849326f, 0.0525045097f, 0.0545246378f, 0.0567831248f, 0.0593278557f,
-         0.0622200221f, 0.0655383095f, 0.0693834573f, 0.0738804415f, 0.0791659281f, 0.085307911f,
-         0.0918974206f, 0.0956728905f, 0.0692269057f, 0},
-        {0, -0.0218552295f, -0.022601204f, -0.0234251749f, -0.0243411008f, -0.0253664926f,
+        {3.91195297f, 3.74125242f, 3.56330776f, 3.37714577f, 3.18155956f, 2.97502065f, 2.75554872f,
+         2.52050209f, 2.26622677f, 1.98742783f, 1.67593968f, 1.31801081f, 0.887146533f,
+         0.318639755f, 0, 0},
+        {-0.160966575f, -0.167526335f, -0.174929589f, -0.183370128f, -0.193109438f, -0.204510078f,
+         -0.218091488f, -0.234628215f, -0.255334646f, -0.282241791f, -0.319054633f, -0.373417646f,
+         -0.464415997f, -0.659296811f, 0, 0},
+        {0.0506849326f, 0.0525045097f, 0.0545246378f, 0.0567831248f, 0.0593278557f, 0.0622200221f,
+         0.0655383095f, 0.0693834573f, 0.0738804415f, 0.0791659281f, 0.085307911f, 0.0918974206f,
+         0.0956728905f, 0.0692269057f, 0, 0},
+        {-0.0218552295f, -0.022601204f, -0.0234251749f, -0.0243411008f, -0.0253664926f,
          -0.0265235677f, -0.0278408416f, -0.0293552447f, -0.0311149471f, -0.0331830643f,
-         -0.0356443226f, -0.0386399217f, -0.0427683629f, -0.0572570823f, 0},
-        {0, 0.0106900791f, 0.011044085f, 0.0114339963f, 0.0118660526f, 0.0123480428f, 0.012889808f,
+         -0.0356443226f, -0.0386399217f, -0.0427683629f, -0.0572570823f, 0, 0},
+        {0.0106900791f, 0.011044085f, 0.0114339963f, 0.0118660526f, 0.0123480428f, 0.012889808f,
          0.0135039324f, 0.0142066926f, 0.0150193749f, 0.0159700494f, 0.0170958601f, 0.0184444934f,
-         0.020028837f, 0.0192516763f, 0},
-        {0, -0.00657582097f, -0.00678728381f, -0.00701955706f, -0.00727614574f, -0.00756139914f,
+         0.020028837f, 0.0192516763f, 0, 0},
+        {-0.00657582097f, -0.00678728381f, -0.00701955706f, -0.00727614574f, -0.00756139914f,
          -0.00788077526f, -0.00824119989f, -0.0086515639f, -0.00912338961f, -0.00967172626f,
-         -0.0103162397f, -0.0110824527f, -0.0120095303f, -0.014037326f, 0},
-        {0, 0.00379841472f, 0.0039172587f, 0.0040474073f, 0.00419067778f, 0.00434929319f,
+         -0.0103162397f, -0.0110824527f, -0.0120095303f, -0.014037326f, 0, 0},
+        {0.00379841472f, 0.0039172587f, 0.0040474073f, 0.00419067778f, 0.00434929319f,
          0.00452599255f, 0.00472416449f, 0.0049479967f, 0.00520259095f, 0.00549385743f,
-         0.00582746882f, 0.0062035853f, 0.00658368552f, 0.00605813041f, 0}};
-    const auto bits = L::template as<typename L::Uint>(tail);
+         0.00582746882f, 0.0062035853f, 0.00658368552f, 0.00605813041f, 0, 0}};
+    const auto bits = L::template as<typename L::Uint>(steps);
     const auto mantissa = (bits & 0x7FFFFFu) | 0x3F800000u;
     const auto t = L::template as<typename L::Float>(mantissa) - L::splat(1.5f);
     auto z = L::lookup(c[6], bits >> 23);
@@ -107,18 +115,18 @@ struct Quantile<Domain::kLatticeUniform> {
   static constexpr float relative = 2e-7f, absolute = 2e-7f, least = 0;
 
   template <class L>
-  static RC_HOST_DEVICE typename L::Float of(typename L::Float tail) {
-    return L::splat(1.0f) - tail;
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float steps, float spread) {
+    return L::fma(L::splat(-0x1p-31f * spread), steps, L::splat(spread));
   }
 };
 
 template <>
 struct Quantile<Domain::kLatticeLaplace> {
-  static constexpr float relative = 1e-6f, absolute = 2e-6f, least = 0x1p-12f;
+  static constexpr float relative = 1e-6f, absolute = 2e-6f, least = 0x1p19f;
 
   template <class L>
-  static RC_HOST_DEVICE typename L::Float of(typename L::Float tail) {
-    return L::splat(0.5f) * neg_two_log<L>(tail);
+  static RC_HOST_DEVICE typename L::Float of(typename L::Float steps, float spread) {
+    return L::splat(0.5f * spread) * neg_two_log<L>(tail_of<L>(steps));
   }
 };
 
@@ -128,16 +136,14 @@ RC_HOST_DEVICE typename L::Float approximate(typename L::Uint word, float spread
                                              uint32_t& unsure) {
   using Q = Quantile<kDomain>;
   using Int = typename L::Int;
-  const auto rest = L::template as<Int>(~word & 0x7FFFFFFFu);
-  const auto tail = L::fma(L::from_int(rest), L::splat(0x1p-31f), L::splat(0x1p-32f));
-  const auto z = Q::template of<L>(tail);
+  const auto steps = L::from_int(L::template as<Int>(~word & 0x7FFFFFFFu));
+  const auto size = Q::template of<L>(steps, spread);
   // Adding 1.5 * 2^23 rounds to an integer. Its border is as far as the fraction is from 1/2.
-  const auto magic = L::splat(0x1.8p23f), s = L::splat(spread);
-  const auto count = L::fma(s, z, magic) - magic;
-  const auto fraction = abs<L>(L::fma(s, z, L::splat(0.0f) - count));
-  const auto sure =
-      L::fma(L::splat(-spread * Q::relative), z, L::splat(0.5f - spread * Q::absolute));
-  unsure = L::less_mask(sure, fraction) | L::less_mask(tail, L::splat(Q::least));
+  const auto magic = L::splat(0x1.8p23f);
+  const auto count = (size + magic) - magic;
+  const auto sure = L::fma(L::splat(-Q::relative), size, L::splat(0.5f - spread * Q::absolute));
+  unsure = L::less_mask(sure, abs<L>(size - count));
+  if constexpr (Q::least > 0) unsure |= L::less_mask(steps, L::splat(Q::least));
   return count;
 }
 

@@ -20,6 +20,12 @@ class Digits(NamedTuple):
         """The same on another device."""
         return Digits(*(part.to(device) for part in self))
 
+    def eight_bit(self) -> Digits:
+        """The 17 grey levels as the nearest of 256, which exact certificates want."""
+        return Digits(
+            *((part * 255).round() / 255 if part.is_floating_point() else part for part in self)
+        )
+
 
 def all_digits() -> tuple[Tensor, Tensor]:
     """scikit-learn's 1797 digits ``[B, 1, 8, 8]`` float32 in [0, 1], and labels ``[B]``.

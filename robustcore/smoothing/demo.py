@@ -130,10 +130,11 @@ def certify_digits(
 ) -> tuple[Certificates, float]:
     """Certificates of the test images and the base classifier's accuracy without noise."""
     model, mean, std = train(data, sigma, settings.epochs, seed, method)
+    images = data.eight_bit().test_images
     with torch.inference_mode():
-        clean = model((data.test_images - mean) / std).argmax(1) == data.test_labels
-    smooth = Smooth(model, 10, sigma, seed=seed, mean=mean, std=std)
-    certificates = smooth.certify(data.test_images, n=settings.n, progress=on_terminal())
+        clean = model((images - mean) / std).argmax(1) == data.test_labels
+    smooth = Smooth(model, 10, sigma, grid=255, seed=seed, mean=mean, std=std)
+    certificates = smooth.certify(images, n=settings.n, progress=on_terminal())
     assert isinstance(certificates, Certificates)  # of a batch
     return certificates, float(clean.double().mean())
 

@@ -54,9 +54,7 @@ def run(args: argparse.Namespace, epochs: int, test_images: int, n: int) -> None
     """Trains, certifies, prints a table and writes it."""
     name = f"digits_{args.noise}.tsv"
     data, (table,) = demo.start(args, [name], lambda: load_digits(test_images))
-    # The 17 grey levels as 8-bit ones, which exact certificates want.
-    levels = [(part * 255).round() / 255 if part.is_floating_point() else part for part in data]
-    data = Digits(*levels).to(args.device)
+    data = data.eight_bit().to(args.device)
     if args.noise == "dpa":
         partition_votes(data, epochs, table, args.overwrite)
     else:
