@@ -10,13 +10,14 @@ if importlib.util.find_spec("robustcore._C") is None:
 
 import torch  # noqa: F401  (first: it loads the libtorch that the extension links to)
 
-from robustcore import density, influence, lipschitz, masking, ops, smoothing
+from robustcore import attacks, density, influence, lipschitz, masking, ops, smoothing
 from robustcore._build import __version__, build_info
 from robustcore.common.interop import as_tensor
 
 __all__ = [
     "__version__",
     "as_tensor",
+    "attacks",
     "build_info",
     "density",
     "influence",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from types import ModuleType
 
+from robustcore.attacks import demo as attacks
 from robustcore.common import demo
 from robustcore.common.errors import UsageError
 from robustcore.density import demo as density
@@ -22,6 +23,7 @@ DEMOS: dict[str, ModuleType] = {
     "masking": masking,
     "density": density,
     "influence": influence,
+    "attacks": attacks,
 }
 
 

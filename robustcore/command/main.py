@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from robustcore._build import __version__
-from robustcore.command import bench, certify, demo, doctor, report
+from robustcore.command import attack, bench, certify, demo, doctor, report
 from robustcore.common.errors import UsageError
 
 
@@ -29,6 +29,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     command.set_defaults(run=demo.run)
     for name, module, text in (
         ("certify", certify, "certify your own model on your own data by randomized smoothing"),
+        ("attack", attack, "attack your own model on your own data, smoothed or not"),
         ("report", report, "compare tables of certificates, ours or published"),
         ("bench", bench, "run the benchmarks on this machine"),
         ("doctor", doctor, "show the build, the devices, and what is missing"),

@@ -1,4 +1,4 @@
-"""``robustcore report``: tables of certificates, ours or published, side by side."""
+"""``robustcore report``: tables of certificates side by side, or one beside an attack."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from robustcore.command import sandwich
 from robustcore.common.checks import require_probability
 from robustcore.common.errors import UsageError
 from robustcore.common.plots import require_matplotlib, save
@@ -248,7 +249,13 @@ def _latex(text: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``robustcore report``."""
     add = parser.add_argument
-    add("tables", type=Path, nargs="+", metavar="TABLE", help="result files (.tsv)")
+    add(
+        "tables",
+        type=Path,
+        nargs="+",
+        metavar="TABLE",
+        help="result files of certify (.tsv), or one of certify and one of attack",
+    )
     add("--radii", type=float, nargs="+", help="radii of the columns (every quarter)")
     add(
         "--alpha",
@@ -269,6 +276,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table and draws the picture."""
+    if any(map(sandwich.is_attacked, args.tables)):
+        sandwich.report(args.tables, args.radii, args.plot, args.overwrite)
+        return
     try:
         rho = require_probability("--rho", args.rho)
         alpha = args.alpha

@@ -134,7 +134,7 @@ class Smooth:
         self.dtype = dtype
         self.memory_format = memory_format
         self.last_seed: int | None = None
-        self._normalization = Normalization(mean, std)
+        self.normalization = Normalization(mean, std)
 
     def certify(
         self,
@@ -325,7 +325,7 @@ class Smooth:
                 f"image_stride: got {stride} for {len(images)} images, want indices below 2**48"
             )
         offset = require_int("image_offset", image_offset, 0, most)
-        mean, std = self._normalization.on(images)
+        mean, std = self.normalization.on(images)
         self.noise.check(images, mean is not None or std is not None)
         self._graphs.require(images.device, self.noise.offsets_on_device)
         for model in self._models:

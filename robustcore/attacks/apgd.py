@@ -1,0 +1,271 @@
+"""Auto-PGD: projected gradient descent that chooses its steps itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustcore.attacks.attack import Attack, GradientMethod, Session
+from robustcore.attacks.engine import Rows
+from robustcore.attacks.losses import dlr_to_target
+from robustcore.attacks.steps import attack_step, column, random_start, within
+from robustcore.common.checks import require_int
+
+# Of the published algorithms, "rho" and those of l1.
+RISES, MOMENTUM = 0.75, 0.75
+SPARSE, SPARSER, FEWER, REDUCED, LEAST = 0.2, 0.95, 1.5, 1.5, 10.0
+NORMS = ("linf", "l2", "l1")
+
+
+class APGD(Attack):
+    """Auto-PGD: halves its steps, and goes back to its best point, where the loss stops rising.
+
+    Args:
+        model: what is attacked, see :class:`Attack`.
+        eps: radius of the ball, in pixel units.
+        steps: at least 1.
+        norm: "Linf", "L2" or "L1".
+        restarts: runs from random points for each image that is not fooled yet.
+        loss: "ce", "margin" or "dlr".
+        larger_radii: begin in balls of three and two times the radius, as AutoAttack does in l1.
+        targeted, eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+
+    Source: Croce and Hein, 2020; for l1 "Mind the box", 2021.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float = 8 / 255,
+        steps: int = 100,
+        *,
+        norm: str = "Linf",
+        restarts: int = 1,
+        loss: str = "ce",
+        larger_radii: bool = False,
+        targeted: bool = False,
+        eot: int = 1,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        batch_size: int = 250,
+        grid: int | None = None,
+        predict: dict[str, Any] | None = None,
+        cuda_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            model, eps, norm=norm, loss=loss, targeted=targeted, eot=eot, seed=seed, mean=mean,
+            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+            norms=NORMS,
+        )  # fmt: skip
+        self.steps = require_int("steps", steps, 1, 1 << 31)
+        self.restarts = require_int("restarts", restarts, 1, 1 << 31)
+        self.larger_radii = bool(larger_radii)
+
+    def method(self, seed: int) -> AutoSteps:
+        """The attack as steps on rows."""
+        return AutoSteps(self, seed)
+
+
+class APGDT(APGD):
+    """Auto-PGD towards the likeliest wrong classes in turn, with the targeted DLR loss.
+
+    Args:
+        model: what is attacked, see :class:`Attack`.
+        eps: radius of the ball, in pixel units.
+        steps: for each target, at least 1.
+        norm: "Linf", "L2" or "L1".
+        targets: how many classes, at most; a model of K classes has K - 1.
+        restarts: runs from random points towards each target.
+        larger_radii, eot, seed, mean, std, batch_size, grid, predict, cuda_graph: as in
+            :class:`APGD`.
+
+    Below four classes, where that loss has no fourth logit, the margin takes its place.
+    Source: Croce and Hein, 2020.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float = 8 / 255,
+        steps: int = 100,
+        *,
+        norm: str = "Linf",
+        targets: int = 9,
+        restarts: int = 1,
+        larger_radii: bool = False,
+        eot: int = 1,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        batch_size: int = 250,
+        grid: int | None = None,
+        predict: dict[str, Any] | None = None,
+        cuda_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            model, eps, steps, norm=norm, restarts=restarts, loss="dlr", eot=eot, seed=seed,
+            larger_radii=larger_radii, mean=mean, std=std, batch_size=batch_size, grid=grid,
+            predict=predict, cuda_graph=cuda_graph,
+        )  # fmt: skip
+        self.targets = require_int("targets", targets, 1, 1 << 31)
+
+    def method(self, seed: int) -> AutoSteps:
+        """The attack as steps on rows."""
+        return TowardsTargets(self, seed)
+
+
+class Stage(NamedTuple):
+    """A run of APGD in one ball: from point ``first`` on, ``steps`` of them."""
+
+    first: int
+    steps: int
+    eps: float
+
+
+class AutoSteps(GradientMethod):
+    """APGD on rows. Where its checkpoints are depends on a row's age alone."""
+
+    def __init__(self, attack: APGD, seed: int) -> None:
+        super().__init__(attack, seed)
+        self.variants = attack.restarts
+        self.stages = _stages(attack.steps, attack.eps, attack.larger_radii)
+        self.points = sum(stage.steps + 1 for stage in self.stages)
+        self._sparse = self.norm == "l1"
+        self._widths = np.zeros(self.points, dtype=np.int64)  # of what ends there, else 0
+        for stage in self.stages:
+            for end, width in _checkpoints(stage.steps, self._sparse):
+                self._widths[stage.first + end] = width
+        self._starts = np.array([stage.first for stage in self.stages])
+
+    def begin(self, rows: Rows) -> None:
+        x0, state = rows["x0"], rows.state
+        eps = self.stages[0].eps
+        where: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": self.seed}
+        state["x"] = random_start(x0, rows["index"], rows["variant"], **where)
+        self.begin_best(rows)
+        zeros = state["best_loss"].new_zeros(len(rows))
+        state["best_grad"], state["previous"] = torch.zeros_like(x0), state["x"]
+        state["eps"] = zeros + eps
+        state["rate"] = zeros + eps * (1 if self._sparse else 2)
+        state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
+        state["rises"], state["cut"] = zeros.clone(), torch.zeros_like(state["found"])
+        if self._sparse:
+            state["topk"] = zeros + SPARSE
+            state["sparsity"] = zeros + x0[0].numel()
+
+    def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
+        """A point of a larger ball is none of this one."""
+        return None if len(self.stages) == 1 else rows["age"] >= self.stages[-1].first
+
+    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        state, here = rows.state, rows["x"]
+        state["rises"] += loss > state["last"]
+        state["last"] = loss
+        higher = self.keep_best(rows, x, loss)
+        state["best_grad"] = torch.where(column(higher, grad), grad, state["best_grad"])
+        age = np.minimum(rows.age, self.points - 1)
+        if (age == self._starts[:, None]).any():
+            first = torch.from_numpy((age == self._starts[:, None]).any(0)).to(loss.device)
+            state["checked"] = torch.where(first, loss, state["checked"])
+        width = self._widths[age]
+        if width.any():
+            back = self._check(rows, torch.from_numpy(width).to(loss.device))
+            here = torch.where(column(back, here), state["best"], here)
+            grad = torch.where(column(back, grad), state["best_grad"], grad)
+        following = self._move(rows, here, grad)
+        state["previous"] = rows["x"]
+        return following if len(self.stages) == 1 else self._next_stage(rows, following)
+
+    def _move(self, rows: Rows, here: Tensor, grad: Tensor) -> Tensor:
+        state, x0 = rows.state, rows["x0"]
+        ball: dict[str, Any] = {"norm": self.norm, "eps": state["eps"], "step_size": state["rate"]}
+        if self._sparse:
+            return attack_step(here, grad, x0, topk=state["topk"], **ball)
+        first = rows.age == 0
+        plain = attack_step(here, grad, x0, **ball) if first.any() else here
+        if first.all():
+            return plain
+        swung = attack_step(here, grad, x0, momentum=MOMENTUM, previous=state["previous"], **ball)
+        if not first.any():
+            return swung
+        return torch.where(column(torch.from_numpy(first).to(x0.device), x0), plain, swung)
+
+    def _check(self, rows: Rows, width: Tensor) -> Tensor:
+        """Which rows go back to their best point; the steps of those of a checkpoint."""
+        state, due = rows.state, width > 0
+        if self._sparse:
+            pixels = (state["best"] != state["x0"]).flatten(1).sum(1)
+            back = due & (pixels < SPARSER * state["sparsity"])
+            share = pixels.to(state["topk"].dtype) / (FEWER * state["x0"][0].numel())
+            state["topk"] = torch.where(due, share, state["topk"])
+            rate = torch.where(back, state["eps"], state["rate"] / REDUCED)
+            rate = torch.minimum(torch.maximum(rate, state["eps"] / LEAST), state["eps"])
+            state["rate"] = torch.where(due, rate, state["rate"])
+            state["sparsity"] = torch.where(due, pixels.to(share.dtype), state["sparsity"])
+            return back
+        stuck = ~state["cut"] & (state["checked"] >= state["best_loss"])
+        back = due & ((state["rises"] <= RISES * width) | stuck)
+        state["cut"] = torch.where(due, back, state["cut"])
+        state["checked"] = torch.where(due, state["best_loss"], state["checked"])
+        state["rises"].masked_fill_(due, 0)
+        state["rate"] = torch.where(back, state["rate"] / 2, state["rate"])
+        return back
+
+    def _next_stage(self, rows: Rows, following: Tensor) -> Tensor:
+        """Rows at the end of a larger ball begin anew in the next one, from their best point."""
+        for stage in self.stages[1:]:
+            ends = rows.age == stage.first - 1
+            if not ends.any():
+                continue
+            state, new = rows.state, torch.from_numpy(ends).to(following.device)
+            inside = within(state["best"], state["x0"], self.norm, stage.eps)
+            following = torch.where(column(new, following), inside, following)
+            changed = (inside != state["x0"]).flatten(1).sum(1).to(state["eps"].dtype)
+            values = {"eps": stage.eps, "rate": stage.eps, "best_loss": -torch.inf}
+            values |= {"last": torch.inf, "rises": 0.0}
+            for name, value in values.items():
+                state[name] = state[name].masked_fill(new, value)
+            share = changed / (FEWER * state["x0"][0].numel())
+            state["topk"] = torch.where(new, share, state["topk"])
+            state["sparsity"] = torch.where(new, changed, state["sparsity"])
+        return following
+
+
+class TowardsTargets(AutoSteps):
+    """APGD on rows, each towards a class of its own."""
+
+    def __init__(self, attack: APGDT, seed: int) -> None:
+        super().__init__(attack, seed)
+        self.loss, self._wanted, self._restarts = dlr_to_target, attack.targets, attack.restarts
+
+    def check(self, session: Session) -> None:
+        self.targets = min(self._wanted, session.logits.shape[1] - 1)
+        self.variants = self.targets * self._restarts
+
+
+def _stages(steps: int, eps: float, larger_radii: bool) -> list[Stage]:
+    if not larger_radii or steps < 4:
+        return [Stage(0, steps, eps)]
+    early = math.ceil(0.3 * steps)
+    made, first = [], 0
+    for part, radius in ((early, 3 * eps), (early, 2 * eps), (steps - 2 * early, eps)):
+        made.append(Stage(first, part, radius))
+        first += part + 1
+    return made
+
+
+def _checkpoints(steps: int, sparse: bool) -> list[tuple[int, int]]:
+    """(step, steps since the last one) of each: first .22 of all, then ever fewer down to .06."""
+    made, at = [], 0
+    width = max(int((0.04 if sparse else 0.22) * steps), 1)
+    while (at := at + width) <= steps:
+        made.append((at, width))
+        if not sparse:
+            width = max(width - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    return made

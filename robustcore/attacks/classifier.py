@@ -1,0 +1,203 @@
+"""The classifier that is attacked: any callable to logits, or a smoothed classifier."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robustcore.attacks.losses import Loss
+from robustcore.common.checks import require_logits
+from robustcore.common.normalize import Normalization
+
+# Units of rounding that two logits have to differ by.
+ROUNDING = 16.0
+# What depends on the mode.
+MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+@runtime_checkable
+class SmoothedClassifier(Protocol):
+    """What is attacked of a smoothed classifier, that of the smoothing family say."""
+
+    base_classifier: Any
+    noise: Any
+
+    def predict(self, x: Tensor, **run: Any) -> Any: ...
+
+
+class Classifier:
+    """Logits and gradients of a model, which is found and left in the same state.
+
+    Args:
+        model: a callable from ``[N, C, H, W]`` to logits ``[N, K]``, or a smoothed classifier.
+        mean, std: per-channel normalisation between the image and the model.
+        eot: forward passes that one gradient averages; of a smoothed classifier the noisy copies
+            over which its probabilities are averaged.
+        noise_seed: of the noisy copies, the same at every step.
+        predict: what ``predict`` of a smoothed classifier is called with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        mean: float | Sequence[float] | Tensor | None,
+        std: float | Sequence[float] | Tensor | None,
+        eot: int,
+        noise_seed: int = 0,
+        predict: dict[str, Any] | None = None,
+    ) -> None:
+        self.smoothed: Any = model if isinstance(model, SmoothedClassifier) else None
+        self.model: Any = model if self.smoothed is None else self.smoothed.base_classifier
+        self.eot = eot
+        self._normalization = Normalization(mean, std)
+        self._noise_seed, self._predict = noise_seed, predict or {}
+
+    def logits(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Those of images that have these ``indices [N]`` in the run, on the CPU; one pass."""
+        if self.smoothed is not None:
+            return self._smoothed_logits(x, indices)
+        return require_logits("model", self.model(self._normalized(x)), len(x))
+
+    def evaluate(
+        self, x: Tensor, indices: Tensor, loss: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[N, K]``, loss ``[N]`` and its gradient by x, without a graph."""
+        passes = 1 if self.smoothed is not None else self.eot
+        total: list[Tensor] = []
+        for _ in range(passes):
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                logits = self.logits(leaf, indices)
+                value, slope = loss(logits.detach())
+                if logits.requires_grad:
+                    (grad,) = torch.autograd.grad(logits, leaf, slope, allow_unused=True)
+                else:
+                    grad = None
+            grad = torch.zeros_like(x) if grad is None else grad
+            part = [logits.detach(), value, grad]
+            total = part if not total else [a.add_(b) for a, b in zip(total, part, strict=True)]
+        if passes > 1:
+            total = [t.div_(passes) for t in total]
+        return total[0], total[1], total[2]
+
+    def forward(
+        self, x: Tensor, indices: Tensor, loss: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and loss alone."""
+        with torch.no_grad():
+            logits = self.logits(x, indices)
+        return logits, loss(logits)[0]
+
+    def classes(self, x: Tensor, indices: Tensor, labels: Tensor, batch: int) -> Tensor:
+        """What the classifier answers in earnest: of a smoothed one by ``predict``."""
+        if self.smoothed is None:
+            return verdict(self.batched(x, indices, batch), labels)
+        answers = []
+        for image, index in zip(x, indices.tolist(), strict=True):
+            found = self.smoothed.predict(image, image_offset=index, **self._predict)
+            answers.append(int(getattr(found, "prediction", found)))
+        return torch.tensor(answers, dtype=torch.int64, device=x.device)
+
+    def batched(self, x: Tensor, indices: Tensor, batch: int) -> Tensor:
+        """Logits of any number of images."""
+        with torch.no_grad():
+            parts = [
+                self.logits(a, b) for a, b in zip(x.split(batch), indices.split(batch), strict=True)
+            ]
+        return torch.cat(parts)
+
+    @contextmanager
+    def at_work(self, quiet: bool = False) -> Iterator[None]:
+        """Eval mode, and gradients allowed; all modes are as they were at the end.
+
+        Warns of a model in training mode unless quiet; ValueError if it changes its mode itself.
+        """
+        modules = list(_modules(self.model))
+        before = [m.training for m in modules]
+        if not quiet and any(m.training and isinstance(m, MODAL) for m in modules):
+            warnings.warn(
+                "model: in training mode, where BatchNorm and dropout make an image's class depend "
+                "on others and on chance; it is attacked in eval mode, and left in its own",
+                UserWarning,
+                stacklevel=4,
+            )
+        try:
+            for m in modules:
+                m.training = False
+            with torch.inference_mode(False):
+                yield
+            changed = any(m.training for m in modules)
+        finally:
+            for m, mode in zip(modules, before, strict=True):
+                m.training = mode
+        if changed:
+            raise ValueError("model: goes into training mode when it is called; want eval mode")
+
+    def random(self, x: Tensor, indices: Tensor) -> bool:
+        """Whether two forward passes of some images differ."""
+        with torch.no_grad():
+            first, second = (self.logits(x, indices) for _ in range(2))
+        return not torch.equal(first.nan_to_num(), second.nan_to_num())
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        mean, std = self._normalization.on(x)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        x = x if mean is None else x - mean.view(shape).to(x.dtype)
+        return x if std is None else x / std.view(shape).to(x.dtype)
+
+    def _smoothed_logits(self, x: Tensor, indices: Tensor) -> Tensor:
+        """``log mean_m softmax`` over noisy copies, whose noise is that of the image alone.
+
+        Source: Salman et al., 2019, SmoothAdv.
+        """
+        smooth = self.smoothed
+        mean, std = smooth.normalization.on(x)
+        copies = [
+            smooth.noise.sample(
+                image, self.eot, seed=self._noise_seed, image_offset=index, mean=mean, std=std
+            )
+            for image, index in zip(x.split(1), indices.tolist(), strict=True)
+        ]
+        batch = torch.cat(copies).flatten(0, 1)
+        logits = require_logits("base_classifier", self.model(batch), len(batch))
+        log = logits.log_softmax(1).unflatten(0, (len(x), self.eot))
+        return torch.logsumexp(log, 1) - math.log(self.eot)
+
+
+def wrong(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
+    """Bool ``[N]``: misclassified, or as the target, by more than rounding.
+
+    Logits that are no numbers are neither. A point on the boundary itself may be right in another
+    batch, where the same sums are rounded differently.
+    """
+    index = labels.unsqueeze(1)
+    own, rival = logits.gather(1, index), logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    slack = ROUNDING * torch.finfo(logits.dtype).eps * logits.abs().amax(1, keepdim=True)
+    ahead = own - rival if targeted else rival - own
+    return (ahead > slack.nan_to_num(posinf=0.0)).squeeze(1) & ~logits.isnan().any(1)
+
+
+def verdict(logits: Tensor, labels: Tensor) -> Tensor:
+    """The classes; where the logits are no numbers, the label."""
+    return torch.where(logits.isnan().any(1), labels, logits.argmax(1))
+
+
+def of_rows(
+    loss: Loss, labels: Tensor, targets: Tensor | None
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The loss of the images at hand, of their logits."""
+    return lambda logits: loss(logits, labels, targets)
+
+
+def _modules(model: Any) -> Iterator[nn.Module]:
+    parts = model if isinstance(model, (tuple, list)) else [model]
+    for part in parts:
+        owner = getattr(part, "__self__", part)  # a bound method's
+        if isinstance(owner, nn.Module):
+            yield from owner.modules()

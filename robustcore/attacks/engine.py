@@ -1,0 +1,306 @@
+"""Runs an attack on many images so that the model always works on full batches.
+
+A *job* is one run at one image: one of its restarts, targets or poses, all called variants. Jobs
+wait in line, the first variant of every image before the second of any. A batch takes as many as it
+holds; a job that is done, or whose image is fooled, makes room for the next one at once, so images,
+restarts and targets share batches, each at its own step. When none waits, the batch shrinks.
+
+Which jobs run side by side depends on the batch size; what is found does not: of an image's
+variants the first one that succeeds counts, and those before it are run to their end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from robustcore.attacks.classifier import Classifier, of_rows, wrong
+from robustcore.attacks.losses import Loss
+from robustcore.attacks.steps import column
+
+Ints = npt.NDArray[np.int64]
+# Steps between two looks at which images are fooled, where a look waits for the device.
+LOOK = 8
+
+
+class Rows:
+    """The jobs of a batch. ``state`` has tensors ``[R, ...]``, which leave and arrive together."""
+
+    def __init__(self, job: Ints, image: Ints, variant: Ints, state: dict[str, Tensor]) -> None:
+        self.job, self.image, self.variant, self.state = job, image, variant, state
+        self.age = np.zeros(len(job), dtype=np.int64)
+        """Points that each has evaluated; ``state["age"]`` is the same on the device."""
+
+    def __len__(self) -> int:
+        return len(self.job)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.state[name]
+
+    def keep(self, chosen: Ints) -> None:
+        """Only these rows."""
+        index = torch.from_numpy(chosen).to(self["x"].device)
+        self.state = {name: value.index_select(0, index) for name, value in self.state.items()}
+        self.job, self.image, self.variant = (
+            a[chosen] for a in (self.job, self.image, self.variant)
+        )
+        self.age = self.age[chosen]
+
+    def put(self, places: Ints, other: Rows) -> None:
+        """Other rows in some places."""
+        index = torch.from_numpy(places).to(self["x"].device)
+        for name, value in other.state.items():
+            self.state[name].index_copy_(0, index, value)
+        self.job[places], self.image[places] = other.job, other.image
+        self.variant[places], self.age[places] = other.variant, other.age
+
+
+class Method(ABC):
+    """One attack as steps on rows, each by itself."""
+
+    loss: Loss
+    points = 1
+    """Points that a job evaluates at most."""
+    variants = 1
+    targeted = False
+    """Whether labels are the classes to reach."""
+    gradients = True
+    targets = 0
+    """Variant v heads for the likely class number ``v % targets``, ``state["target"]``; 0: none."""
+
+    @abstractmethod
+    def begin(self, rows: Rows) -> None:
+        """Sets ``x``, the first points, and what else the state has, of rows with ``x0``."""
+
+    @abstractmethod
+    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        """The next points, of the loss ``[R]`` and its gradient at x; updates the state.
+
+        ``best`` and ``best_loss`` of the state are then those of the highest loss so far.
+        """
+
+    def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
+        """Bool ``[R]``: whether an adversarial x is one within the ball; None: all are."""
+        return None
+
+    def check(self, session: Any) -> None:  # noqa: B027  (most take any)
+        """Raises ValueError for images that it cannot attack."""
+
+    def shown(self, rows: Rows) -> Tensor:
+        """What the model is given of the points ``x``."""
+        return rows["x"]
+
+
+@dataclass
+class Found:
+    """What became of each image: tensors of all N, on their device, and arrays."""
+
+    images: Tensor
+    winner: Ints
+    """The first variant that succeeded, else the number of variants."""
+    steps: Ints
+    loss: npt.NDArray[np.float64]
+    zero_gradients: npt.NDArray[np.bool_]
+    nan_gradients: npt.NDArray[np.bool_]
+    nan_logits: npt.NDArray[np.bool_]
+
+    def queries(self, method: Method) -> Ints:
+        """Forward passes of each image, attacked alone."""
+        done = np.minimum(self.winner, method.variants)
+        part = np.where(self.winner < method.variants, self.steps + 1, 0)
+        return np.asarray(done * method.points + part)
+
+
+class Engine:
+    """One run of a method.
+
+    Args:
+        classifier: what is attacked.
+        images, labels: ``[N, C, H, W]``, ``[N]``.
+        ranking: classes ``[N, K]`` of the clean images, the likeliest first.
+        indices: of the images in the stream of random numbers ``[N]``, on the CPU.
+        batch: most rows in one call of the model.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        ranking: Tensor,
+        indices: Tensor,
+        batch: int,
+    ) -> None:
+        self._method, self._classifier, self._batch = method, classifier, batch
+        self._images, self._labels, self._indices = images, labels, indices
+        self._others = _without(ranking, labels)
+        n = len(images)
+        self._found = Found(
+            images.clone(),
+            np.full(n, method.variants),
+            np.full(n, method.points - 1),
+            np.full(n, -np.inf),
+            *(np.zeros(n, dtype=bool) for _ in range(3)),
+        )
+        self._rank = np.full(n, method.variants)  # variant of the point of highest loss
+        self._next = 0
+        self._active: Ints = np.arange(0)
+
+    def run(self, active: Ints) -> Found:
+        """Attacks the images with these numbers."""
+        self._active = active
+        look = 1 if self._images.device.type == "cpu" else LOOK
+        rows = self._fresh(self._batch)
+        while len(rows):
+            for _ in range(min(look, int((self._method.points - rows.age).max()))):
+                self._step(rows)
+            self._settle(rows)
+        return self._found
+
+    def _fresh(self, most: int) -> Rows:
+        """Up to so many of the jobs that wait, at their first point."""
+        jobs: list[int] = []
+        total = len(self._active) * self._method.variants
+        while len(jobs) < most and self._next < total:
+            line = np.arange(self._next, min(total, self._next + most - len(jobs)))
+            self._next += len(line)
+            variant, image = line // len(self._active), self._active[line % len(self._active)]
+            jobs += line[variant < self._found.winner[image]].tolist()
+        job = np.array(jobs, dtype=np.int64)
+        count = max(1, len(self._active))
+        image, variant = self._active[job % count], job // count
+        index = torch.from_numpy(image).to(self._images.device)
+        rows = _at_rest(self._images[index], self._labels[index], job, image, variant)
+        rows.state["index"] = self._indices.to(index.device)[index]
+        if self._method.targets:
+            target = rows["variant"] % self._method.targets
+            rows.state["target"] = self._others[index, target]
+        if len(job):
+            self._method.begin(rows)
+        return rows
+
+    def _step(self, rows: Rows) -> None:
+        """Every row one point further; those that are done stay where they are."""
+        method, state = self._method, rows.state
+        x, indices = method.shown(rows), self._indices[torch.from_numpy(rows.image)]
+        loss = of_rows(method.loss, state["label"], state.get("target"))
+        last = bool((rows.age >= method.points - 1).all())
+        if method.gradients and not last:
+            logits, value, grad = self._classifier.evaluate(x, indices, loss)
+            _watch(state, grad)
+        else:
+            (logits, value), grad = self._classifier.forward(x, indices, loss), x
+        state["no_logits"] |= logits.isnan().any(1)
+        fooled, counts = wrong(logits, state["label"], method.targeted), method.counts(rows, x)
+        state["fooled"] = fooled
+        state["found"] |= fooled if counts is None else fooled & counts
+        going = ~state["found"] & ~state["ended"] & (state["age"] < method.points - 1)
+        following = method.advance(rows, x, value.to(x.dtype), grad)
+        if not last:
+            state["x"] = torch.where(column(going, x), following, state["x"])
+        state["age"] += ~state["found"]
+        rows.age += 1
+
+    def _settle(self, rows: Rows) -> None:
+        """Takes out what is done, and brings in what waits."""
+        found, method = self._found, self._method
+        success = rows["found"].cpu().numpy()
+        over = (rows.age >= method.points) | rows["ended"].cpu().numpy()
+        shown = method.shown(rows) if success.any() else rows["x"]
+        order = np.argsort(-rows.variant, kind="stable")  # the first variant is written last
+        for i in order[success[order]]:
+            image, variant = rows.image[i], rows.variant[i]
+            if variant < found.winner[image]:
+                found.winner[image] = variant
+                found.images[image] = shown[i]
+                found.steps[image] = int(rows["age"][i])
+        beaten = rows.variant >= found.winner[rows.image]
+        leaving = success | over | beaten
+        self._note(rows, leaving)
+        self._keep_best(rows, np.flatnonzero(leaving & ~beaten))
+        free = np.flatnonzero(leaving)
+        if not len(free):
+            return
+        fresh = self._fresh(len(free))
+        rows.put(free[: len(fresh)], fresh)
+        if len(fresh) < len(free):
+            left = np.ones(len(rows), dtype=bool)
+            left[free[len(fresh) :]] = False
+            rows.keep(np.flatnonzero(left))
+
+    def _keep_best(self, rows: Rows, done: Ints) -> None:
+        """Of an image that is not fooled the point of highest loss, of the first such variant."""
+        if not len(done):
+            return
+        loss = rows["best_loss"].double().cpu().numpy()
+        for i in done:
+            image, key = rows.image[i], (loss[i], -rows.variant[i])
+            if key > (self._found.loss[image], -self._rank[image]):
+                self._found.loss[image], self._rank[image] = loss[i], rows.variant[i]
+                self._found.images[image] = rows["best"][i]
+
+    def _note(self, rows: Rows, leaving: npt.NDArray[np.bool_]) -> None:
+        """Signs of a gradient that does not tell the way, and of logits that are no numbers."""
+        image = rows.image[leaving]
+        first = rows.variant[leaving] == 0
+        for name, flag in (
+            ("zero", "zero_gradients"),
+            ("nan", "nan_gradients"),
+            ("no_logits", "nan_logits"),
+        ):
+            seen = rows[name].cpu().numpy()[leaving]
+            getattr(self._found, flag)[image[seen & (first | (name != "zero"))]] = True
+
+
+def _at_rest(x0: Tensor, labels: Tensor, job: Ints, image: Ints, variant: Ints) -> Rows:
+    """Rows before their first point."""
+    state = {"x0": x0, "label": labels, "age": torch.zeros_like(labels)}
+    state["variant"] = torch.from_numpy(variant).to(x0.device)
+    for flag in ("found", "fooled", "ended", "zero", "nan", "no_logits"):
+        state[flag] = torch.zeros_like(labels, dtype=torch.bool)
+    return Rows(job, image, variant, state)
+
+
+def maximise(
+    method: Method,
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    loss: Loss,
+) -> Tensor:
+    """The last points of a batch of which no image leaves."""
+    numbers = np.arange(len(images))
+    rows = _at_rest(images, labels, numbers, numbers.copy(), np.zeros_like(numbers))
+    rows.state["index"] = indices.to(images.device)
+    method.begin(rows)
+    for _ in range(method.points - 1):
+        x = method.shown(rows)
+        value, grad = classifier.evaluate(x, indices, of_rows(loss, labels, None))[1:]
+        _watch(rows.state, grad)
+        rows.state["x"] = method.advance(rows, x, value.to(x.dtype), grad)
+        rows.state["age"] += 1
+        rows.age += 1
+    return method.shown(rows)
+
+
+def _watch(state: dict[str, Tensor], grad: Tensor) -> None:
+    """Notes gradients that are zero at the first step, or no numbers, which count as zero."""
+    largest = torch.linalg.vector_norm(grad.flatten(1), torch.inf, dim=1)
+    state["zero"] |= (largest == 0) & (state["age"] == 0)
+    broken = ~largest.isfinite()
+    state["nan"] |= broken
+    grad.masked_fill_(column(broken, grad), 0.0)
+
+
+def _without(ranking: Tensor, labels: Tensor) -> Tensor:
+    """The classes ``[N, K - 1]`` that are not the label."""
+    others = ranking[ranking != labels.unsqueeze(1)]
+    return others.view(len(ranking), ranking.shape[1] - 1)

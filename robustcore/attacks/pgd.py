@@ -1,0 +1,135 @@
+"""Projected gradient descent, and its single step FGSM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from robustcore.attacks.attack import Attack, GradientMethod
+from robustcore.attacks.engine import Rows
+from robustcore.attacks.steps import attack_step, random_start
+from robustcore.common.checks import require_flag, require_int, require_positive
+
+
+class PGD(Attack):
+    """Projected gradient descent: steps along the gradient, each back into ball and box.
+
+    Args:
+        model: what is attacked, see :class:`Attack`.
+        eps: radius of the ball, in pixel units.
+        alpha: size of a step, by default ``2.5 * eps / steps``.
+        steps: at least 1.
+        norm: "Linf", "L2", "L1" or "L0", where eps counts pixels.
+        random_start: begin at a random point of the ball, another one at each restart; else at the
+            image.
+        restarts: runs for each image that is not fooled yet.
+        loss: "ce", "margin" or "dlr".
+        targeted: labels are classes to reach.
+        eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+
+    Source: Madry et al., 2018; Croce and Hein, 2019, for l0.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float = 8 / 255,
+        alpha: float | None = None,
+        steps: int = 10,
+        *,
+        norm: str = "Linf",
+        random_start: bool = True,
+        restarts: int = 1,
+        loss: str = "ce",
+        targeted: bool = False,
+        eot: int = 1,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        batch_size: int = 250,
+        grid: int | None = None,
+        predict: dict[str, Any] | None = None,
+        cuda_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            model, eps, norm=norm, loss=loss, targeted=targeted, eot=eot, seed=seed, mean=mean,
+            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+        )  # fmt: skip
+        self.steps = require_int("steps", steps, 1, 1 << 31)
+        self.alpha = None if alpha is None else require_positive("alpha", alpha)
+        self.random_start = require_flag("random_start", random_start)
+        self.restarts = require_int("restarts", restarts, 1, 1 << 31)
+
+    def method(self, seed: int) -> Steps:
+        """The attack as steps on rows."""
+        return Steps(self, seed)
+
+    @property
+    def step_size(self) -> float:
+        """Of a step, in pixel units."""
+        return 2.5 * self.eps / self.steps if self.alpha is None else self.alpha
+
+
+class FGSM(PGD):
+    """The fast gradient sign method: one step of length eps from the image itself.
+
+    Args:
+        model: what is attacked, see :class:`Attack`.
+        eps: length of the step, in pixel units.
+        norm: "Linf", "L2", "L1" or "L0"; the step goes along the steepest direction of it.
+        loss, targeted, eot, seed, mean, std, batch_size, grid, predict: as in :class:`PGD`.
+
+    Source: Goodfellow, Shlens and Szegedy, 2015.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float = 8 / 255,
+        *,
+        norm: str = "Linf",
+        loss: str = "ce",
+        targeted: bool = False,
+        eot: int = 1,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        batch_size: int = 250,
+        grid: int | None = None,
+        predict: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model, eps, eps, 1, norm=norm, random_start=False, loss=loss, targeted=targeted,
+            eot=eot, seed=seed, mean=mean, std=std, batch_size=batch_size, grid=grid,
+            predict=predict, cuda_graph=False,
+        )  # fmt: skip
+
+
+class Steps(GradientMethod):
+    """PGD on rows."""
+
+    def __init__(self, attack: PGD, seed: int) -> None:
+        super().__init__(attack, seed)
+        self.points, self.variants = attack.steps + 1, attack.restarts
+        self._random, self._step_size = attack.random_start, attack.step_size
+
+    def begin(self, rows: Rows) -> None:
+        x0 = rows["x0"]
+        if self._random:
+            where: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "seed": self.seed}
+            rows.state["x"] = random_start(x0, rows["index"], rows["variant"], **where)
+        else:
+            rows.state["x"] = x0.clone()
+        self.begin_best(rows)
+
+    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        self.keep_best(rows, x, loss)
+        ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
+        return attack_step(rows["x"], grad, rows["x0"], step_size=self._step_size, **ball)
+
+    def maximise(self, rows: Rows, x: Tensor, grad: Tensor) -> Tensor:
+        """The next points alone, as training has them."""
+        ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
+        return attack_step(x, grad, rows["x0"], step_size=self._step_size, **ball)
