@@ -151,8 +151,9 @@ class AutoSteps(GradientMethod):
         self.begin_best(rows)
         zeros = state["best_loss"].new_zeros(len(rows))
         state["best_grad"], state["previous"] = torch.zeros_like(x0), state["x"]
-        state["eps"] = zeros + eps
-        state["rate"] = zeros + eps * (1 if self._sparse else 2)
+        # In float64, or the ball would be rounded.
+        state["eps"] = zeros.double() + eps
+        state["rate"] = zeros.double() + eps * (1 if self._sparse else 2)
         state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
         state["rises"], state["cut"] = zeros.clone(), torch.zeros_like(state["found"])
         if self._sparse:

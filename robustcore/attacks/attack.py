@@ -270,7 +270,8 @@ class GradientMethod(Method):
         return higher
 
     def shown(self, rows: Rows) -> Tensor:
-        return rows["x"] if self.grid is None else on_grid(rows["x"], rows["x0"], self.grid)
+        x: Tensor = rows["x"]
+        return x if self.grid is None else on_grid(rows["x"], rows["x0"], self.grid)
 
 
 def on_grid(x: Tensor, x0: Tensor, grid: int) -> Tensor:
@@ -318,7 +319,9 @@ def require_indices(offset: Any, stride: Any, images: int) -> Tensor:
         raise ValueError(
             f"image_stride: got {stride} for {images} images, want indices below 2**48"
         )
-    return require_int("image_offset", offset, 0, most) + torch.arange(images) * stride
+    first = require_int("image_offset", offset, 0, most)
+    numbers: Tensor = first + torch.arange(images) * stride
+    return numbers
 
 
 def draw_seed() -> int:

@@ -242,6 +242,8 @@ class Engine:
         loss = rows["best_loss"].double().cpu().numpy()
         for i in done:
             image, key = rows.image[i], (loss[i], -rows.variant[i])
+            if self._found.winner[image] < self._method.variants:
+                continue  # a later variant has succeeded
             if key > (self._found.loss[image], -self._rank[image]):
                 self._found.loss[image], self._rank[image] = loss[i], rows.variant[i]
                 self._found.images[image] = rows["best"][i]

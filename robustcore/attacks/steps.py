@@ -38,7 +38,7 @@ def attack_step(
 
     With ``momentum`` m it is followed by ``P(x + m (z - x) + (1 - m) (x - previous))``.
     """
-    moved = x + _row(step_size, x) * _direction(grad, norm, topk)
+    moved = x + _row(step_size, x).to(x.dtype) * _direction(grad, norm, topk)
     z = within(moved, x0, norm, eps)
     if momentum is None or previous is None:
         return z
@@ -54,7 +54,7 @@ def within(x: Tensor, x0: Tensor, norm: str, eps: float | Tensor) -> Tensor:
         low = _rounded(centre - radius, x0, up=True)
         high = _rounded(centre + radius, x0, up=False)
         return torch.minimum(torch.maximum(x, low), high).clamp(0, 1)
-    difference = x - x0
+    difference, radius = x - x0, radius.to(x.dtype)
     if norm == "l2":
         length = _length(difference)
         factor = (radius / length.clamp_min(torch.finfo(x.dtype).tiny)).clamp(max=1)
@@ -225,11 +225,10 @@ def _rounded(value: Tensor, like: Tensor, up: bool) -> Tensor:
 
 
 def _row(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, or one a row, beside the rows, in float64."""
     if isinstance(value, Tensor):
-        return column(value, like)
-    return torch.full([1] * like.dim(), value, dtype=torch.float64, device=like.device).to(
-        torch.float64 if like.dtype == torch.float64 else torch.float32
-    )
+        return column(value.double(), like)
+    return torch.full([1] * like.dim(), value, dtype=torch.float64, device=like.device)
 
 
 def _share(elements: int, norm: str, eps: float) -> float:
