@@ -14,7 +14,7 @@ from robustcore.attacks.attack import Attack, GradientMethod, Session
 from robustcore.attacks.engine import Rows
 from robustcore.attacks.losses import dlr_to_target
 from robustcore.attacks.steps import attack_step, column, random_start, within
-from robustcore.common.checks import require_int
+from robustcore.common.checks import require_flag, require_int
 
 # Of the published algorithms, "rho" and those of l1.
 RISES, MOMENTUM = 0.75, 0.75
@@ -65,7 +65,7 @@ class APGD(Attack):
         )  # fmt: skip
         self.steps = require_int("steps", steps, 1, 1 << 31)
         self.restarts = require_int("restarts", restarts, 1, 1 << 31)
-        self.larger_radii = bool(larger_radii)
+        self.larger_radii = require_flag("larger_radii", larger_radii)
 
     def method(self, seed: int) -> AutoSteps:
         """The attack as steps on rows."""

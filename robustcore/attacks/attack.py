@@ -82,7 +82,7 @@ class Attack(ABC):
         self.targeted = require_flag("targeted", targeted)
         self.eot = require_int("eot", eot, 1, 1 << 31)
         self.seed = None if seed is None else require_seed(seed)
-        self.batch_size = require_int("batch_size", batch_size, 1)
+        self.batch_size = min(require_int("batch_size", batch_size, 1), 1 << 31)
         self.grid = None if grid is None else require_int("grid", grid, 1, 1 << 16)
         if predict is not None and not isinstance(predict, dict):
             raise TypeError(f"predict: got {type(predict).__name__}, want a dict of arguments")
@@ -169,6 +169,7 @@ class Session:
         indices: Tensor,
         batch: int,
         targeted: bool,
+        name: str = "labels",
     ) -> None:
         self.classifier, self.images, self.labels = classifier, images, labels
         self.indices, self.batch, self.targeted = indices, batch, targeted
@@ -178,7 +179,7 @@ class Session:
         classes = self.logits.shape[1]
         if classes < 2:
             raise ValueError(f"model: gave logits of {classes} class, want at least 2")
-        require_classes("labels", labels, len(images), classes)
+        require_classes(name, labels, len(images), classes)
         first = slice(0, COMPARED)
         if classifier.eot == 1 and len(images) and classifier.random(images[first], indices[first]):
             warnings.warn(

@@ -119,14 +119,18 @@ class AutoAttack(Attack):
         """
         images, labels = require_images(x, y, self.grid, ("x", "y"))
         indices = torch.arange(len(images))
-        return self._evaluate(images, labels, require_int("bs", bs, 1), indices)
+        return self._evaluate(
+            images, labels, min(require_int("bs", bs, 1), max(1, 9 * len(images))), indices, "y"
+        )
 
-    def _evaluate(self, images: Tensor, labels: Tensor, batch: int, indices: Tensor) -> Evaluation:
+    def _evaluate(
+        self, images: Tensor, labels: Tensor, batch: int, indices: Tensor, names: str = "labels"
+    ) -> Evaluation:
         seed = draw_seed() if self.seed is None else self.seed
         classifier = self.classifier(seed)
         with classifier.at_work(), torch.no_grad():
             images, labels = images.clone(), labels.clone()
-            session = Session(classifier, images, labels, indices, batch, False)
+            session = Session(classifier, images, labels, indices, batch, False, names)
             return _Evaluating(self, session, seed).run()
 
     def _attacks(self) -> dict[str, Attack]:

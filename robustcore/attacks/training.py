@@ -79,7 +79,7 @@ def _adversarial(model: Any, x: Tensor, y: Tensor, attack: Any, kind: str) -> Te
     loss = None
     if kind == "trades":
         with attack.classifier(model=model).at_work(quiet=True), torch.no_grad():
-            loss = divergence(model(x).softmax(1))
+            loss = divergence(require_logits("model", model(x), len(x)).softmax(1))
     return attack.maximise(x, y, model=model, loss=loss)
 
 

@@ -79,7 +79,9 @@ def test_the_margin_is_that_of_the_closed_form(norm):
     best = torch.tensor([optimum(model, x[i], y[i], eps, norm) for i in range(len(x))])
     right = ~made.success
     assert right.sum() > 5
-    torch.testing.assert_close(made.loss[right].double(), best[right], rtol=1e-3, atol=1e-3)
+    reached, most = made.loss[right].double(), best[right].double()
+    assert (reached <= most + 1e-5).all()
+    torch.testing.assert_close(reached, most, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "norm"), EACH)

@@ -177,6 +177,13 @@ OF_ARGUMENT = [
      "np.bool_(True)"}, "of SOC"),
     # ---- others
     ("*", "dtype", {"torch.float32"}, "is one"),
+    ("attacks.*", "model attack", CALLABLE, ANY_FUNCTION),
+    ("attacks.*", "alpha eta", LARGE, NO_BOUND),
+    ("attacks.*", "beta", {"0"}, "0 is in the range"),
+    ("attacks.*", "bs", LARGE_INTEGER, "what is too large is all there is"),
+    ("attacks.*", "predict", {"{}"}, "no arguments"),
+    ("attacks.*", "mean std", {"tensor float8 [3]"}, ONE_EACH),
+    ("attacks.*", "x images", itself("with one more at the end"), "of the model's taking"),
     ("lipschitz.*", "device", {"torch.device('meta')"}, "is one"),
     ("smoothing.Smooth* density.PenaltyOp masking.replaced", "base_classifier penalty model output",
      CALLABLE, ANY_FUNCTION),

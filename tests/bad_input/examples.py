@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import influence, tasks
+from bad_input import attacks, influence, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -38,7 +38,7 @@ from bad_input.inputs import (
     tmp_path,
     traced,
 )
-from robustcore import attacks, density, lipschitz, masking, ops, smoothing
+from robustcore import density, lipschitz, masking, ops, smoothing
 
 EXAMPLES = {
     "as_tensor": call(robustcore.as_tensor, array=lambda: rand(3)),
@@ -365,73 +365,6 @@ EXAMPLES = {
         density.ood_auroc, model=network, inside=images, outside=images, score="lse"
     ),
     **tasks.EXAMPLES,
+    **attacks.EXAMPLES,
     **influence.EXAMPLES,
 }  # fmt: skip
-
-# ---- attacks: an attack's call, its run and what trains with it
-OPTIONS = dict(eot=1, seed=0, mean=None, std=None, batch_size=3, grid=None, predict=None)
-GRAPH = dict(cuda_graph=None)
-ATTACKS = {
-    "PGD": (
-        attacks.PGD,
-        dict(
-            alpha=None,
-            steps=2,
-            random_start=True,
-            restarts=1,
-            loss="ce",
-            targeted=False,
-            **OPTIONS,
-            **GRAPH,
-        ),
-    ),
-    "FGSM": (attacks.FGSM, dict(loss="ce", targeted=False, **OPTIONS)),
-    "APGD": (
-        attacks.APGD,
-        dict(
-            steps=2, restarts=1, loss="ce", larger_radii=False, targeted=False, **OPTIONS, **GRAPH
-        ),
-    ),
-    "APGDT": (
-        attacks.APGDT,
-        dict(steps=2, targets=2, restarts=1, larger_radii=False, **OPTIONS, **GRAPH),
-    ),
-    "FAB": (
-        attacks.FAB,
-        dict(steps=2, targets=2, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, **OPTIONS, **GRAPH),
-    ),
-    "Square": (
-        attacks.Square,
-        dict(queries=3, p_init=0.8, restarts=1, loss="margin", targeted=False, **OPTIONS, **GRAPH),
-    ),
-    "AutoAttack": (
-        attacks.AutoAttack,
-        dict(version="rand", **{k: v for k, v in OPTIONS.items() if k != "eot"}, **GRAPH),
-    ),
-}
-for kind, (attack, options) in ATTACKS.items():
-    EXAMPLES[f"attacks.{kind}"] = call(attack, model=network, eps=0.1, norm="Linf", **options)
-
-
-def autoattack():
-    return attacks.AutoAttack(network(), eps=0.1, version="rand", seed=0)
-
-
-def pgd():
-    return attacks.PGD(network(), 0.1, steps=1, seed=0)
-
-
-EXAMPLES["attacks.AutoAttack.run"] = method(
-    autoattack, "run", images=images, labels=labels, image_offset=0, image_stride=1
-)
-for name in ("evaluate", "run_standard_evaluation"):
-    EXAMPLES[f"attacks.AutoAttack.{name}"] = method(autoattack, name, x=images, y=labels, bs=2)
-EXAMPLES["attacks.adversarial_training_loss"] = call(
-    attacks.adversarial_training_loss,
-    model=network,
-    x=images,
-    y=labels,
-    attack=pgd,
-    kind="trades",
-    beta=6.0,
-)

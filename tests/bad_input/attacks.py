@@ -1,0 +1,47 @@
+"""The calls of the attacks family."""
+
+from bad_input.inputs import call, images, labels, method, network
+from robustcore import attacks
+
+OPTIONS = dict(seed=0, mean=None, std=None, batch_size=3, grid=None, predict=None)
+GRAPH = dict(cuda_graph=None, eot=1, **OPTIONS)
+ATTACKS = {
+    "PGD": dict(
+        alpha=None, steps=2, random_start=True, restarts=1, loss="ce", targeted=False, **GRAPH
+    ),
+    "FGSM": dict(loss="ce", targeted=False, eot=1, **OPTIONS),
+    "APGD": dict(steps=2, restarts=1, loss="ce", larger_radii=False, targeted=False, **GRAPH),
+    "APGDT": dict(steps=2, targets=2, restarts=1, larger_radii=False, **GRAPH),
+    "FAB": dict(steps=2, targets=2, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, **GRAPH),
+    "Square": dict(queries=3, p_init=0.8, restarts=1, loss="margin", targeted=False, **GRAPH),
+    "AutoAttack": dict(version="rand", cuda_graph=None, **OPTIONS),
+}
+
+
+def autoattack():
+    return attacks.AutoAttack(network(), eps=0.1, version="rand", seed=0)
+
+
+def pgd():
+    return attacks.PGD(network(), 0.1, steps=1, seed=0)
+
+
+EXAMPLES = {
+    **{
+        f"attacks.{kind}": call(
+            getattr(attacks, kind), model=network, eps=0.1, norm="Linf", **options
+        )
+        for kind, options in ATTACKS.items()
+    },
+    "attacks.AutoAttack.run": method(
+        autoattack, "run", images=images, labels=labels, image_offset=0, image_stride=1
+    ),
+    "attacks.AutoAttack.evaluate": method(autoattack, "evaluate", x=images, y=labels, bs=2),
+    "attacks.AutoAttack.run_standard_evaluation": method(
+        autoattack, "run_standard_evaluation", x=images, y=labels, bs=2
+    ),
+    "attacks.adversarial_training_loss": call(
+        attacks.adversarial_training_loss, model=network, x=images, y=labels, attack=pgd,
+        kind="trades", beta=6.0,
+    ),
+}  # fmt: skip
