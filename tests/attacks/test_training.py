@@ -1,0 +1,42 @@
+"""The losses of adversarial training."""
+
+import torch
+from torch import nn
+
+from attacks.models import conv_net, images
+from robustcore import attacks
+
+
+def test_training_attacks_every_image_to_the_end():
+    model = conv_net()
+    x, y = images(), torch.arange(12) % 5
+    pgd = attacks.PGD(model, 0.05, steps=3, seed=0)
+    seen = pgd.maximise(x, y)
+    assert (seen != x).flatten(1).any(1).all()
+    for kind in ("pgd", "trades", "mart"):
+        loss = attacks.adversarial_training_loss(model, x, y, pgd, kind)
+        loss.backward()
+        assert model[0].weight.grad.abs().sum() > 0
+    own = attacks.adversarial_training_loss(model, x, y, lambda x, y: seen)
+    assert own == attacks.adversarial_training_loss(model, x, y, pgd)
+    expected = nn.functional.cross_entropy(model(seen), y)
+    torch.testing.assert_close(own, expected)
+
+
+def test_training_losses_are_those_of_the_publications():
+    model = conv_net().double()
+    x, y = images().double(), torch.arange(12) % 5
+    moved = images(seed=5).double()
+
+    def attack(x, y):
+        return moved
+
+    p, q = model(x).softmax(1), model(moved).softmax(1)
+    kl = (p * (p / q).log()).sum(1)
+    clean = -p[range(12), y].log().mean()
+    loss = attacks.adversarial_training_loss(model, x, y, attack, "trades", beta=3.0)
+    torch.testing.assert_close(loss, clean + 3 * kl.mean())
+    rival = q.scatter(1, y.unsqueeze(1), 0).amax(1)
+    boosted = -q[range(12), y].log() - (1 - rival).log()
+    loss = attacks.adversarial_training_loss(model, x, y, attack, "mart", beta=2.0)
+    torch.testing.assert_close(loss, (boosted + 2 * kl * (1 - p[range(12), y])).mean())
