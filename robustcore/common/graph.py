@@ -10,6 +10,7 @@ up; a caller keeps one trace for each. This file knows nothing of what the graph
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
                 model(torch.zeros_like(x[:1]))  # what is wrong with the image is the model's to say
             raise Untraceable(
                 f"model: torch.export cannot trace {type(model).__name__} (control flow may depend "
-                f"on values): {_first_lines(error)}"
+                f"on values; a batch size is x.shape[0], not len(x)): {_first_lines(error)}"
             ) from error
     if seen:
         raise Untraceable(seen[0])
@@ -315,15 +316,19 @@ def _sharing(node: fx.Node, write: fx.Node) -> set[fx.Node]:
 def _watched(model: nn.Module) -> Iterator[list[str]]:
     """Collects, while tracing, what the trace would not do as the model does."""
     seen: list[str] = []
-    plain = torch.autograd.Function.__dict__["apply"]
+    module_of_functions: Any = torch.autograd.function
+    plain = module_of_functions._is_setup_context_defined
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def asked_by_apply(setup_context: Any) -> Any:
+        # Models keep `Function.apply` under names of their own, so apply cannot be replaced; what
+        # it asks first can, and its frame knows the class.
+        cls: Any = sys._getframe(1).f_locals.get("cls", torch.autograd.Function)
         if not cls.__module__.startswith(("robustcore.", "torch.")):
             seen.append(
                 f"model: the autograd.Function {cls.__module__}.{cls.__qualname__} would lose its "
                 "backward; write it as torch operations"
             )
-        return plain.__get__(None, cls)(*args, **kwargs)
+        return plain(setup_context)
 
     replaced = []
     for name, module in model.named_modules():
@@ -335,12 +340,11 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
         for key, hook in list(module._forward_hooks.items()):
             replaced.append((module, key, hook))
             module._forward_hooks[key] = _observed(hook, name, module, seen)
-    function: Any = torch.autograd.Function
-    function.apply = classmethod(apply)
+    module_of_functions._is_setup_context_defined = asked_by_apply
     try:
         yield seen
     finally:
-        function.apply = plain
+        module_of_functions._is_setup_context_defined = plain
         for module, key, hook in replaced:
             module._forward_hooks[key] = hook
 

@@ -31,6 +31,29 @@ def _is_image(x: Tensor, mask: Tensor) -> bool:
     return x.dim() == 4 and mask.shape[1:] == (1, *x.shape[2:]) and x.numel() > 0
 
 
+def soft_fill(x: Tensor, mask: Tensor, iters: int) -> Tensor:
+    """:func:`robustcore.ops.neighbor_fill` for masks in [0, 1], equal to it for zeros and ones.
+
+    The recurrence divides by the sum of the mask; values that are already filled weigh as their
+    mask here, so that each result is a mean of visible values and stays within their range.
+    """
+    weighed = filled = times(x, mask)
+    mask = mask.to(x.dtype)
+    for _ in range(iters):
+        around = _box(mask)
+        mean = _box(weighed) / (around + 1e-5 * around.clamp(max=1))
+        mean = torch.where(around > 0, mean, 0)
+        filled = weighed + (1 - mask) * mean.detach()
+        mask = (mask + around).clamp(max=1)
+        weighed = mask * filled
+    return filled
+
+
+def _box(x: Tensor) -> Tensor:
+    """Sums of 3x3 pixels."""
+    return 9 * functional.avg_pool2d(x, 3, 1, 1)
+
+
 def add_in_place(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
     """``a += alpha * b``."""
     # One image that has met no mask yet may be added to many that have, or be mapped by vmap.

@@ -24,9 +24,12 @@ FRESH = {
 }  # fmt: skip
 
 
-def masked_graph(module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
-    """``module`` as a function of (x, mask), after its plan; it reads the same attributes."""
-    builder = _Builder(module, plan)
+def masked_graph(module: fx.GraphModule, plan: Plan, soft: bool = False) -> fx.GraphModule:
+    """``module`` as a function of (x, mask), after its plan; it reads the same attributes.
+
+    ``soft``: for masks that hold more than zeros and ones.
+    """
+    builder = _Builder(module, plan, soft)
     graph = builder.build()
     masked = fx.GraphModule(module, graph, f"Masked{module.__class__.__name__}")
     for name, child in module.named_children():
@@ -36,8 +39,8 @@ def masked_graph(module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 
 
 class _Builder:
-    def __init__(self, module: fx.GraphModule, plan: Plan) -> None:
-        self.module, self.plan = module, plan
+    def __init__(self, module: fx.GraphModule, plan: Plan, soft: bool) -> None:
+        self.module, self.plan, self.soft = module, plan, soft
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.masks: dict[Mask, fx.Node] = {}
@@ -72,7 +75,8 @@ class _Builder:
         replaced = dict(self.nodes)
         for source, iters in step.fills.items():
             mask = self.mask(self.plan.mask_of(source))
-            function = consume_fill if self.is_own(source) else neighbor_fill
+            exact = consume_fill if self.is_own(source) else neighbor_fill
+            function = calls.soft_fill if self.soft else exact
             replaced[source] = self.call(function, (self.nodes[source], mask, iters))
         for source in step.clean:
             replaced[source] = self.cleaned(source)
@@ -158,7 +162,7 @@ class _Builder:
         """The numbers of a moved mask, a constant of the graph on the image's device."""
         if index not in self.indices:
             image = next(n for n in self.plan.steps if n.op == "placeholder")
-            name = f"index_{len(self.indices)}"
+            name = f"index_{len(self.indices)}" + "_soft" * self.soft
             constants: Any = self.module.get_submodule("constants")
             constants.register_buffer(name, index.tensor().to(image.meta["val"].device))
             self.indices[index] = self.graph.get_attr(f"constants.{name}")

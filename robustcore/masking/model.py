@@ -113,11 +113,11 @@ class MaskedModel(nn.Module):
         return self._plan
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _graphs_for(self, x: Tensor) -> _Graphs:
+    def _graphs_for(self, x: Tensor, soft: bool = False) -> _Graphs:
         now = state(self.model)
         if now != self._state:
             self._graphs, self._state = {}, now
-        key = (tuple(x.shape[1:]), x.dtype, x.device)
+        key = (tuple(x.shape[1:]), x.dtype, x.device, soft)
         if key not in self._graphs:
             try:
                 plain = trace(self.model, x)
@@ -126,7 +126,7 @@ class MaskedModel(nn.Module):
             if self.fold:
                 plain = fold_batch_norm(plain)
             plan = make_plan(plain.graph, self.fill)
-            masked = masked_graph(plain, plan)
+            masked = masked_graph(plain, plan, soft)
             if self.fold:
                 masked, plain = fuse_convolutions(masked), fuse_convolutions(plain)
             self._graphs[key] = _Graphs(plain, masked, plan)
@@ -167,7 +167,7 @@ class MaskedModel(nn.Module):
             return run(self._graphs_for(x).plain, x) if self.fold else self.model(x)
         masks = _Masks(x, mask, segments, z)
         step = len(masks) if batch_size is None else require_int("batch_size", batch_size, 1)
-        masked = self._graphs_for(x).masked
+        masked = self._graphs_for(x, masks.soft).masked
         if step >= len(masks):
             return run(masked, x, masks.batch(0, len(masks)))
         outputs = [
@@ -190,10 +190,12 @@ class _Masks:
     ) -> None:
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.mask, self.segments, self.z = mask, segments, z
+        self.soft = False
         if mask is not None:
             if segments is not None or z is not None:
                 raise ValueError("mask: give it, or segments and z, not both")
             _check_mask(mask, x)
+            self.soft = _is_soft(mask)
             self.length = max(len(mask), len(x))
         else:
             if segments is None or z is None:
@@ -237,6 +239,13 @@ def _check_mask(mask: Any, x: Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(mask))
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask: got values from {low:g} to {high:g}, want them in [0, 1]")
+
+
+def _is_soft(mask: Tensor) -> bool:
+    """Whether a mask has values between 0 and 1, as far as values can be looked at."""
+    if mask.dtype == torch.bool or torch.compiler.is_compiling() or _is_mapped(mask):
+        return False
+    return not bool(((mask == 0) | (mask == 1)).all())
 
 
 def _check_segments(segments: Any, z: Any, x: Tensor) -> None:

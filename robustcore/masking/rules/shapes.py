@@ -134,7 +134,11 @@ def pad(call: Call) -> Row:
 
 def expand(call: Call) -> Row:
     """Unchanged | nothing"""
-    return rearrange(call)
+    if call.x.kind != "map":
+        return call.row(call.x, inputs=[])
+    to = traced.sizes(call.node)
+    mask = call.moved(call.mask, call.sizes, lambda numbers: numbers.expand(to))[0]
+    return call.row(call.value_of(mask), "pointwise" if mask is call.mask else "move")
 
 
 # ---- Joins ---------------------------------------------------------------------------------------
