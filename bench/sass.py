@@ -1,9 +1,9 @@
 """What a GPU has to issue for every byte that it moves, read out of the machine code for sm_90.
 
-    python bench/sass.py MODULE [--write FILE | --check FILE]
+    python bench/sass.py MODULE ... [--write FILE | --check FILE]
 
-MODULE is an object file, the compiled module or a wheel with sm_90 code; `cuobjdump` and `nvdisasm`
-are looked for in PATH and beside this Python (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm).
+A MODULE is an object file, the compiled module or a wheel, with code for sm_90. `cuobjdump` and
+`nvdisasm` are those in PATH or beside this Python (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm).
 
 Of each kernel: registers, shared memory, spills, and its innermost loop that stores (where none
 does, that loads) the most global memory: instructions and bytes of a thread's one turn, by the
@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,26 +146,43 @@ def demangled(text: str) -> str:
     return name[: name.rindex("(")]
 
 
-def kernels(module: Path) -> list[Kernel]:
+@contextmanager
+def unpacked(module: Path) -> Iterator[Path]:
+    """The compiled module of a wheel; anything else is one."""
+    if module.suffix != ".whl":
+        yield module
+        return
+    with zipfile.ZipFile(module) as wheel, tempfile.TemporaryDirectory() as folder:
+        (member,) = [n for n in wheel.namelist() if "/_C." in n and n.endswith(".so")]
+        yield Path(wheel.extract(member, folder))
+
+
+def dumps(module: Path, *options: str) -> list[str]:
+    """What cuobjdump says to each of the options."""
     environment = {"PATH": f"{Path(tool('nvdisasm')).parent}:/usr/bin:/bin"}
+    with unpacked(module) as file:
+        runs = [
+            subprocess.run(
+                [tool("cuobjdump"), option, "-arch", "sm_90", file],
+                capture_output=True, text=True, check=True, env=environment,
+            )
+            for option in options
+        ]  # fmt: skip
+    return [run.stdout for run in runs]
 
-    def dump(what: str) -> str:
-        command = [tool("cuobjdump"), what, "-arch", "sm_90", str(module)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment
-        ).stdout
 
-    usage = {}
-    for name, text in re.findall(r"Function (\S+):\n\s*(.*)", dump("-res-usage")):
-        usage[name] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", text)}
+def kernels(module: Path) -> list[Kernel]:
+    usage, code = dumps(module, "-res-usage", "-sass")
+    of_kernel = {
+        name: {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", text)}
+        for name, text in re.findall(r"Function (\S+):\n\s*(.*)", usage)
+    }
     result = []
-    for part in dump("-sass").split("Function : ")[1:]:
+    for part in code.split("Function : ")[1:]:
         name, _, listing = part.partition("\n")
-        used, code = usage[name.strip()], parse(listing)
-        result.append(
-            Kernel(demangled(name), used["REG"], used["SHARED"], used["LOCAL"], inner_loop(code))
-        )
-    return sorted(result)
+        used, loop = of_kernel[name.strip()], inner_loop(parse(listing))
+        result.append(Kernel(demangled(name), used["REG"], used["SHARED"], used["LOCAL"], loop))
+    return result
 
 
 def table(found: list[Kernel]) -> str:
@@ -205,17 +224,11 @@ def check(found: list[Kernel], file: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("module", type=Path, help="object file, module or wheel with sm_90 code")
+    parser.add_argument("module", type=Path, nargs="+", help="object file, module or wheel")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare with the table there")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        module = args.module
-        if module.suffix == ".whl":
-            with zipfile.ZipFile(module) as wheel:
-                (member,) = [n for n in wheel.namelist() if "/_C." in n and n.endswith(".so")]
-                module = Path(wheel.extract(member, folder))
-        found = kernels(module)
+    found = sorted(kernel for module in args.module for kernel in kernels(module))
     if args.write:
         args.write.write_text(table(found))
     elif not args.check:
