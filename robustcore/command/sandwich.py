@@ -26,8 +26,8 @@ SAME = ("model_sha256", "mean", "std", "data", "sigma", "noise")
 
 def is_attacked(path: Path) -> bool:
     """Whether this is a table of an attack."""
-    with path.open(encoding="utf-8") as file:
-        return file.readline() == ATTACKED.header()
+    with path.open("rb") as file:  # what is no text is no table of an attack
+        return file.readline() == ATTACKED.header().encode()
 
 
 @dataclass(frozen=True)

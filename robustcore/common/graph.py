@@ -86,7 +86,9 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     Raises :class:`Untraceable` naming what stands in the way; the model's own error, where it does
     not take such images at all.
     """
-    with _LOCK, _watched(model) as seen, torch.inference_mode(False), torch.enable_grad():
+    # Weights made in inference mode can be traced in it alone.
+    inference = any(t.is_inference() for t in [*model.parameters(), *model.buffers()])
+    with _LOCK, _watched(model) as seen, torch.inference_mode(inference), torch.enable_grad():
         example = torch.empty((BATCH, *x.shape[1:]), dtype=x.dtype, device=x.device)
         try:
             with torch.autocast(x.device.type, enabled=False), _plain_attention(), _quiet():

@@ -25,6 +25,7 @@ from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
 from robustcore.masking.plan import Plan, make_plan
 from robustcore.masking.rules.call import UnsupportedOperation
+from robustcore.ops.autograd import not_compiled
 from robustcore.ops.masking.fill import FILLS
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -112,7 +113,7 @@ class MaskedModel(nn.Module):
             raise RuntimeError("plan: the model was not traced yet; give an example, or call it")
         return self._plan
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _graphs_for(self, x: Tensor, soft: bool = False) -> _Graphs:
         now = state(self.model)
         if now != self._state:

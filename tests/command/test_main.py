@@ -12,6 +12,8 @@ OWN = {
     "lipschitz": [["--gamma", "0.25"]],
     "masking": [],
     "density": [],
+    "influence": [],
+    "attacks": [],
 }
 
 

@@ -370,7 +370,9 @@ def test_names_are_escaped(tmp_path, capsys):
 def test_a_pipe_that_is_closed_is_no_error(tmp_path):
     long = [str(DATA / "cifar10_cohen_sigma0.50.tsv"), *ALPHA, "--radii", *map(str, range(20000))]
     command = [sys.executable, "-m", "robustcore", "report", *long]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    ) as process:
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b""
