@@ -33,7 +33,7 @@ class APGD(Attack):
         restarts: runs from random points for each image that is not fooled yet.
         loss: "ce", "margin" or "dlr".
         larger_radii: begin in balls of three and two times the radius, as AutoAttack does in l1.
-        targeted, eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+        targeted, eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Source: Croce and Hein, 2020; for l1 "Mind the box", 2021.
     """
@@ -56,11 +56,10 @@ class APGD(Attack):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         super().__init__(
             model, eps, norm=norm, loss=loss, targeted=targeted, eot=eot, seed=seed, mean=mean,
-            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+            std=std, batch_size=batch_size, grid=grid, predict=predict,
             norms=NORMS,
         )  # fmt: skip
         self.steps = require_int("steps", steps, 1, 1 << 31)
@@ -82,7 +81,7 @@ class APGDT(APGD):
         norm: "Linf", "L2" or "L1".
         targets: how many classes, at most; a model of K classes has K - 1.
         restarts: runs from random points towards each target.
-        larger_radii, eot, seed, mean, std, batch_size, grid, predict, cuda_graph: as in
+        larger_radii, eot, seed, mean, std, batch_size, grid, predict: as in
             :class:`APGD`.
 
     Below four classes, where that loss has no fourth logit, the margin takes its place.
@@ -106,12 +105,11 @@ class APGDT(APGD):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         super().__init__(
             model, eps, steps, norm=norm, restarts=restarts, loss="dlr", eot=eot, seed=seed,
             larger_radii=larger_radii, mean=mean, std=std, batch_size=batch_size, grid=grid,
-            predict=predict, cuda_graph=cuda_graph,
+            predict=predict,
         )  # fmt: skip
         self.targets = require_int("targets", targets, 1, 1 << 31)
 

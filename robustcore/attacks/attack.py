@@ -52,7 +52,6 @@ class Attack(ABC):
         grid: levels of a pixel, 255 say, for a model that is certified on them: returned images
             stay on ``k / grid``, as the given ones have to be.
         predict: arguments of a smoothed classifier's ``predict``, ``dict(n=1000)`` say.
-        cuda_graph: whether steps on a GPU are replays of a CUDA graph; None: where they can be.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Attack(ABC):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
         norms: Sequence[str] = NORMS,
     ) -> None:
         if not hasattr(model, "predict"):
@@ -86,9 +84,6 @@ class Attack(ABC):
         self.grid = None if grid is None else require_int("grid", grid, 1, 1 << 16)
         if predict is not None and not isinstance(predict, dict):
             raise TypeError(f"predict: got {type(predict).__name__}, want a dict of arguments")
-        if cuda_graph is not None:
-            require_flag("cuda_graph", cuda_graph)
-        self.cuda_graph = cuda_graph
         self.predict = predict
         self.mean, self.std = mean, std
         self.classifier()  # complains of mean and std

@@ -66,7 +66,7 @@ class AutoAttack(Attack):
         eps: radius of the ball, in pixel units.
         version: "standard"; "plus", with restarts and the untargeted DLR loss as well; "rand" for a
             random model, with gradients averaged over 20 passes.
-        seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+        seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Budgets are the published ones: 100 steps of APGD and of FAB, 9 targets (5 of APGD in l1), 5000
     queries of Square; in l1 APGD begins with larger radii and 5 restarts. FAB goes for targets in
@@ -86,12 +86,11 @@ class AutoAttack(Attack):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         self.version = require_choice("version", version, VERSIONS)
         super().__init__(
             model, eps, norm=norm, eot=20 if version == "rand" else 1, seed=seed, mean=mean,
-            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+            std=std, batch_size=batch_size, grid=grid, predict=predict,
             norms=NORMS,
         )  # fmt: skip
         self.attacks = self._attacks()
@@ -136,7 +135,7 @@ class AutoAttack(Attack):
     def _attacks(self) -> dict[str, Attack]:
         shared: dict[str, Any] = {
             "norm": self.norm, "eot": self.eot, "mean": self.mean, "std": self.std,
-            "grid": self.grid, "predict": self.predict, "cuda_graph": self.cuda_graph,
+            "grid": self.grid, "predict": self.predict,
         }  # fmt: skip
         model, eps, sparse = self.model, self.eps, self.norm == "l1"
         if self.version == "rand":

@@ -30,7 +30,7 @@ class FAB(Attack):
         alpha_max: most weight of the image's own projection, in (0, 1).
         eta: extrapolation beyond the boundary, at least 1 as published.
         beta: what is kept of the way to an adversarial point, in (0, 1).
-        eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+        eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Source: Croce and Hein, 2020, the targeted version.
     """
@@ -54,11 +54,10 @@ class FAB(Attack):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         super().__init__(
             model, eps, norm=norm, loss="margin", eot=eot, seed=seed, mean=mean, std=std,
-            batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph, norms=NORMS,
+            batch_size=batch_size, grid=grid, predict=predict, norms=NORMS,
         )  # fmt: skip
         self.steps = require_int("steps", steps, 1, 1 << 30)
         self.targets = require_int("targets", targets, 1, 1 << 31)

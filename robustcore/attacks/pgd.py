@@ -27,7 +27,7 @@ class PGD(Attack):
         restarts: runs for each image that is not fooled yet.
         loss: "ce", "margin" or "dlr".
         targeted: labels are classes to reach.
-        eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see :class:`Attack`.
+        eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Source: Madry et al., 2018; Croce and Hein, 2019, for l0.
     """
@@ -51,11 +51,10 @@ class PGD(Attack):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         super().__init__(
             model, eps, norm=norm, loss=loss, targeted=targeted, eot=eot, seed=seed, mean=mean,
-            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+            std=std, batch_size=batch_size, grid=grid, predict=predict,
         )  # fmt: skip
         self.steps = require_int("steps", steps, 1, 1 << 31)
         self.alpha = None if alpha is None else require_positive("alpha", alpha)
@@ -103,7 +102,7 @@ class FGSM(PGD):
         super().__init__(
             model, eps, eps, 1, norm=norm, random_start=False, loss=loss, targeted=targeted,
             eot=eot, seed=seed, mean=mean, std=std, batch_size=batch_size, grid=grid,
-            predict=predict, cuda_graph=False,
+            predict=predict,
         )  # fmt: skip
 
 

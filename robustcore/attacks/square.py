@@ -27,7 +27,7 @@ class Square(Attack):
         queries: forward passes for each image, at least 1.
         norm: "Linf", "L2" or "L1".
         p_init: share of the pixels that the first squares cover, in (0, 1).
-        restarts, loss, targeted, eot, seed, mean, std, batch_size, grid, predict, cuda_graph: see
+        restarts, loss, targeted, eot, seed, mean, std, batch_size, grid, predict: see
             :class:`Attack`.
 
     Every image has windows of its own. Source: Andriushchenko et al., 2020.
@@ -51,11 +51,10 @@ class Square(Attack):
         batch_size: int = 250,
         grid: int | None = None,
         predict: dict[str, Any] | None = None,
-        cuda_graph: bool | None = None,
     ) -> None:
         super().__init__(
             model, eps, norm=norm, loss=loss, targeted=targeted, eot=eot, seed=seed, mean=mean,
-            std=std, batch_size=batch_size, grid=grid, predict=predict, cuda_graph=cuda_graph,
+            std=std, batch_size=batch_size, grid=grid, predict=predict,
             norms=("linf", "l2", "l1"),
         )  # fmt: skip
         self.queries = require_int("queries", queries, 1, 1 << 31)

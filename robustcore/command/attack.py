@@ -117,8 +117,6 @@ class _Search(image_run.Question[AttackedRow]):
             options |= {"mean": args.mean, "std": args.std}
         else:
             options["predict"] = {"n": args.N, "alpha": args.alpha, "batch_size": args.batch}
-        if args.no_cuda_graph and kind is not FGSM:
-            options["cuda_graph"] = False
         if args.steps is not None:
             if budget is None:
                 raise UsageError(f"--steps: --attack {args.attack} has a budget of its own")

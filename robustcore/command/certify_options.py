@@ -41,6 +41,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "so, or the only tensor that can be them), 'binary' (one logit a row, of two classes), or "
         "PKG.MODULE:FUNCTION, which picks them (%(default)s)",
     )
+    add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
     add("--channels-last", action="store_true", help="memory format of what the model receives")
 
 

@@ -107,7 +107,6 @@ def add_model(group: argparse._ArgumentGroup, what: str) -> None:
         "themselves); other weights are left out",
     )
     add("--device", default=None, help="cpu, cuda, ... (cuda if there is one)")
-    add("--no-cuda-graph", action="store_true", help="on a GPU: launch every kernel by itself")
 
 
 def add_images(group: argparse._ArgumentGroup) -> None:

@@ -4,17 +4,17 @@ from bad_input.inputs import call, images, labels, method, network
 from robustcore import attacks
 
 OPTIONS = dict(seed=0, mean=None, std=None, batch_size=3, grid=None, predict=None)
-GRAPH = dict(cuda_graph=None, eot=1, **OPTIONS)
+EOT = dict(eot=1, **OPTIONS)
 ATTACKS = {
     "PGD": dict(
-        alpha=None, steps=2, random_start=True, restarts=1, loss="ce", targeted=False, **GRAPH
+        alpha=None, steps=2, random_start=True, restarts=1, loss="ce", targeted=False, **EOT
     ),
-    "FGSM": dict(loss="ce", targeted=False, eot=1, **OPTIONS),
-    "APGD": dict(steps=2, restarts=1, loss="ce", larger_radii=False, targeted=False, **GRAPH),
-    "APGDT": dict(steps=2, targets=2, restarts=1, larger_radii=False, **GRAPH),
-    "FAB": dict(steps=2, targets=2, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, **GRAPH),
-    "Square": dict(queries=3, p_init=0.8, restarts=1, loss="margin", targeted=False, **GRAPH),
-    "AutoAttack": dict(version="rand", cuda_graph=None, **OPTIONS),
+    "FGSM": dict(loss="ce", targeted=False, **EOT),
+    "APGD": dict(steps=2, restarts=1, loss="ce", larger_radii=False, targeted=False, **EOT),
+    "APGDT": dict(steps=2, targets=2, restarts=1, larger_radii=False, **EOT),
+    "FAB": dict(steps=2, targets=2, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, **EOT),
+    "Square": dict(queries=3, p_init=0.8, restarts=1, loss="margin", targeted=False, **EOT),
+    "AutoAttack": dict(version="rand", **OPTIONS),
 }
 
 
