@@ -92,6 +92,29 @@ def test_equals_the_network_on_the_visible_tokens(options):
         torch.testing.assert_close(masked(x[:1], mask), one, rtol=0, atol=1e-5)
 
 
+class Flat(nn.Module):
+    """A layer of tokens that sees them as one batch, [N * T, C], as LeViT's BatchNorm does."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x):
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+
+def test_tokens_that_were_part_of_the_batch_stay_hidden():
+    model, x = vit(), nets.image(2, 16, dtype=torch.float32)
+    for block in model.blocks:
+        block[0] = Flat(12)
+    model.eval()
+    mask = nets.blocks(1, 16, 4, 0.5, dtype=torch.float32)
+    shown = mask[0, 0, ::4, ::4].flatten().nonzero().flatten() + 1
+    with torch.no_grad():
+        want = model(x, torch.cat([torch.tensor([0]), shown]))
+        torch.testing.assert_close(MaskedModel(model)(x, mask), want, rtol=0, atol=1e-5)
+
+
 def test_a_token_is_visible_if_any_pixel_of_its_patch_is():
     model, x = vit(), nets.image(1, 16, dtype=torch.float32)
     mask = torch.zeros(1, 1, 16, 16)

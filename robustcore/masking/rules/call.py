@@ -170,7 +170,7 @@ class Call:
 
     def value_of(self, mask: Mask | None, **more: Any) -> Value:
         """A map with that mask, or a vector if nothing of it can be hidden alone."""
-        if mask is None or torch.Size(mask.shape).numel() == mask.times:
+        if mask is None or torch.Size(mask.shape).numel() == 1:
             return Value("vector", mask, **more)
         return Value("map", mask, **more)
 

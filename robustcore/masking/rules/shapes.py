@@ -58,6 +58,18 @@ def _on_numbers(call: Call) -> Callable[[Tensor], Any]:
     return operation
 
 
+def index(call: Call) -> Row:
+    """Unchanged: of channels, by constants | nothing"""
+    if call.x.kind != "map" or len(call.maps) > 1:
+        return vector(call)
+    picked = [d for d, given in enumerate(call.args["indices"]) if given is not None]
+    if len(picked) > 1 or call.mask.varies(picked[0]):
+        raise call.refuse("picks pixels by computed positions; want slices")
+    if len(traced.sizes(call.node)) != len(call.sizes) or picked[0] == call.mask.axis:
+        raise call.refuse("wants indices in one dimension, of channels")
+    return call.row(Value("map", call.mask), "pointwise", inputs=call.maps)
+
+
 def permute(call: Call) -> Row:
     """Follows its elements | nothing"""
     if call.x.kind != "map":
@@ -210,13 +222,11 @@ def stack(call: Call) -> Row:
         return vector(call)
     rank = len(traced.sizes(parts[0])) + 1
     dim = int(call.args["dim"]) % rank
-    masks = []
-    for part in call.maps:
-        sizes = traced.sizes(part)
-        mask = call.value(part).mask
-        assert mask is not None
-        masks.append(call.moved(mask, sizes, lambda numbers: numbers.unsqueeze(dim))[0])
-    same = all(call.value(p).mask is call.value(call.maps[0]).mask for p in call.maps)
-    if not same:
-        raise call.refuse("stacks what different masks hide; no rule yet")
-    return call.row(Value("map", masks[0]), "move", inputs=call.maps)
+    shown = [m for m in (call.value(part).mask for part in call.maps) if m is not None]
+    if any(m.axis != shown[0].axis or m.times != shown[0].times for m in shown):
+        raise call.refuse("the batches of its inputs lie in different dimensions")
+    union, sizes = call.masks.either(shown), traced.sizes(call.maps[0])
+    mask = call.moved(union, sizes, lambda numbers: numbers.unsqueeze(dim))[0]
+    if all(m is union for m in shown):
+        return call.row(Value("map", mask), "move", inputs=call.maps)
+    return call.row(Value("map", mask), "clean", inputs=call.maps)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from robustcore.masking.rules.call import Rule
 from robustcore.masking.rules.mixing import attention, einsum, linear, matmul, softmax
 from robustcore.masking.rules.pixels import batch_norm, fresh, get_item, pointwise, size, vector
-from robustcore.masking.rules.shapes import concat, expand, pad, permute, rearrange, reshape, stack
+from robustcore.masking.rules.shapes import (
+    concat,
+    expand,
+    index,
+    pad,
+    permute,
+    rearrange,
+    reshape,
+    stack,
+)
 from robustcore.masking.rules.statistics import (
     extreme,
     group_norm,
@@ -59,13 +68,14 @@ RULES: dict[Rule, str] = {
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"
     ),
     pixel_shuffle: "pixel_shuffle",
-    reshape: "view reshape flatten unflatten squeeze unsqueeze view_as _unsafe_view",
+    reshape: "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view",
     permute: "permute transpose swapaxes t mT",
     rearrange: (
         "chunk split split_with_sizes tensor_split unbind slice select narrow roll flip "
         "repeat repeat_interleave tile movedim unfold im2col pixel_unshuffle rot90"
     ),
     expand: "expand expand_as",
+    index: "index",
     pad: "pad constant_pad_nd reflection_pad2d replication_pad2d",
     get_item: "getitem",
     fresh: (

@@ -102,9 +102,11 @@ def _pool(call: Call, kind: str) -> Row:
 
 
 def channel_pool(call: Call) -> Row:
-    """Unchanged: of channels (LocalResponseNorm) | nothing"""
+    """Unchanged: of channels (LocalResponseNorm). Of tokens, as `avg_pool` | as `avg_pool`"""
     if call.x.kind == "vector":
         return vector(call)
+    if len(call.sizes) == 3 and call.op == "avg_pool1d" and not call.mask.varies(1):
+        return _token_pool(call)
     kernel = call.args["kernel_size"]
     first = len(call.sizes) - len(kernel)
     wide = [first + d for d, size in enumerate(kernel) if size > 1]
@@ -112,6 +114,23 @@ def channel_pool(call: Call) -> Row:
     if not same or any(call.mask.varies(d) for d in wide):
         raise call.refuse("want a pool of channels, or of images [N, C, H, W]")
     return call.row(Value("map", call.mask), "pointwise")
+
+
+def _token_pool(call: Call) -> Row:
+    """Tokens as a row of an image."""
+    (kernel,), (stride,), (padding,) = (
+        tuple(call.args[name]) or tuple(call.args["kernel_size"])
+        for name in ("kernel_size", "stride", "padding")
+    )
+    window = Window((1, kernel), (1, stride), ((0, 0), (padding,) * 2), (1, 1),
+                    bool(call.args["ceil_mode"]))  # fmt: skip
+    n, c, tokens = call.sizes
+    row = call.reshaped(call.mask, call.sizes, (n, c, 1, tokens))
+    if row is None or not row.is_image:
+        raise call.refuse("want tokens [N, C, T]")
+    pooled = call.masks.pool(row, window, "seen")
+    wide = (n, c, 1, pooled.shape[3])
+    return call.row(call.value_of(call.reshaped(pooled, wide, (n, c, wide[3]))), "clean")
 
 
 def adaptive_pool(call: Call) -> Row:
