@@ -31,6 +31,7 @@ MEMORY = 4 << 30  # and all of them, in bytes of address space
 def public():
     """Names of the public callables, to what has their signature."""
     found, seen = {}, set()
+    exported = {id(getattr(module, name)) for _, module in homes() for name in module.__all__}
     for prefix, module in homes():
         for name in module.__all__:
             thing = getattr(module, name)
@@ -40,7 +41,7 @@ def public():
             if not inspect.isclass(thing):
                 found[prefix + name] = thing
             elif not issubclass(thing, Exception):
-                found.update(of_class(prefix + name, thing))
+                found.update(of_class(prefix + name, thing, exported, seen))
     return {name: thing for name, thing in found.items() if inspect.signature(thing).parameters}
 
 
@@ -52,8 +53,8 @@ def homes():
             yield f"{module.name}.", home
 
 
-def of_class(name, kind):
-    """Constructor and public methods, those that our own code defines, once.
+def of_class(name, kind, exported, seen):
+    """Constructor and public methods, those that our own code defines, each once.
 
     A dataclass without a ``__post_init__`` is a result: the package makes it, the user reads it.
     """
@@ -68,8 +69,10 @@ def of_class(name, kind):
                 yield name, kind
         elif len(inspect.signature(method).parameters) > (not inspect.ismethod(method)):
             owner = next(c for c in kind.__mro__ if attribute in vars(c))
-            if owner is kind or owner.__name__.startswith("_"):
-                yield f"{name}.{attribute}", method
+            if owner is not kind and (id(owner) in exported or id(vars(owner)[attribute]) in seen):
+                continue
+            seen.add(id(vars(owner)[attribute]))
+            yield f"{name}.{attribute}", method
 
 
 PUBLIC = {

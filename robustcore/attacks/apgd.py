@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.attacks.attack import Attack, GradientMethod, Session
+from robustcore.attacks.attack import GradientMethod, Session, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.attacks.losses import dlr_to_target
 from robustcore.attacks.steps import attack_step, column, random_start, within
@@ -22,7 +22,7 @@ SPARSE, SPARSER, FEWER, REDUCED, LEAST = 0.2, 0.95, 1.5, 1.5, 10.0
 NORMS = ("linf", "l2", "l1")
 
 
-class APGD(Attack):
+class APGD(StepAttack):
     """Auto-PGD: halves its steps, and goes back to its best point, where the loss stops rising.
 
     Args:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robustcore.attacks.classifier import Classifier, verdict, wrong
-from robustcore.attacks.engine import Engine, Found, Method, Rows, maximise
-from robustcore.attacks.losses import LOSSES, Loss, lowered
+from robustcore.attacks.engine import Engine, Found, Method, Rows
+from robustcore.attacks.losses import LOSSES, lowered
 from robustcore.attacks.result import Attacked, distances
 from robustcore.common.checks import (
     require_callable,
@@ -26,13 +26,14 @@ from robustcore.common.checks import (
     require_seed,
 )
 
+_Result = TypeVar("_Result")
 NORMS = ("linf", "l2", "l1", "l0")
 # Images that two passes are compared of, to notice a model that is random.
 COMPARED = 8
 
 
 class Attack(ABC):
-    """An attack on a model: ``attack(images, labels)`` gives the adversarial images.
+    """An attack on a model: ``attack(images, labels)`` gives the adversarial images, ``run`` more.
 
     Args:
         model: maps a batch ``[N, C, H, W]`` to logits ``[N, K]``, K at least 2: a module (also
@@ -86,11 +87,7 @@ class Attack(ABC):
             raise TypeError(f"predict: got {type(predict).__name__}, want a dict of arguments")
         self.predict = predict
         self.mean, self.std = mean, std
-        self.classifier()  # complains of mean and std
-
-    @abstractmethod
-    def method(self, seed: int) -> Method:
-        """The attack as steps on rows."""
+        classifier_of(self)  # complains of mean and std
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """The adversarial images ``[B, C, H, W]``, see :meth:`run`."""
@@ -116,41 +113,48 @@ class Attack(ABC):
         """
         images, labels = require_images(images, labels, self.grid)
         indices = require_indices(image_offset, image_stride, len(images))
+        return self._work(images, labels, indices, self.batch_size, self._attacked)
+
+    @abstractmethod
+    def _attacked(self, session: Session, seed: int) -> Attacked:
+        """What becomes of the images of a run."""
+
+    def _work(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        batch: int,
+        body: Callable[[Session, int], _Result],
+        name: str = "labels",
+    ) -> _Result:
+        """What ``body`` makes of a session and a seed, with the model in the state of an attack."""
         seed = draw_seed() if self.seed is None else self.seed
-        classifier = self.classifier(seed)
+        classifier = classifier_of(self, seed)
         with classifier.at_work(), torch.no_grad():
             images, labels = images.clone(), labels.clone()  # inference tensors have no gradient
-            session = Session(classifier, images, labels, indices, self.batch_size, self.targeted)
-            method = self.method(seed)
-            method.check(session)
-            found = session.search(method, np.flatnonzero(~session.fooled))
-            return session.result(found, method, self, seed)
+            session = Session(classifier, images, labels, indices, batch, self.targeted, name)
+            return body(session, seed)
 
-    def maximise(
-        self, images: Tensor, labels: Tensor, model: Any = None, loss: Loss | None = None
-    ) -> Tensor:
-        """Where the steps end up ``[B, C, H, W]``, for training: all are made, no image leaves.
 
-        Args:
-            images, labels: as in :meth:`run`.
-            model: another one than the attack's own.
-            loss: another one than the attack's own, of the whole batch: logits, labels and None to
-                the loss ``[B]`` and its derivative by the logits.
+class StepAttack(Attack):
+    """An attack by steps of one method, such as training can have in its loop."""
 
-        Raises TypeError or ValueError, naming the argument. Not differentiable.
-        """
-        images, labels = require_images(images, labels, self.grid)
-        seed = draw_seed() if self.seed is None else self.seed
-        classifier, method = self.classifier(seed, model), self.method(seed)
-        indices = torch.arange(len(images))
-        with classifier.at_work(quiet=True), torch.no_grad():
-            images, labels = images.clone(), labels.clone()
-            return maximise(method, classifier, images, labels, indices, loss or method.loss)
+    @abstractmethod
+    def method(self, seed: int) -> Method:
+        """The attack as steps on rows."""
 
-    def classifier(self, seed: int = 0, model: Any = None) -> Classifier:
-        """The model as it is attacked."""
-        model = self.model if model is None else model
-        return Classifier(model, self.mean, self.std, self.eot, seed, self.predict)
+    def _attacked(self, session: Session, seed: int) -> Attacked:
+        method = self.method(seed)
+        method.check(session)
+        found = session.search(method, np.flatnonzero(~session.fooled))
+        return session.result(found, method, self, seed)
+
+
+def classifier_of(attack: Attack, seed: int = 0, model: Any = None) -> Classifier:
+    """The attack's model, or another one, as it is attacked."""
+    model = attack.model if model is None else model
+    return Classifier(model, attack.mean, attack.std, attack.eot, seed, attack.predict)
 
 
 class Session:
@@ -333,5 +337,5 @@ def warn_of_nan(made: Attacked) -> None:
                 f"model: gave {what} that are no numbers for {count} of {len(made)} images; such "
                 "logits are no success, such a gradient no direction",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=6,
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustcore.attacks.apgd import APGD, APGDT, NORMS
-from robustcore.attacks.attack import Attack, Session, draw_seed, require_images, require_indices
+from robustcore.attacks.attack import Attack, Session, StepAttack, require_images
 from robustcore.attacks.fab import FAB
 from robustcore.attacks.result import Attacked, distances
 from robustcore.attacks.square import Square
@@ -95,20 +95,9 @@ class AutoAttack(Attack):
         )  # fmt: skip
         self.attacks = self._attacks()
 
-    def method(self, seed: int) -> Any:
-        raise NotImplementedError("several of them")
-
     def run_standard_evaluation(self, x: Tensor, y: Tensor, bs: int = 250) -> Tensor:
         """The adversarial images ``[B, C, H, W]`` of x with labels y, ``bs`` in a call."""
         return self.evaluate(x, y, bs).attacked.images
-
-    def run(
-        self, images: Tensor, labels: Tensor, image_offset: int = 0, *, image_stride: int = 1
-    ) -> Attacked:
-        """The outcome of all attacks together; the arguments are those of :meth:`Attack.run`."""
-        checked = require_images(images, labels, self.grid)
-        indices = require_indices(image_offset, image_stride, len(images))
-        return self._evaluate(*checked, self.batch_size, indices).attacked
 
     def evaluate(self, x: Tensor, y: Tensor, bs: int = 250) -> Evaluation:
         """Attacks x ``[B, C, H, W]`` with labels y ``[B]``, and tells what each attack did.
@@ -117,22 +106,16 @@ class AutoAttack(Attack):
         :meth:`Attack.run`.
         """
         images, labels = require_images(x, y, self.grid, ("x", "y"))
-        indices = torch.arange(len(images))
-        return self._evaluate(
-            images, labels, min(require_int("bs", bs, 1), max(1, 9 * len(images))), indices, "y"
-        )
+        batch = min(require_int("bs", bs, 1), max(1, 9 * len(images)))
+        return self._work(images, labels, torch.arange(len(images)), batch, self._evaluated, "y")
 
-    def _evaluate(
-        self, images: Tensor, labels: Tensor, batch: int, indices: Tensor, names: str = "labels"
-    ) -> Evaluation:
-        seed = draw_seed() if self.seed is None else self.seed
-        classifier = self.classifier(seed)
-        with classifier.at_work(), torch.no_grad():
-            images, labels = images.clone(), labels.clone()
-            session = Session(classifier, images, labels, indices, batch, False, names)
-            return _Evaluating(self, session, seed).run()
+    def _attacked(self, session: Session, seed: int) -> Attacked:
+        return self._evaluated(session, seed).attacked
 
-    def _attacks(self) -> dict[str, Attack]:
+    def _evaluated(self, session: Session, seed: int) -> Evaluation:
+        return _Evaluating(self, session, seed).run()
+
+    def _attacks(self) -> dict[str, StepAttack]:
         shared: dict[str, Any] = {
             "norm": self.norm, "eot": self.eot, "mean": self.mean, "std": self.std,
             "grid": self.grid, "predict": self.predict,
@@ -142,7 +125,7 @@ class AutoAttack(Attack):
             return {f"APGD-{k}": APGD(model, eps, loss=k, **shared) for k in ("ce", "dlr")}
         plus = self.version == "plus"
         apgd = {"restarts": 5 if plus or sparse else 1, "larger_radii": sparse, **shared}
-        made: dict[str, Attack] = {"APGD-ce": APGD(model, eps, loss="ce", **apgd)}
+        made: dict[str, StepAttack] = {"APGD-ce": APGD(model, eps, loss="ce", **apgd)}
         if plus:
             made["APGD-dlr"] = APGD(model, eps, loss="dlr", **apgd)
         targets = 5 if sparse and not plus else 9
@@ -174,7 +157,7 @@ class _Evaluating:
             lines.append(self._one(name, attack, (self._seed + number) % (1 << 64)))
         return Evaluation(self._result(), self.clean_accuracy, tuple(lines))
 
-    def _one(self, name: str, attack: Attack, seed: int) -> Line:
+    def _one(self, name: str, attack: StepAttack, seed: int) -> Line:
         """An attack on the images that are still right."""
         session, active = self._session, np.flatnonzero(self._right)
         method = attack.method(seed)

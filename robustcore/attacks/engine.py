@@ -270,16 +270,12 @@ def _at_rest(x0: Tensor, labels: Tensor, job: Ints, image: Ints, variant: Ints) 
     return Rows(job, image, variant, state)
 
 
-def maximise(
-    method: Method,
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    loss: Loss,
+def end_points(
+    method: Method, classifier: Classifier, images: Tensor, labels: Tensor, loss: Loss
 ) -> Tensor:
-    """The last points of a batch of which no image leaves."""
+    """Where the steps on a batch end up, for training: all are made, and no image leaves."""
     numbers = np.arange(len(images))
+    indices = torch.from_numpy(numbers)
     rows = _at_rest(images, labels, numbers, numbers.copy(), np.zeros_like(numbers))
     rows.state["index"] = indices.to(images.device)
     method.begin(rows)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustcore.attacks.apgd import NORMS
-from robustcore.attacks.attack import Attack, GradientMethod, Session
+from robustcore.attacks.attack import GradientMethod, Session, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.attacks.losses import margin_to_target
 from robustcore.attacks.result import distances
@@ -17,7 +17,7 @@ from robustcore.attacks.steps import column, hyperplane_projection, random_start
 from robustcore.common.checks import require_int, require_positive, require_probability
 
 
-class FAB(Attack):
+class FAB(StepAttack):
     """FAB: goes to the boundary of a class as linearised, biased towards the image.
 
     Args:

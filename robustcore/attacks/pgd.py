@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from robustcore.attacks.attack import Attack, GradientMethod
+from robustcore.attacks.attack import GradientMethod, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.attacks.steps import attack_step, random_start
 from robustcore.common.checks import require_flag, require_int, require_positive
 
 
-class PGD(Attack):
+class PGD(StepAttack):
     """Projected gradient descent: steps along the gradient, each back into ball and box.
 
     Args:
@@ -127,8 +127,3 @@ class Steps(GradientMethod):
         self.keep_best(rows, x, loss)
         ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
         return attack_step(rows["x"], grad, rows["x0"], step_size=self._step_size, **ball)
-
-    def maximise(self, rows: Rows, x: Tensor, grad: Tensor) -> Tensor:
-        """The next points alone, as training has them."""
-        ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
-        return attack_step(x, grad, rows["x0"], step_size=self._step_size, **ball)

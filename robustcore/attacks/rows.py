@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from robustcore.attacks.attack import Attack
 from robustcore.common.errors import UsageError
 from robustcore.common.image_run import stack
-from robustcore.common.progress import on_terminal
+from robustcore.common.progress import ImageBar
 from robustcore.common.table import Form, integer, line
 from robustcore.common.user_code import as_usage_error, load_item
 
@@ -83,7 +82,7 @@ def rows(
     ]
 
 
-class Fooled:
+class Fooled(ImageBar):
     """A bar with the rate, the time left, and how many images are fooled so far.
 
     Args:
@@ -93,29 +92,10 @@ class Fooled:
     """
 
     def __init__(self, total: int, done: Sequence[AttackedRow], *, hidden: bool) -> None:
-        from tqdm.auto import tqdm
-
+        super().__init__("attack", total, len(done), hidden=hidden)
         self._images = self._fooled = self._of_run = 0
-        self._bar = tqdm(
-            total=total,
-            initial=len(done),
-            desc="attack",
-            unit="image",
-            disable=hidden or not on_terminal(),
-        )
         for row in done:
             self._count(row)
-
-    def __enter__(self) -> Fooled:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.close()
 
     def add(self, row: AttackedRow) -> None:
         """One more image."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcore.attacks.attack import Attack, GradientMethod
+from robustcore.attacks.attack import GradientMethod, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.attacks.steps import square_propose, square_start
 from robustcore.common.checks import require_int, require_probability
@@ -18,7 +18,7 @@ from robustcore.common.checks import require_int, require_probability
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-class Square(Attack):
+class Square(StepAttack):
     """Square attack: asks the model for scores alone, so it sees through masked gradients.
 
     Args:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustcore.attacks.attack import Attack, require_images
+from robustcore.attacks.attack import StepAttack, classifier_of, draw_seed, require_images
+from robustcore.attacks.engine import end_points
 from robustcore.attacks.losses import divergence
 from robustcore.common.checks import (
     require_callable,
@@ -40,9 +41,8 @@ def adversarial_training_loss(
         model: maps ``[B, C, H, W]`` to logits ``[B, K]``.
         x: images ``[B, C, H, W]``, pixels in [0, 1].
         y: labels int64 ``[B]``.
-        attack: a ``PGD`` or another attack of this package, whose settings are used with
-            ``model``; or a function of (x, y) to adversarial images, a perceptual attack's
-            ``__call__`` say.
+        attack: a ``PGD`` or another attack by steps, whose settings are used with ``model``; or a
+            function of (x, y) to adversarial images, as ``AutoAttack`` is one, on its own model.
         kind: ``"pgd"``: cross entropy at the adversarial images. ``"trades"``: cross entropy at x
             plus ``beta KL(p(x) || p(x'))``, where x' raises that divergence. ``"mart"``:
             ``-log p'_y - log(1 - max_{k != y} p'_k) + beta KL(p || p') (1 - p_y)``.
@@ -70,17 +70,25 @@ def adversarial_training_loss(
 
 
 def _adversarial(model: Any, x: Tensor, y: Tensor, attack: Any, kind: str) -> Tensor:
-    if not isinstance(attack, Attack):
+    if not isinstance(attack, StepAttack):
         made = attack(x, y)
         if not isinstance(made, Tensor) or made.shape != x.shape:
             got = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"attack: gave {got}, want images {list(x.shape)}")
         return made.detach()
-    loss = None
-    if kind == "trades":
-        with attack.classifier(model=model).at_work(quiet=True), torch.no_grad():
-            loss = divergence(require_logits("model", model(x), len(x)).softmax(1))
-    return attack.maximise(x, y, model=model, loss=loss)
+    seed = draw_seed() if attack.seed is None else attack.seed
+    classifier, method = classifier_of(attack, seed, model), attack.method(seed)
+    raised, unchecked = method.loss, [y]
+
+    def loss(logits: Tensor, labels: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        while unchecked:  # once, because a look waits for the device
+            require_classes("y", unchecked.pop(), len(y), logits.shape[1])
+        return raised(logits, labels, target)
+
+    with classifier.at_work(quiet=True), torch.no_grad():
+        if kind == "trades":
+            raised = divergence(require_logits("model", model(x), len(x)).softmax(1))
+        return end_points(method, classifier, x.clone(), y.clone(), loss)
 
 
 def _kl(clean: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -22,6 +23,26 @@ def steps(these: Iterable[T], what: str, unit: str, *, shown: bool) -> Iterable[
     from tqdm.auto import tqdm
 
     return tqdm(these, desc=what, unit=unit, disable=not shown)
+
+
+class ImageBar:
+    """A bar of images with the time left; ``done`` of ``total`` are of an earlier run.
+
+    It is shown on a terminal, unless it is ``hidden``, and closed at the end of its block.
+    """
+
+    def __init__(self, what: str, total: int, done: int, *, hidden: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(
+            total=total, initial=done, desc=what, unit="image", disable=hidden or not on_terminal()
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
 
 
 class Told:

@@ -39,6 +39,20 @@ class Segments:
         zeros[..., self.labels.cpu()] = values
         return zeros
 
+    def fields(self, engine: Engine, z: Tensor, scores: Tensor, weights: Tensor) -> dict[str, Any]:
+        """What every :class:`SegmentExplanation` holds, of the samples z and a weight a segment."""
+        spread, segments = self.spread(weights), self.map.cpu()
+        return {
+            "image": engine.x[0].cpu(),
+            "target": engine.score.as_class,
+            "score": engine.whole,
+            "attribution": spread[segments],
+            "weights": spread,
+            "segments": segments,
+            "shown": self.spread(z),
+            "scores": scores,
+        }
+
     def scores(self, engine: Engine, z: Tensor, what: str) -> Tensor:
         """Of sets of segments, bool ``[N, len(self)]``; each different set is asked once."""
         rows, where = z.unique(dim=0, return_inverse=True)

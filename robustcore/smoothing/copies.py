@@ -58,14 +58,14 @@ class SmoothedModel:
         model: Callable[[Tensor], Any],
         sigma: float,
         *,
-        grid: Grid,
-        seed: int | None,
-        mean: float | Sequence[float] | Tensor | None,
-        std: float | Sequence[float] | Tensor | None,
-        dtype: torch.dtype | None,
-        memory_format: torch.memory_format,
-        input_dims: int,
-        output: Pick | None,
+        grid: Grid = None,
+        seed: int | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        input_dims: int = 3,
+        output: Pick | None = None,
     ) -> None:
         require_callable("model", model)
         if output is not None:

@@ -124,7 +124,7 @@ def _schedule(alphas_cumprod: Any) -> Tensor:
         if schedule.dtype == torch.bool or schedule.is_complex() or schedule.is_meta:
             raise TypeError
         schedule = schedule.to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         got = type(alphas_cumprod).__name__
         raise TypeError(f"alphas_cumprod: got a {got}, want {want}") from None
     if schedule.dim() != 1 or len(schedule) < 1:

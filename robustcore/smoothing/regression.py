@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor
 
 from robustcore.common.checks import require_int, require_not_negative, require_probability
 from robustcore.common.progress import Show, sample_bar
-from robustcore.smoothing.copies import FromCopies, Pick, SmoothedModel
+from robustcore.smoothing.copies import FromCopies, SmoothedModel
 from robustcore.smoothing.inputs import require_sizes
-from robustcore.smoothing.theory.grids import Grid
 from robustcore.smoothing.theory.many_tests import quantile_ranks
 
 
@@ -66,25 +64,6 @@ class SmoothRegression(SmoothedModel):
     Dickerson and Goldstein, "Detection as regression: certified object detection with median
     smoothing", 2020.
     """
-
-    def __init__(
-        self,
-        model: Callable[[Tensor], Any],
-        sigma: float,
-        *,
-        grid: Grid = None,
-        seed: int | None = None,
-        mean: float | Sequence[float] | Tensor | None = None,
-        std: float | Sequence[float] | Tensor | None = None,
-        dtype: torch.dtype | None = None,
-        memory_format: torch.memory_format = torch.contiguous_format,
-        input_dims: int = 3,
-        output: Pick | None = None,
-    ) -> None:
-        super().__init__(
-            model, sigma, grid=grid, seed=seed, mean=mean, std=std, dtype=dtype,
-            memory_format=memory_format, input_dims=input_dims, output=output,
-        )  # fmt: skip
 
     def certify(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result:
+class Result(ABC):
     """One row an image, on the CPU; the scalars say how it was made.
 
     ``result[i]`` is what ``Smooth`` gives for one image, as in iteration; a slice, a mask or
@@ -82,9 +83,9 @@ class Result:
         """int64 ``[B]``: samples of each image whose votes were counted."""
         return torch.full((len(self),), self.n)
 
+    @abstractmethod
     def _row(self, b: int) -> Any:
         """What ``Smooth`` gives for one image."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._row, range(len(self)))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
-from robustcore.common.progress import on_terminal
+from robustcore.common.progress import ImageBar
 from robustcore.common.table import ABSTAIN, Row
 
 
-class Tally:
+class Tally(ImageBar):
     """A bar with the rate, the time left, and how the images have fared so far.
 
     Args:
@@ -21,35 +20,16 @@ class Tally:
     """
 
     def __init__(self, total: int, done: Sequence[Row], *, hidden: bool, how: str = "") -> None:
+        super().__init__("certify", total, len(done), hidden=hidden)
         self._how = how
         self.certified = 0
         """Of the images of this run, without those done before."""
         self._images = self._right = self._abstained = 0
         self._radii = 0.0
         self._sampled, self._refreshed = "", time.monotonic()
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(
-            total=total,
-            initial=len(done),
-            desc="certify",
-            unit="image",
-            disable=hidden or not on_terminal(),
-        )
         for row in done:
             self._count(row)
         self._show()
-
-    def __enter__(self) -> Tally:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.close()
 
     def add(self, row: Row) -> None:
         """One more image."""

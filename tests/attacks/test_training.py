@@ -11,7 +11,10 @@ def test_training_attacks_every_image_to_the_end():
     model = conv_net()
     x, y = images(), torch.arange(12) % 5
     pgd = attacks.PGD(model, 0.05, steps=3, seed=0)
-    seen = pgd.maximise(x, y)
+    given = []
+    with model.register_forward_pre_hook(lambda model, inputs: given.append(inputs[0].detach())):
+        attacks.adversarial_training_loss(model, x, y, pgd)
+    seen = given[-1]
     assert (seen != x).flatten(1).any(1).all()
     for kind in ("pgd", "trades", "mart"):
         loss = attacks.adversarial_training_loss(model, x, y, pgd, kind)
@@ -21,6 +24,8 @@ def test_training_attacks_every_image_to_the_end():
     assert own == attacks.adversarial_training_loss(model, x, y, pgd)
     expected = nn.functional.cross_entropy(model(seen), y)
     torch.testing.assert_close(own, expected)
+    whole = attacks.AutoAttack(model, eps=0.05, version="rand", seed=0)
+    assert attacks.adversarial_training_loss(model, x, y, whole).requires_grad
 
 
 def test_training_losses_are_those_of_the_publications():

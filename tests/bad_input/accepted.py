@@ -167,6 +167,7 @@ OF_ARGUMENT = [
     ("*", "eps radius gamma tau ridge theta degree iters padding num_samples k p_lower sigma scale "
      "target", {"0"}, "0 is in the range"),
     ("smoothing.*", "grid", PAIR | INTEGER, "a grid, and how much finer the noise is"),
+    ("smoothing.*.on_grid", "grid", {"None"}, "the noise off any grid"),
     ("ops.*", "grid size stride positions padding dilation kernel kernel_size pads", PAIR
      | INTEGER | {"[[1], [2, 3]]"}, "an int, or two"),
     ("ops.*", "positions", {"0"}, "none"),

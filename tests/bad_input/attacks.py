@@ -33,15 +33,19 @@ EXAMPLES = {
         )
         for kind, options in ATTACKS.items()
     },
-    "attacks.AutoAttack.run": method(
-        autoattack, "run", images=images, labels=labels, image_offset=0, image_stride=1
+    "attacks.APGD.__call__": method(pgd, "__call__", images=images, labels=labels),
+    "attacks.APGD.run": method(
+        pgd, "run", images=images, labels=labels, image_offset=0, image_stride=1
     ),
     "attacks.AutoAttack.evaluate": method(autoattack, "evaluate", x=images, y=labels, bs=2),
     "attacks.AutoAttack.run_standard_evaluation": method(
         autoattack, "run_standard_evaluation", x=images, y=labels, bs=2
     ),
-    "attacks.adversarial_training_loss": call(
-        attacks.adversarial_training_loss, model=network, x=images, y=labels, attack=pgd,
-        kind="trades", beta=6.0,
-    ),
+    **{
+        f"attacks.adversarial_training_loss{kind}": call(
+            attacks.adversarial_training_loss, model=network, x=images, y=labels, attack=pgd,
+            kind=kind.removeprefix("/") or "trades", beta=6.0,
+        )
+        for kind in ("", "/pgd", "/mart")
+    },
 }  # fmt: skip

@@ -147,6 +147,7 @@ EXAMPLES = {
     "smoothing.Smooth.predict": method(
         smoothed, "predict", x=images, n=20, alpha=0.01, **IMAGE_OF_RUN
     ),
+    "smoothing.Gaussian.on_grid": method(lambda: smoothing.Gaussian(0.25), "on_grid", grid=255),
     "smoothing.Gaussian": call(smoothing.Gaussian, level=0.25, norm="l2", grid=None),
     "smoothing.Uniform": call(smoothing.Uniform, scale=0.25, norm="l1", grid=None),
     "smoothing.Laplace": call(smoothing.Laplace, scale=0.25, norm="l1", grid=None),

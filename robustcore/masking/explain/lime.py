@@ -71,19 +71,8 @@ def explain_lime(
         raise ValueError(f"num_samples: got {num_samples}, and all of them show everything")
     scores = parts.scores(engine, z, "LIME")
     weights, intercept, r2 = ridge_regression(z.double(), scores, width, penalty)
-    weights = parts.spread(weights)
-    return LimeExplanation(
-        image=engine.x[0].cpu(),
-        target=engine.score.as_class,
-        score=engine.whole,
-        attribution=weights[parts.map.cpu()],
-        weights=weights,
-        segments=parts.map.cpu(),
-        shown=parts.spread(z),
-        scores=scores,
-        intercept=intercept,
-        r2=r2,
-    )
+    shared = parts.fields(engine, z, scores, weights)
+    return LimeExplanation(**shared, intercept=intercept, r2=r2)
 
 
 def ridge_regression(

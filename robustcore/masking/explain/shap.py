@@ -65,19 +65,7 @@ def explain_shap(
             f"num_samples: got {num_samples}, too few to tell {number} segments apart, want some "
             f"{4 * number}"
         )
-    values = parts.spread(values)
-    return ShapExplanation(
-        image=engine.x[0].cpu(),
-        target=engine.score.as_class,
-        score=engine.whole,
-        attribution=values[parts.map.cpu()],
-        weights=values,
-        segments=parts.map.cpu(),
-        shown=parts.spread(z),
-        scores=scores,
-        base=base,
-        exact=exact,
-    )
+    return ShapExplanation(**parts.fields(engine, z, scores, values), base=base, exact=exact)
 
 
 def coalitions(number: int, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,9 @@ class _PatchAblation(_Ablation):
     def deterministic(self) -> bool:
         return True
 
+    @abstractmethod
     def _window(self, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) and (down, right) of the window and its stride."""
-        raise NotImplementedError
 
     @property
     def several_votes(self) -> bool:
