@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/cpu.h"
-#include "density/checks.h"
+#include "common/row_checks.h"
 
 namespace robustcore::density {
 namespace {

@@ -1,5 +1,5 @@
+#include "common/rows_simd.h"
 #include "density/batch_norm.h"
-#include "density/rows_simd.h"
 
 namespace robustcore::density {
 inline namespace RC_ISA {

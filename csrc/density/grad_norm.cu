@@ -1,5 +1,5 @@
+#include "common/rows_cuda.h"
 #include "density/grad_norm.h"
-#include "density/rows_cuda.h"
 
 namespace robustcore::density {
 namespace {

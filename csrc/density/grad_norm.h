@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/math.h"
+#include "common/rows.h"
 #include "common/variants.h"
-#include "density/rows.h"
 
 namespace robustcore::density {
 

@@ -3,7 +3,7 @@
 
 #include "common/cpu.h"
 #include "common/device.h"
-#include "density/checks.h"
+#include "common/row_checks.h"
 
 namespace robustcore::density {
 namespace {

@@ -1,5 +1,5 @@
+#include "common/rows_simd.h"
 #include "density/logsumexp.h"
-#include "density/rows_simd.h"
 
 namespace robustcore::density {
 inline namespace RC_ISA {

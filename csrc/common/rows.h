@@ -8,7 +8,7 @@
 
 #include "common/strided.h"
 
-namespace robustcore::density {
+namespace robustcore {
 
 constexpr int kSums = 32;
 constexpr int64_t kSegment = 1024;
@@ -38,4 +38,4 @@ RC_HOST_DEVICE bool finite(T v) {
 }
 
 }  // namespace RC_ISA
-}  // namespace robustcore::density
+}  // namespace robustcore

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
+#include "common/rows.h"
 #include "common/tensor.h"
-#include "density/rows.h"
 
-namespace robustcore::density {
+namespace robustcore {
 
 // What sums are taken in, and what values of one a row come in.
 inline ScalarType arithmetic_type(const char* name, const Tensor& t) {
@@ -39,4 +39,4 @@ inline PerRow per_row(const char* name, const Tensor& t, const Tensor& like,
   return {t.const_data_ptr(), t.stride(0)};
 }
 
-}  // namespace robustcore::density
+}  // namespace robustcore

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "common/cuda.h"
-#include "density/rows.h"
+#include "common/rows.h"
 
-namespace robustcore::density {
+namespace robustcore {
 namespace {
 
 constexpr int kWarp = 32, kWarpsPerBlock = kThreads / kWarp;
@@ -115,4 +115,4 @@ void launch_rows(void (*kernel)(Args), int64_t rows, void* stream, const Args& a
 }
 
 }  // namespace
-}  // namespace robustcore::density
+}  // namespace robustcore

@@ -2,9 +2,9 @@
 // dtype in and out.
 #pragma once
 
-#include "density/rows.h"
+#include "common/rows.h"
 
-namespace robustcore::density {
+namespace robustcore {
 inline namespace RC_ISA {
 namespace {
 
@@ -138,4 +138,4 @@ class SegmentWriter {
 
 }  // namespace
 }  // namespace RC_ISA
-}  // namespace robustcore::density
+}  // namespace robustcore
