@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from robustcore.ops.autograd import transforming
 from robustcore.ops.density import batch_norm, conv3x3, relu
@@ -24,16 +26,19 @@ class fast_double_backward(TorchFunctionMode):
             logits = model(x)
 
     Convolutions (not transposed, of numeric padding), batch normalisation by the batch's own
-    statistics and ReLU then take other ways through backward and double backward: the same
-    derivatives to any order, in less time. They round about as torch's do, but for float32
+    statistics, ReLU and attention then take other ways through backward and double backward: the
+    same derivatives to any order, in less time. They round about as torch's do, but for float32
     convolutions of 3 x 3 and stride 1 on the CPU: by Winograd, to about 1e-6 of the norm, and a
     value that is not finite spoils its tile of up to 6 x 6. All else, and layers under autocast,
-    are torch's. The penalties of :mod:`robustcore.density` enter it where they call the model
-    themselves; give it to the forward pass whose ``logits`` you hand to them.
+    are torch's; attention then by its math backend, the one that has a double backward. What
+    non-reentrant checkpointing recomputes is recomputed in this context too, as torch's own is not
+    (pytorch/pytorch#147995). The penalties of :mod:`robustcore.density` enter it where they call
+    the model themselves; give it to the forward pass whose ``logits`` you hand to them.
     """
 
     def __enter__(self) -> fast_double_backward:
         _keep_freed_memory()
+        checkpoint._CheckpointFrame = _CheckpointFrame  # type: ignore[misc]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -41,12 +46,39 @@ class fast_double_backward(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return _multi_head_attention(*args, **kwargs)
         layer = LAYERS.get(func)
         if layer is not None and torch.is_grad_enabled():
             result = layer(*args, **kwargs)
             if result is not None:
                 return result
         return func(*args, **kwargs)
+
+
+class _CheckpointFrame(checkpoint._CheckpointFrame):
+    """What torch keeps of a function it will call again; in the context it is made in."""
+
+    def __init__(self, recompute_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        modes = torch.overrides._get_current_function_mode_stack()
+        if any(isinstance(mode, fast_double_backward) for mode in modes):
+            recompute_fn = functools.partial(_within, recompute_fn)
+        super().__init__(recompute_fn, *args, **kwargs)
+
+
+def _within(function: Callable[..., Any], *args: Any) -> Any:
+    with fast_double_backward():
+        return function(*args)
+
+
+# torch's own, whose calls come to a mode too: it asks for modes itself, and what they do not take
+# would go past them.
+_multi_head_attention = types.FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {**vars(functional), "has_torch_function": lambda tensors: False},
+    argdefs=functional.multi_head_attention_forward.__defaults__,
+)
 
 
 @functools.cache
@@ -124,11 +156,39 @@ def _relu_(input: Tensor) -> Tensor | None:
     return _relu(input, True)
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    if torch.compiler.is_compiling() or not any(t.requires_grad for t in (query, key, value)):
+        return None
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # which does not know the math backend
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(dtype)
+    result: Tensor = _math_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+    return result
+
+
+_math_attention = torch.ops.aten._scaled_dot_product_attention_math.default
+
 LAYERS: dict[Any, Callable[..., Tensor | None]] = {
     functional.conv1d: _convolution(1),
     functional.conv2d: _convolution(2),
     functional.conv3d: _convolution(3),
     functional.batch_norm: _batch_norm,
+    functional.scaled_dot_product_attention: _attention,
     functional.relu: _relu,
     torch.relu: _relu,
     torch.relu_: _relu_,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.functional import cross_entropy
 
 from robustcore import ops
@@ -60,6 +62,14 @@ def check_x(x: Any) -> None:
         raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
 
 
+def check_differentiable(x: Tensor) -> None:
+    """x and where it is used are not in inference mode."""
+    if not torch.compiler.is_compiling() and (
+        torch.is_inference_mode_enabled() or x.is_inference()
+    ):
+        raise ValueError("x: made or used in inference mode, which has no gradients; want no_grad")
+
+
 def check_baseline(baseline: Any, x: Tensor) -> Tensor:
     """Where a path to x starts: as given, or 0."""
     if baseline is None:
@@ -86,6 +96,16 @@ def check_logits(logits: Any, x: Tensor, got: str = "model: gave") -> Tensor:
     return widen(logits)
 
 
+def check_graph(x: Tensor, logits: Tensor) -> None:
+    """Whether logits given with x can be differentiated in it."""
+    if not x.requires_grad:
+        raise ValueError(
+            "x: has to require grad where logits are given, and logits to be model(x) of it"
+        )
+    if not logits.requires_grad:
+        raise ValueError("logits: are detached; want those of model(x), made with gradients on")
+
+
 def widen(t: Tensor) -> Tensor:
     """t in float32 at least."""
     return t if t.dtype == torch.float64 else t.float()
@@ -104,8 +124,40 @@ def check_target(target: Any, logits: Tensor) -> Tensor:
     return require_classes("target", target, rows, classes if looks else None)
 
 
-def resolve_mode(mode: str, model: Model) -> str:
-    """What "auto" stands for: torch.compile has no double backward, all else has.
+# Steps of a forward pass whose backward pass has no derivative of its own.
+ONCE_DIFFERENTIABLE = {
+    "CompiledFunctionBackward",
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    "ScaledDotProductFlashAttentionBackward0",
+    "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductCudnnAttentionBackward0",
+}
+
+
+def once_differentiable(logits: Tensor) -> set[str]:
+    """What, on the way to logits, has no double backward, as far as can be seen.
+
+    ValueError for reentrant checkpointing, through which there is no gradient of an input at all.
+    """
+    names, seen = set(), set()
+    nodes: list[Node | None] = [logits.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        names.add(node.name())
+        nodes += [n for n, _ in node.next_functions]
+    if "CheckpointFunctionBackward" in names:
+        raise ValueError(
+            "logits: come through reentrant checkpointing, which gives no gradient of x; want "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+    return names & ONCE_DIFFERENTIABLE
+
+
+def resolve_mode(mode: str) -> str:
+    """What "auto" stands for: inside torch.compile there is no double backward, all else has one.
 
     There is a third way to the same derivative, reverse over forward mode along the dual direction.
     It is no mode, since it is slower than double backward on the CPU (bench_penalty.py measures
@@ -115,8 +167,7 @@ def resolve_mode(mode: str, model: Model) -> str:
     require_choice("mode", mode, MODES)
     if mode != "auto":
         return mode
-    compiled = torch.compiler.is_compiling() or hasattr(model, "_orig_mod")
-    return "finite_difference" if compiled else "double_backward"
+    return "finite_difference" if torch.compiler.is_compiling() else "double_backward"
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -129,9 +180,20 @@ def leaf(x: Tensor) -> Tensor:
 def evaluate(model: Model, x: Tensor, mode: str) -> Tensor:
     """The checked logits at x, in a graph that the mode can differentiate."""
     double = mode == "double_backward" and not torch.compiler.is_compiling()
-    with torch.enable_grad(), fast_double_backward() if double else nullcontext():
+    with torch.enable_grad(), _as_written() if double else nullcontext():
         logits = model(x)
-    return check_logits(logits, x)
+    logits = check_logits(logits, x)
+    if double and (steps := once_differentiable(logits)):
+        raise ValueError(f"model: takes steps without a double backward: {', '.join(steps)}")
+    return logits
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Where a model runs so that it has a double backward: its compiled parts uncompiled."""
+    compiler = sys.modules.get("torch._dynamo")  # not there: nothing is compiled
+    with fast_double_backward(), compiler.set_stance("force_eager") if compiler else nullcontext():
+        yield
 
 
 def _pure(model: Model, x: Tensor) -> Tensor:

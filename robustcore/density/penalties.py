@@ -52,6 +52,8 @@ from robustcore.density.gradients import (
     Point,
     Score,
     check_baseline,
+    check_differentiable,
+    check_graph,
     check_logits,
     check_target,
     check_x,
@@ -62,6 +64,7 @@ from robustcore.density.gradients import (
     logit_score,
     loss_score,
     lse_score,
+    once_differentiable,
     reduce,
     resolve_mode,
     unit,
@@ -244,19 +247,19 @@ class _Call:
     ) -> None:
         require_callable("model", model)
         check_x(x)
+        check_differentiable(x)
         self.model, self.p, self.step = model, check_p(p), require_positive("step", step)
-        self.mode = resolve_mode(mode, model)
+        self.mode = resolve_mode(mode)
         self.reduction = require_choice("reduction", reduction, REDUCTIONS)
         if logits is None:
             self.x = leaf(x)
             self.logits = evaluate(model, self.x, self.mode)
         else:
             self.logits = check_logits(logits, x, "logits: got")
-            if not x.requires_grad:
-                raise ValueError(
-                    "x: has to require grad where logits are given, and logits to be model(x) of it"
-                )
+            check_graph(x, self.logits)
             self.x = x
+            if self.mode == "double_backward" and once_differentiable(self.logits):
+                self.logits = evaluate(model, x, self.mode)
 
     def classes(self, target: Any) -> Tensor:
         """The class of each row that a score looks at."""

@@ -169,6 +169,7 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
     assert set(LAYERS) == {
         functional.conv1d, functional.conv2d, functional.conv3d, functional.batch_norm,
         functional.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_,
+        functional.scaled_dot_product_attention,
     }  # fmt: skip
 
 
