@@ -13,6 +13,9 @@ static_assert(kWarp == kSums, "a lane is an accumulator");
 template <class In>
 constexpr int kBlocks = sizeof(In) == sizeof(double) ? 2 : 4;
 
+// Elements that a thread has in flight at a time: what hides the memory's latency.
+constexpr int kAhead = 4;
+
 // kWarps neighbouring warps of a block share a row: one where a row is short, all where it is long.
 // All threads of a block make the same turns, because shuffles and barriers need them.
 template <int kWarps>
@@ -29,7 +32,52 @@ struct Team {
   __device__ void for_columns(int64_t columns, const Body& body) const {
     for (int64_t k = member * kWarp + lane; k < columns; k += kWarps * kWarp) body(k);
   }
+  // Calls body(first) for kAhead columns of this thread at a time: first, first + kWarp and so on.
+  template <class Body>
+  __device__ void for_batches(int64_t columns, const Body& body) const {
+    constexpr int kBatch = kWarp * kAhead;
+    RC_ROLL
+    for (int64_t k = member * kBatch + lane; k < columns; k += kWarps * kBatch) body(k);
+  }
 };
+
+// A row of a matrix, in whatever dtype it has, computed with in T.
+template <class T>
+struct LaneRow {
+  const StridedView& view;
+  int64_t begin;
+
+  __device__ LaneRow(const StridedView& view_, int64_t row)
+      : view(view_), begin(row * view_.image_stride) {}
+
+  // values[i] = element first + i * kWarp, 0 from `end` on. One branch on the dtype for all, and
+  // all loads before the first use.
+  __device__ void read(int64_t first, int64_t end, T (&values)[kAhead]) const {
+    int64_t at[kAhead];
+    RC_UNROLL
+    for (int i = 0; i < kAhead; ++i) at[i] = begin + element_offset(view, first + i * kWarp);
+    dispatch_narrow<T>(view.dtype, [&](auto tag) {
+      const auto* data = static_cast<const decltype(tag)*>(view.data);
+      RC_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        values[i] = first + i * kWarp < end ? convert<T>(data[at[i]]) : T(0);
+      }
+    });
+  }
+};
+
+// The reverse, for a contiguous matrix whose row begins at element `begin` of `data`.
+template <class T>
+__device__ void write_batch(void* data, DType dtype, int64_t begin, int64_t first, int64_t end,
+                            const T (&values)[kAhead]) {
+  dispatch_narrow<T>(dtype, [&](auto tag) {
+    auto* to = static_cast<decltype(tag)*>(data) + begin + first;
+    RC_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i * kWarp < end) to[i * kWarp] = convert<decltype(tag)>(values[i]);
+    }
+  });
+}
 
 // Calls body(team, row, live) for the block's rows. A team whose row is past the end comes along,
 // on row 0 and not live.
@@ -87,7 +135,8 @@ __device__ void over_segments(const Team<kWarps>& team, bool live, int64_t eleme
   }
 }
 
-// total plus the sum over a row: step(k, s) is s plus the term of element k.
+// total plus the sum over a row: step(first, end, s) is s plus the terms of a batch of elements,
+// first, first + kWarp and so on, before `end`.
 template <int kWarps, class T, class Step>
 __device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T total,
                       const Step& step) {
@@ -95,7 +144,9 @@ __device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T t
       team, live, elements,
       [&](int64_t first, int count) {
         T s = 0;
-        for (int k = team.lane; k < count; k += kWarp) s = step(first + k, s);
+        RC_ROLL
+        for (int k = team.lane; k < count; k += kWarp * kAhead)
+          s = step(first + k, first + count, s);
         return warp_sum(s);
       },
       [&](T part) { total += part; });
