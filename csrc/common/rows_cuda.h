@@ -47,20 +47,21 @@ struct LaneRow {
   const StridedView& view;
   int64_t begin;
 
-  __device__ LaneRow(const StridedView& view_, int64_t row)
-      : view(view_), begin(row * view_.image_stride) {}
+  __device__ LaneRow(const StridedView& view_, int64_t row, int64_t sample = 0)
+      : view(view_), begin(row * view_.image_stride + sample * view_.sample_stride) {}
 
-  // values[i] = element first + i * kWarp, 0 from `end` on. One branch on the dtype for all, and
+  // values[i] = element first + i * kStep, 0 from `end` on. One branch on the dtype for all, and
   // all loads before the first use.
+  template <int kStep = kWarp>
   __device__ void read(int64_t first, int64_t end, T (&values)[kAhead]) const {
     int64_t at[kAhead];
     RC_UNROLL
-    for (int i = 0; i < kAhead; ++i) at[i] = begin + element_offset(view, first + i * kWarp);
+    for (int i = 0; i < kAhead; ++i) at[i] = begin + element_offset(view, first + i * kStep);
     dispatch_narrow<T>(view.dtype, [&](auto tag) {
       const auto* data = static_cast<const decltype(tag)*>(view.data);
       RC_UNROLL
       for (int i = 0; i < kAhead; ++i) {
-        values[i] = first + i * kWarp < end ? convert<T>(data[at[i]]) : T(0);
+        values[i] = first + i * kStep < end ? convert<T>(data[at[i]]) : T(0);
       }
     });
   }

@@ -244,9 +244,21 @@ void launch_noise(const NoiseArgs& args, void* stream) {
 
 // ---- sums ----------------------------------------------------------------------------------------
 
-// A block owns kSumColumns columns of one image; its rows take one run of samples each, and the
-// runs are added in order, as on the CPU.
-constexpr int kSumColumns = 32, kSumRows = kThreads / kSumColumns;
+// A block owns `columns` columns of one image; its rows of threads take one run of samples each,
+// and the runs are added in order, as on the CPU. Small images get few columns a block, so that one
+// image alone keeps the processors busy.
+struct SumGrid {
+  int32_t columns, rows;  // columns * rows == kThreads
+  int64_t tiles;          // of an image
+
+  explicit SumGrid(const SumsArgs& args) : columns(32) {
+    const int64_t quads = ceil_div(args.elements, 4), wave = blocks_wanted() / 16;
+    // Four columns read 64 bytes one after the other, of float32.
+    while (columns > 4 && args.images * ceil_div(quads, columns) < wave) columns /= 2;
+    rows = kThreads / columns;
+    tiles = ceil_div(quads, columns);
+  }
+};
 
 template <class T>
 using Sums = T[2][4];  // of the gradient and of its product with the noise, a column each
@@ -265,27 +277,32 @@ __device__ void add_samples(const SumsArgs& args, const PhiloxKey& key,
       const PhiloxRow row = stream_row(key, domain_of(kDistribution), index, sample0 + s);
       draw<kDistribution, Scalar>(row, counter, keys, z);
     }
+    T g[4];
+    dispatch_narrow<T>(args.grad.dtype, [&](auto tag) {
+      const auto* grad =
+          static_cast<const decltype(tag)*>(args.grad.data) + s * args.grad.sample_stride;
+      RC_UNROLL
+      for (int i = 0; i < 4; ++i) g[i] = at[i] < 0 ? T(0) : convert<T>(grad[at[i]]);
+    });
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      if (at[i] < 0) continue;
-      const T g = load_as<T>(args.grad.data, args.grad.dtype, at[i] + s * args.grad.sample_stride);
-      part[0][i] += g;
-      part[1][i] = fused_multiply_add(g, static_cast<T>(z[i]), part[1][i]);
+      part[0][i] += g[i];
+      part[1][i] = fused_multiply_add(g[i], static_cast<T>(z[i]), part[1][i]);
     }
   }
 }
 
 template <class T, Distribution kDistribution>
 __global__ void __launch_bounds__(kThreads, 2)
-    sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ PhiloxKey key) {
-  __shared__ Sums<T> parts[kSumRows][kSumColumns];
-  const int lane = threadIdx.x % kSumColumns, row = threadIdx.x / kSumColumns;
-  const int64_t columns = ceil_div(args.elements, 4), tiles = ceil_div(columns, kSumColumns);
+    sums_kernel(const __grid_constant__ SumsArgs args, const __grid_constant__ SumGrid grid,
+                const __grid_constant__ PhiloxKey key) {
+  __shared__ Sums<T> parts[kThreads];
+  const int lane = threadIdx.x % grid.columns, row = threadIdx.x / grid.columns;
   const int64_t runs = ceil_div(args.samples, kSumRun);
   const PhiloxKeys<Scalar> keys(key);
 
-  for_units(args.images * tiles, [&](int64_t unit) {
-    const int64_t image = unit / tiles, column = unit % tiles * kSumColumns + lane;
+  for_units(args.images * grid.tiles, [&](int64_t unit) {
+    const int64_t image = unit / grid.tiles, column = unit % grid.tiles * grid.columns + lane;
     int64_t at[4];
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -294,17 +311,18 @@ __global__ void __launch_bounds__(kThreads, 2)
           e < args.elements ? image * args.grad.image_stride + element_offset(args.grad, e) : -1;
     }
     Sums<T> total = {};
-    for (int64_t wave = 0; wave < runs; wave += kSumRows) {
+    for (int64_t wave = 0; wave < runs; wave += grid.rows) {
       Sums<T> part = {};
       const int64_t begin = (wave + row) * kSumRun;
       const int64_t end = begin + kSumRun < args.samples ? begin + kSumRun : args.samples;
       add_samples<kDistribution>(args, key, keys, image, column, at, begin, end, part);
       RC_UNROLL
-      for (int i = 0; i < 8; ++i) parts[row][lane][i / 4][i % 4] = part[i / 4][i % 4];
+      for (int i = 0; i < 8; ++i) parts[threadIdx.x][i / 4][i % 4] = part[i / 4][i % 4];
       __syncthreads();
-      for (int r = 0; row == 0 && r < kSumRows && wave + r < runs; ++r) {
+      for (int r = 0; row == 0 && r < grid.rows && wave + r < runs; ++r) {
         RC_UNROLL
-        for (int i = 0; i < 8; ++i) total[i / 4][i % 4] += parts[r][lane][i / 4][i % 4];
+        for (int i = 0; i < 8; ++i)
+          total[i / 4][i % 4] += parts[r * grid.columns + lane][i / 4][i % 4];
       }
       __syncthreads();
     }
@@ -320,8 +338,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, Distribution kDistribution>
 void launch_sums(const SumsArgs& args, void* stream) {
-  launch(sums_kernel<T, kDistribution>,
-         args.images * ceil_div(ceil_div(args.elements, 4), kSumColumns), kThreads, stream, args,
+  const SumGrid grid(args);
+  launch(sums_kernel<T, kDistribution>, args.images * grid.tiles, kThreads, stream, args, grid,
          philox_key(args.stream.seed));
 }
 

@@ -1,11 +1,10 @@
-#include "common/cuda.h"
+#include "common/rows_cuda.h"
 #include "smoothing/votes.h"
 
 namespace robustcore::smoothing {
 namespace {
 
 constexpr int kSharedClasses = 4096;  // histograms up to here fit in shared memory
-constexpr int64_t kVoteRows = 64;     // rows of a group in a unit
 
 // The best class so far; the lowest wins a tie.
 template <class T>
@@ -24,20 +23,21 @@ struct Vote {
 
 // The vote of sample `s`, or of none past the last: kGroup neighbouring threads read one row, and
 // the whole warp has to come here.
-template <class In, int kGroup>
-__device__ Vote<Arithmetic<In>> vote_of(const VotesArgs& args, int64_t image, int64_t s,
-                                        bool live) {
-  using T = Arithmetic<In>;
+template <class T, int kGroup>
+__device__ Vote<T> vote_of(const VotesArgs& args, int64_t image, int64_t s, bool live) {
+  const LaneRow<T> logits(args.logits, image, s);
   Vote<T> vote{-INFINITY, args.classes, 0};
-  if (live) {
-    const StridedView& view = args.logits;
-    const In* logits =
-        static_cast<const In*>(view.data) + image * view.image_stride + s * view.sample_stride;
-    for (int64_t k = threadIdx.x % kGroup; k < args.classes; k += kGroup) {
-      const T v = convert<T>(logits[k * view.strides[0]]);
-      vote.nan |= v != v;
+  RC_ROLL
+  for (int64_t k = threadIdx.x % kGroup; live && k < args.classes; k += kGroup * kAhead) {
+    T values[kAhead];
+    logits.template read<kGroup>(k, args.classes, values);
+    RC_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t at = k + i * kGroup;
+      if (at >= args.classes) break;
+      vote.nan |= values[i] != values[i];
       // The first class a thread sees stands even at -infinity.
-      if (v > vote.best || vote.at == args.classes) vote.best = v, vote.at = k;
+      if (values[i] > vote.best || vote.at == args.classes) vote.best = values[i], vote.at = at;
     }
   }
   RC_UNROLL
@@ -49,17 +49,19 @@ __device__ Vote<Arithmetic<In>> vote_of(const VotesArgs& args, int64_t image, in
   return vote;
 }
 
-template <class In, int kGroup>
-__global__ void __launch_bounds__(kThreads) votes_kernel(const __grid_constant__ VotesArgs args) {
+// A unit is a run of `rows` samples of one image.
+template <class T, int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    votes_kernel(const __grid_constant__ VotesArgs args, int64_t rows) {
   __shared__ int local[kSharedClasses];
   constexpr int kGroups = kThreads / kGroup;
   const int lane = threadIdx.x % kGroup, group = threadIdx.x / kGroup;
-  const int64_t unit_rows = kGroups * kVoteRows, units = ceil_div(args.samples, unit_rows);
+  const int64_t units = ceil_div(args.samples, rows);
   const bool shared = args.classes <= kSharedClasses;
 
   for_units(args.images * units, [&](int64_t unit) {
-    const int64_t image = unit / units, first = unit % units * unit_rows;
-    const int64_t last = first + unit_rows < args.samples ? first + unit_rows : args.samples;
+    const int64_t image = unit / units, first = unit % units * rows;
+    const int64_t last = first + rows < args.samples ? first + rows : args.samples;
     auto* counts = reinterpret_cast<unsigned long long*>(args.counts + image * args.classes);
     if (shared) {
       for (int64_t k = threadIdx.x; k < args.classes; k += kThreads) local[k] = 0;
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) votes_kernel(const __grid_constant__
     // All threads make the same number of turns.
     for (int64_t turn = first; turn < last; turn += kGroups) {
       const bool live = turn + group < last;
-      const auto vote = vote_of<In, kGroup>(args, image, turn + group, live);
+      const auto vote = vote_of<T, kGroup>(args, image, turn + group, live);
       if (!live || lane != 0 || vote.nan) continue;
       if (shared) {
         atomicAdd(&local[vote.at], 1);
@@ -85,10 +87,15 @@ __global__ void __launch_bounds__(kThreads) votes_kernel(const __grid_constant__
   });
 }
 
-template <class In, int kGroup>
+// As many rows a unit as still leave every processor some units, since each clears and adds a
+// histogram.
+template <class T, int kGroup>
 void launch_votes(const VotesArgs& args, void* stream) {
-  const int64_t units = args.images * ceil_div(args.samples, kThreads / kGroup * kVoteRows);
-  launch(votes_kernel<In, kGroup>, units, kThreads, stream, args);
+  constexpr int64_t kLeast = kThreads / kGroup, kMost = 64 * kLeast;
+  int64_t rows = ceil_div(args.images * args.samples, blocks_wanted());
+  rows = rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
+  launch(votes_kernel<T, kGroup>, args.images * ceil_div(args.samples, rows), kThreads, stream,
+         args, rows);
 }
 
 }  // namespace
@@ -97,12 +104,12 @@ void votes_cuda(const VotesArgs& args, void* stream) {
   check_cuda(cudaMemsetAsync(args.counts, 0, args.images * args.classes * sizeof(int64_t),
                              static_cast<cudaStream_t>(stream)));
   if (args.samples == 0) return;
-  dispatch(args.logits.dtype, [&](auto tag) {
-    using In = decltype(tag);
+  dispatch_arithmetic(args.logits.dtype, [&](auto of) {
+    using T = decltype(of);
     if (args.classes <= 16) {
-      launch_votes<In, 1>(args, stream);
+      launch_votes<T, 1>(args, stream);
     } else {
-      launch_votes<In, 32>(args, stream);
+      launch_votes<T, kWarp>(args, stream);
     }
   });
 }
