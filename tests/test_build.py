@@ -84,7 +84,7 @@ def test_source_folder_without_the_compiled_part(tmp_path):
 
 
 def test_every_family_is_in_the_package():
-    for name in ("density", "lipschitz", "masking", "smoothing", "ops"):
+    for name in ("attacks", "density", "lipschitz", "masking", "smoothing", "ops"):
         assert name in robustcore.__all__
         assert hasattr(robustcore, name)
         assert name in dir(robustcore)

@@ -17,6 +17,7 @@ MODULES = (
     robustcore.lipschitz,
     robustcore.masking,
     robustcore.density,
+    robustcore.attacks,
 )
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)

@@ -47,11 +47,13 @@ class Scratch {
   float* data_;
 };
 
-// The same for a kernel that wants floats of its own on each thread, and whose units are long.
+// The same for a kernel that wants floats of its own on each thread, and whose units are long
+// unless `per_unit` elements say otherwise.
 template <class Args>
 void run_with_scratch(void (*kernel)(const Args&, float*, int64_t, int64_t), const Args& args,
-                      int64_t units, int64_t scratch_floats) {
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+                      int64_t units, int64_t scratch_floats, int64_t per_unit = kGrainElements) {
+  const int64_t grain = ceil_div(kGrainElements, per_unit);
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     const Scratch scratch(scratch_floats);
     kernel(args, scratch.data(), begin, end);
   });

@@ -169,6 +169,9 @@ struct ScalarDouble {
   static RC_HOST_DEVICE double reduce_max(Float a) {
     return a;
   }
+  static RC_HOST_DEVICE Float blend(uint32_t mask, Float a, Float b) {
+    return mask & 1 ? b : a;
+  }
 };
 
 }  // namespace RC_ISA

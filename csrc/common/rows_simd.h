@@ -54,6 +54,14 @@ RC_HOST_DEVICE T tree(T (&a)[kSums]) {
   return a[0];
 }
 
+// The sum of a segment's accumulators.
+template <class L>
+RC_HOST_DEVICE typename L::Real lanes_sum(const typename L::Float (&sums)[kWays<L>]) {
+  typename L::Real a[kSums];
+  for (int way = 0; way < kWays<L>; ++way) L::store(a + way * L::kFloats, sums[way]);
+  return tree(a);
+}
+
 // The sum over a segment: add(i, n, sum) is sum plus the terms of n elements from i on.
 template <class L, class Add>
 RC_HOST_DEVICE typename L::Real segment_sum(int64_t count, const Add& add) {
@@ -61,9 +69,7 @@ RC_HOST_DEVICE typename L::Real segment_sum(int64_t count, const Add& add) {
   typename L::Float sums[kWays<L>];
   for (auto& sum : sums) sum = L::splat(T(0));
   for_lanes<L>(count, [&](int64_t i, int n, int way) { sums[way] = add(i, n, sums[way]); });
-  T a[kSums];
-  for (int way = 0; way < kWays<L>; ++way) L::store(a + way * L::kFloats, sums[way]);
-  return tree(a);
+  return lanes_sum<L>(sums);
 }
 
 // The maximum of `least` and value(i, n) over a segment; with a NaN in it, that or the maximum of

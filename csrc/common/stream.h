@@ -23,8 +23,10 @@ enum class Domain : uint32_t {
   kLatticeLaplace = 8,
   kLatticeMiddle = 9,
   kLatticeLow = 10,
-  kRademacher = 24,  // influence/projection.h
-  kNormal = 25,      // influence/projection.h
+  kAttackStart = 16,  // attacks/start.h
+  kSquare = 17,       // attacks/square.h
+  kRademacher = 24,   // influence/projection.h
+  kNormal = 25,       // influence/projection.h
 };
 
 constexpr int64_t kMaxElements = int64_t{1} << 34;

@@ -13,7 +13,7 @@ import torch
 
 from robustcore.common.errors import UsageError
 
-FAMILIES = ("smoothing", "lipschitz", "masking", "density", "influence")
+FAMILIES = ("smoothing", "lipschitz", "masking", "density", "influence", "attacks")
 # The suite brings no settings of its own from a wheel: these are the repository's that it needs.
 SETTINGS = "[pytest]\npython_files = bench_*.py\naddopts = --import-mode=importlib -q\n"
 

@@ -1,5 +1,10 @@
 """The ops: differentiable functions on tensors, CPU and CUDA, a folder a family, a file a topic."""
 
+from robustcore.ops.attacks.apgd import apgd_update
+from robustcore.ops.attacks.hyperplane import hyperplane_projection
+from robustcore.ops.attacks.square import square_propose, square_start
+from robustcore.ops.attacks.start import random_start
+from robustcore.ops.attacks.step import attack_step, project
 from robustcore.ops.density.grad_norm import grad_norm
 from robustcore.ops.density.linear_logsumexp import linear_logsumexp
 from robustcore.ops.density.logsumexp import logsumexp
@@ -32,6 +37,8 @@ __all__ = [
     "ablate_patches",
     "ablate_pixels",
     "add_pixel_votes",
+    "apgd_update",
+    "attack_step",
     "conv_exp",
     "conv_norm_bound",
     "conv_spectral_bound",
@@ -40,6 +47,7 @@ __all__ = [
     "gaussian_noise",
     "grad_norm",
     "householder",
+    "hyperplane_projection",
     "laplace_noise",
     "lattice_noise",
     "linear_logsumexp",
@@ -51,11 +59,15 @@ __all__ = [
     "masked_pool",
     "maxmin",
     "neighbor_fill",
+    "project",
     "projection_pool",
     "random_projection",
     "random_projection_transposed",
+    "random_start",
     "skew_kernel",
     "splitting_levels",
     "splitting_noise",
+    "square_propose",
+    "square_start",
     "uniform_noise",
 ]

@@ -30,12 +30,16 @@ def stream_arguments(
     seed: Any, image_offset: Any, sample_offset: Any, x: Tensor
 ) -> tuple[Stream, Offsets]:
     """A public op's arguments as those of the raw op."""
-    seed = check_integer("seed", seed, below=1 << 64)
+    seed = signed_seed(seed)
     images = _offset("image_offset", image_offset, 1 << 48, x)
     samples = _offset("sample_offset", sample_offset, 1 << 40, x)
-    # The schema's integers are signed.
-    seed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return Stream(seed, images[0], samples[0]), (images[1], samples[1])
+
+
+def signed_seed(seed: Any) -> int:
+    """A seed as the schemas have it, whose integers are signed."""
+    seed = check_integer("seed", seed, below=1 << 64)
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def _offset(name: str, offset: Any, below: int, x: Tensor) -> tuple[int, Tensor | None]:

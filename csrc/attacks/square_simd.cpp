@@ -1,0 +1,46 @@
+#include "attacks/square.h"
+
+namespace robustcore::attacks {
+inline namespace RC_ISA {
+namespace {
+
+template <class E>
+void square_rows(const SquareArgs& args, int64_t begin, int64_t end) {
+  using T = Arithmetic<E>;
+  const int64_t pixels = args.height * args.width;
+  for (int64_t at = begin; at < end; ++at) {
+    const auto draw = SquareDraw::of<T>(args, at);
+    const Ball<OneLane<T>> ball(at_row<T>(args.eps, at), args.low, args.high);
+    const T radius = ball.radius();
+    const E* const x0 = static_cast<const E*>(args.x0.data) + at * args.x0.image_stride;
+    E* const out = static_cast<E*>(args.out) + at * args.place.image_stride;
+    if (args.best.data) {
+      const E* const best = static_cast<const E*>(args.best.data) + at * args.best.image_stride;
+      for (int64_t k = 0; k < args.elements(); ++k) {
+        out[element_offset(args.place, k)] = best[element_offset(args.best, k)];
+      }
+    }
+    const int64_t rows = draw.size ? draw.size : args.height;
+    const int64_t columns = draw.size ? draw.size : args.width;
+    for (int64_t c = 0; c < args.channels; ++c) {
+      for (int64_t x = draw.left; x < draw.left + columns; ++x) {
+        const bool plus = draw.plus(draw.size ? c : c * args.width + x);
+        for (int64_t y = draw.top; y < draw.top + rows; ++y) {
+          const int64_t k = c * pixels + y * args.width + x;
+          const T center = convert<T>(x0[element_offset(args.x0, k)]);
+          out[element_offset(args.place, k)] =
+              rounded_towards<E>(square_value(ball, radius, center, plus), center);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace RC_ISA
+
+void RC_VARIANT(square)(const SquareArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.x0.dtype, [&](auto tag) { square_rows<decltype(tag)>(args, begin, end); });
+}
+
+}  // namespace robustcore::attacks

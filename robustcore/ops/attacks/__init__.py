@@ -1,0 +1,1 @@
+"""Ops of the attacks family, a topic a file."""

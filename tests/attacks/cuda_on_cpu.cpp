@@ -1,0 +1,174 @@
+// Executes the attacks kernels through the shim and compares them with the CPU kernels, bit for
+// bit. Prints one line a case; the exit status is the number of cases that differ (at most 99).
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "attacks/hyperplane.h"
+#include "attacks/square.h"
+#include "attacks/start.h"
+#include "attacks/step.h"
+#include "cases.h"
+
+using namespace robustcore;
+using namespace robustcore::attacks;
+
+namespace {
+
+// Rows of [channels, pixels], every `stride`-th element of which counts.
+template <class T>
+StridedView rows_of(const std::vector<T>& data, int64_t elements, int64_t stride) {
+  StridedView view{};
+  view.data = data.data();
+  view.dtype = kType<T>;
+  view.dims = 1;
+  view.image_stride = elements * stride;
+  view.sizes[0] = elements, view.strides[0] = stride;
+  return view;
+}
+
+// Values in [0, 1).
+template <class T>
+std::vector<T> pixels_of(size_t n, uint32_t seed) {
+  std::vector<T> v = random_values<T>(n, seed);
+  for (T& x : v) x = convert<T>(to_float(x) / 16.0f + 0.5f);
+  return v;
+}
+
+// Both sides start from different poison, which shows what nobody wrote.
+template <class T>
+struct Sides {
+  std::vector<T> cpu, gpu;
+  explicit Sides(size_t n) : cpu(n), gpu(n) {
+    std::memset(static_cast<void*>(cpu.data()), 0xCD, n * sizeof(T));
+    std::memset(static_cast<void*>(gpu.data()), 0xAB, n * sizeof(T));
+  }
+  bool agree() const {
+    return std::memcmp(cpu.data(), gpu.data(), cpu.size() * sizeof(T)) == 0;
+  }
+};
+
+template <class T>
+std::string label(const char* op, int64_t rows, int64_t elements) {
+  return std::string(op) + " dtype " + std::to_string(static_cast<int>(kType<T>)) + " " +
+         std::to_string(rows) + "x" + std::to_string(elements);
+}
+
+template <class T>
+void step_case(Norm norm, int64_t rows, int64_t channels, int64_t pixels, int kind) {
+  const int64_t elements = channels * pixels;
+  const auto x = pixels_of<T>(rows * elements * 2, 1), x0 = pixels_of<T>(rows * elements * 2, 2);
+  const auto previous = pixels_of<T>(rows * elements * 2, 3);
+  const auto grad = random_values<T>(rows * elements * 2, 4);
+  const auto eps = pixels_of<Arithmetic<T>>(rows, 5);
+  StepArgs args{};
+  args.rows = rows, args.elements = elements, args.channels = channels;
+  args.norm = norm, args.exact = kind == 0;
+  args.x = rows_of(x, elements, 2), args.x0 = rows_of(x0, elements, 2);
+  if (kind > 0) args.grad = rows_of(grad, elements, 2);
+  if (kind > 1) args.previous = rows_of(previous, elements, 2);
+  args.eps = {{nullptr, 0}, norm == Norm::kL0 ? 5.0 : norm == Norm::kL1 ? 3.0 : 0.25};
+  if (norm == Norm::kL2) args.eps.values = {eps.data(), 1};
+  args.step_size.value = 0.125, args.topk.value = 0.1, args.momentum.value = 0.75;
+  args.high = 1;
+  Sides<T> out(rows * elements);
+  args.place = rows_of(out.cpu, elements, 1);
+  args.out = out.cpu.data();
+  std::vector<double> scratch(scratch_elements(args));
+  step_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, rows);
+  args.out = out.gpu.data();
+  step_cuda(args, nullptr);
+  report(label<T>("step", rows, elements) + " norm " + std::to_string(static_cast<int>(norm)) +
+             " kind " + std::to_string(kind),
+         out.agree());
+}
+
+template <class T>
+void hyperplane_case(Norm norm, int64_t rows, int64_t elements) {
+  const auto x = pixels_of<T>(rows * elements, 1), w = random_values<T>(rows * elements, 2);
+  const auto offset = random_values<Arithmetic<T>>(rows, 3);
+  HyperplaneArgs args{};
+  args.rows = rows, args.elements = elements;
+  args.norm = norm;
+  args.x = rows_of(x, elements, 1), args.w = rows_of(w, elements, 1);
+  args.offset.values = {offset.data(), 1};
+  args.high = 1;
+  Sides<T> out(rows * elements);
+  args.place = rows_of(out.cpu, elements, 1);
+  args.out = out.cpu.data();
+  std::vector<double> scratch(2 * elements);
+  hyperplane_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, rows);
+  args.out = out.gpu.data();
+  hyperplane_cuda(args, nullptr);
+  report(label<T>("hyperplane", rows, elements) + " norm " + std::to_string(static_cast<int>(norm)),
+         out.agree());
+}
+
+const std::vector<int64_t> kImages{3, 1, 1 << 20}, kSamples{0, 7, 2}, kQueries{0, 5, 999};
+
+template <class T>
+void start_case(int64_t elements, bool normal) {
+  StartArgs args{};
+  args.rows = 3, args.elements = elements;
+  args.images = kImages.data(), args.samples = kSamples.data();
+  args.seed = 11, args.normal = normal;
+  args.dtype = kType<T>;
+  Sides<T> out(3 * elements);
+  args.out = out.cpu.data();
+  start_noise_baseline(args, 0, 3);
+  args.out = out.gpu.data();
+  start_noise_cuda(args, nullptr);
+  report(label<T>(normal ? "start normal" : "start uniform", 3, elements), out.agree());
+}
+
+template <class T>
+void square_case(int64_t channels, int64_t height, int64_t width, bool start) {
+  SquareArgs args{};
+  args.rows = 3, args.channels = channels, args.height = height, args.width = width;
+  const int64_t elements = args.elements();
+  const auto x0 = pixels_of<T>(3 * elements, 1), best = pixels_of<T>(3 * elements, 2);
+  const std::vector<Arithmetic<T>> share{Arithmetic<T>(0.8), Arithmetic<T>(0.2), Arithmetic<T>(0)};
+  args.x0 = rows_of(x0, elements, 1);
+  args.images = kImages.data(), args.variants = kSamples.data();
+  if (!start) {
+    args.best = rows_of(best, elements, 1);
+    args.queries = kQueries.data();
+    args.share.values = {share.data(), 1};
+  }
+  args.eps.value = 0.1;
+  args.high = 1, args.seed = 5;
+  Sides<T> out(3 * elements);
+  args.place = rows_of(out.cpu, elements, 1);
+  args.out = out.cpu.data();
+  square_baseline(args, 0, 3);
+  args.out = out.gpu.data();
+  square_cuda(args, nullptr);
+  report(label<T>(start ? "square start" : "square", 3, elements), out.agree());
+}
+
+template <class T>
+void cases() {
+  for (const Norm norm : {Norm::kLinf, Norm::kL2, Norm::kL1, Norm::kL0}) {
+    for (int kind = 0; kind < (has_momentum(norm) ? 3 : 2); ++kind) {
+      step_case<T>(norm, 2, 3, 7, kind);
+      if (std::is_same_v<T, float>) step_case<T>(norm, 2, 3, 400, kind);
+    }
+    if (norm == Norm::kL0) continue;
+    hyperplane_case<T>(norm, 2, 33);
+    if (std::is_same_v<T, float>) hyperplane_case<T>(norm, 2, 1100);
+  }
+  for (const bool flag : {false, true}) {
+    start_case<T>(13, flag);
+    square_case<T>(3, 5, 6, flag);
+  }
+}
+
+}  // namespace
+
+int main() {
+  cases<float>();
+  cases<double>();
+  cases<Half>();
+  cases<BFloat16>();
+  return finish();
+}
