@@ -81,15 +81,14 @@ def _square(best, x0, index, variant, age, share, eps, seed, low, high):
     if x0.dim() != 4:
         raise ValueError(f"x0: got shape {list(x0.shape)}, want [B, C, H, W]")
     rows = row_indices("index", index, x0), row_indices("variant", variant, x0)
+    query: tuple[Tensor | None, Tensor | None] = None, None
     if best is not None:
         check_image_like("best", best, x0)
         check_floating("share", share)
-        rows += row_indices("age", age, x0), per_row("share", share, x0)[1]
+        query = row_indices("age", age, x0), per_row("share", share, x0)[1]
         best = best.detach()
-    else:
-        rows += None, None
     numbers = signed_seed(seed), check_number("low", low), check_number("high", high)
-    return _propose(best, x0.detach(), *rows, *per_row("eps", eps, x0), *numbers)
+    return _propose(best, x0.detach(), *rows, *query, *per_row("eps", eps, x0), *numbers)
 
 
 @torch.library.register_fake("robustcore::square_propose")
