@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import attacks, influence, tasks
+from bad_input import attack_ops, attacks, influence, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -62,21 +62,6 @@ EXAMPLES = {
         ops.add_pixel_votes, counts=lambda: torch.zeros(4).int(), logits=lambda: rand(2, 3, 4),
         chosen=lambda: torch.zeros(4).long(),
     ),
-    "ops.apgd_update": call(
-        ops.apgd_update, x=images, grad=images, loss=lambda: rand(2), best=images,
-        best_grad=images, best_loss=lambda: rand(2), last_loss=lambda: rand(2),
-        step_size=lambda: rand(2), rises=lambda: rand(2), checked=lambda: rand(2),
-        cut=lambda: rand(2) > 0.5, width=labels, rho=0.75,
-    ),
-    "ops.attack_step": call(
-        ops.attack_step, x=images, grad=images, x0=images, norm="l2", eps=0.5, step_size=0.1,
-        low=0.0, high=1.0, topk=0.5, momentum=0.75, previous=images, out=None,
-    ),
-    "ops.attack_step/tensors": call(
-        ops.attack_step, x=images, grad=images, x0=images, norm="linf", eps=lambda: rand(2),
-        step_size=lambda: rand(2), topk=lambda: rand(2), momentum=lambda: rand(2), previous=images,
-        out=images,
-    ),
     "ops.conv_exp": call(
         ops.conv_exp, x=lambda: rand(2, 4, 6, 6), kernel=skew, radius=1.0, tol=None, degree=4,
         method="chebyshev", contractive=False, recompute=False, check=True,
@@ -101,10 +86,6 @@ EXAMPLES = {
     "ops.grad_norm": call(ops.grad_norm, grad=lambda: rand(2, 3, 4), p=2.0),
     "ops.householder": call(
         ops.householder, x=lambda: rand(2, 4, 3, 3), theta=lambda: rand(2)
-    ),
-    "ops.hyperplane_projection": call(
-        ops.hyperplane_projection, x=images, w=images, b=lambda: rand(2), norm="l2", low=0.0,
-        high=1.0,
     ),
     "ops.laplace_noise": call(ops.laplace_noise, scale=0.25, **NOISE),
     "ops.lattice_noise": call(
@@ -139,27 +120,12 @@ EXAMPLES = {
     "ops.neighbor_fill": call(
         ops.neighbor_fill, x=images, mask=mask, iters=2, fill="neighbor", detach=True
     ),
-    "ops.project": call(
-        ops.project, x=images, x0=images, norm="l1", eps=0.5, low=0.0, high=1.0, out=None
-    ),
     "ops.projection_pool": call(
         ops.projection_pool, x=lambda: rand(2, 4, 3, 3), theta=lambda: rand(2)
-    ),
-    "ops.random_start": call(
-        ops.random_start, x0=images, index=labels, restart=labels, norm="linf", eps=0.1, seed=0,
-        low=0.0, high=1.0,
     ),
     "ops.skew_kernel": call(ops.skew_kernel, weight=lambda: rand(4, 4, 3, 3)),
     "ops.splitting_levels": call(ops.splitting_levels, scale=0.25),
     "ops.splitting_noise": call(ops.splitting_noise, scale=0.25, derandomized=False, **NOISE),
-    "ops.square_propose": call(
-        ops.square_propose, best=images, x0=images, index=labels, variant=labels, age=labels,
-        share=lambda: rand(2), eps=0.1, seed=0, low=0.0, high=1.0,
-    ),
-    "ops.square_start": call(
-        ops.square_start, x0=images, index=labels, variant=labels, eps=0.1, seed=0, low=0.0,
-        high=1.0,
-    ),
     "ops.uniform_noise": call(ops.uniform_noise, scale=0.25, **NOISE),
     # ---- smoothing
     "smoothing.Smooth": call(
@@ -400,6 +366,7 @@ EXAMPLES = {
         density.ood_auroc, model=network, inside=images, outside=images, score="lse"
     ),
     **tasks.EXAMPLES,
+    **attack_ops.EXAMPLES,
     **attacks.EXAMPLES,
     **influence.EXAMPLES,
 }  # fmt: skip

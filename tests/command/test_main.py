@@ -14,6 +14,7 @@ OWN = {
     "density": [],
     "influence": [],
     "attacks": [],
+    "influence": [],
 }
 
 
