@@ -26,7 +26,7 @@ struct HyperplaneRow : CudaRow<T> {
 };
 
 template <class T, Norm kNorm>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     hyperplane_kernel(const __grid_constant__ HyperplaneArgs args) {
   for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
     HyperplaneRow<T> row(args, team, at);

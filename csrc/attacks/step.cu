@@ -38,7 +38,7 @@ struct StepRow : CudaRow<T> {
 };
 
 template <class T, Norm kNorm>
-__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ StepArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) step_kernel(const __grid_constant__ StepArgs args) {
   for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
     StepRow<T> row(args, team, at);
     step_row<kNorm>(args, at, row);

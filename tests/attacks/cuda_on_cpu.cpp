@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "attacks/apgd.h"
 #include "attacks/hyperplane.h"
 #include "attacks/square.h"
 #include "attacks/start.h"
@@ -146,6 +147,40 @@ void square_case(int64_t channels, int64_t height, int64_t width, bool start) {
   report(label<T>(start ? "square start" : "square", 3, elements), out.agree());
 }
 
+// Rows that are a new best, that go back, and that stay.
+template <class T>
+void apgd_case(int64_t elements) {
+  using A = Arithmetic<T>;
+  constexpr int64_t rows = 6;
+  const std::vector<A> loss{3, 1, 1, 2, 0, 5}, last{1, 1, 2, 1, 1, 1}, checked{1, 1, 0, 1, 1, 9};
+  const std::vector<int64_t> width{0, 0, 4, 2, 2, 2};
+  std::vector<T> images[2][4];
+  std::vector<A> values[2][5];
+  bool cut[2][rows] = {{false, true, false, true, true, false}, {false, true, false, true, true}};
+  for (int side = 0; side < 2; ++side) {
+    for (int i = 0; i < 4; ++i) images[side][i] = pixels_of<T>(rows * elements, i + 1);
+    values[side][0].assign(rows, A(2)), values[side][1] = last, values[side][2].assign(rows, A(1));
+    values[side][3].assign(rows, A(1)), values[side][4] = checked;
+    ApgdArgs args{};
+    args.rows = rows, args.elements = elements, args.element_size = sizeof(T);
+    args.is_double = sizeof(T) == sizeof(double);
+    args.x = images[side][0].data(), args.grad = images[side][1].data();
+    args.best = images[side][2].data(), args.best_grad = images[side][3].data();
+    args.loss = loss.data(), args.best_loss = values[side][0].data();
+    args.last_loss = values[side][1].data(), args.step_size = values[side][2].data();
+    args.rises = values[side][3].data(), args.checked = values[side][4].data();
+    args.cut = cut[side], args.width = width.data(), args.rho = 0.75;
+    side ? apgd_update_cuda(args, nullptr) : apgd_update_baseline(args, 0, rows);
+  }
+  bool same = std::memcmp(cut[0], cut[1], sizeof(cut[0])) == 0;
+  for (int i = 0; i < 4; ++i) {
+    same = same &&
+           std::memcmp(images[0][i].data(), images[1][i].data(), rows * elements * sizeof(T)) == 0;
+  }
+  for (int i = 0; i < 5; ++i) same = same && values[0][i] == values[1][i];
+  report(label<T>("apgd", rows, elements), same);
+}
+
 template <class T>
 void cases() {
   for (const Norm norm : {Norm::kLinf, Norm::kL2, Norm::kL1, Norm::kL0}) {
@@ -157,6 +192,7 @@ void cases() {
     hyperplane_case<T>(norm, 2, 33);
     if (std::is_same_v<T, float>) hyperplane_case<T>(norm, 2, 1100);
   }
+  apgd_case<T>(300);
   for (const bool flag : {false, true}) {
     start_case<T>(13, flag);
     square_case<T>(3, 5, 6, flag);
