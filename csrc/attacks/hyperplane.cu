@@ -20,7 +20,7 @@ struct HyperplaneRow : CudaRow<T> {
   template <class F>
   __device__ void write(int64_t first, int64_t count, const F& f) const {
     this->team.for_columns(count, [&](int64_t i) {
-      store_element(args.out, args.x.dtype, args.place, at, first + i, f(first + i, 1));
+      store_element(args.out, args.x.dtype, args.place, at, first + i, f(first + i, 1), T(0));
     });
   }
 };

@@ -2,6 +2,7 @@
 // pass, from what the caches hold.
 #pragma once
 
+#include "attacks/narrow.h"
 #include "attacks/rows.h"
 #include "common/rows_cuda.h"
 
@@ -54,12 +55,15 @@ __device__ T element(const StridedView& view, int64_t row, int64_t k) {
   return load_as<T>(view.data, view.dtype, row * view.image_stride + element_offset(view, k));
 }
 
+// Narrow types are rounded towards x0.
 template <class T>
 __device__ void store_element(void* out, DType dtype, const StridedView& place, int64_t row,
-                              int64_t k, T value) {
+                              int64_t k, T value, T x0) {
   const int64_t to = row * place.image_stride + element_offset(place, k);
-  dispatch(dtype,
-           [&](auto tag) { static_cast<decltype(tag)*>(out)[to] = convert<decltype(tag)>(value); });
+  dispatch(dtype, [&](auto tag) {
+    using E = decltype(tag);
+    static_cast<E*>(out)[to] = rounded_towards<E>(value, x0);
+  });
 }
 
 }  // namespace

@@ -39,8 +39,8 @@ struct SimdRow {
   }
 };
 
-// Where a row's results go: place says where elements lie, and dtype of what; x0 is where narrow
-// ones are rounded to, null: to nearest.
+// Where a row's results go: place says where elements lie, and dtype of what; narrow ones are
+// rounded towards x0, null: 0.
 template <class T>
 struct RowOutput {
   using L = LanesOf<T>;
@@ -70,7 +70,7 @@ struct RowOutput {
       E* const to = static_cast<E*>(out) + row * place.image_stride;
       for (int64_t i = 0; i < count; ++i) {
         to[element_offset(place, first + i)] =
-            x0 ? rounded_towards<E>(values[i], x0[first + i]) : convert<E>(values[i]);
+            rounded_towards<E>(values[i], x0 ? x0[first + i] : T(0));
       }
     });
   }

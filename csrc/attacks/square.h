@@ -27,7 +27,7 @@ struct SquareArgs {
   StridedView place;  // [rows, elements]: where out lies
   void* out;          // of the dtype of x0
 
-  int64_t elements() const {
+  RC_HOST_DEVICE int64_t elements() const {
     return channels * height * width;
   }
 };

@@ -27,12 +27,7 @@ struct StepRow : CudaRow<T> {
   __device__ void write(int64_t first, int64_t count, const F& f) const {
     this->team.for_columns(count, [&](int64_t i) {
       const int64_t k = first + i;
-      const int64_t to = at * args.place.image_stride + element_offset(args.place, k);
-      const T value = f(k, 1), center = x0(k, 1);
-      dispatch(args.x.dtype, [&](auto tag) {
-        using E = decltype(tag);
-        static_cast<E*>(args.out)[to] = rounded_towards<E>(value, center);
-      });
+      store_element(args.out, args.x.dtype, args.place, at, k, f(k, 1), x0(k, 1));
     });
   }
 };

@@ -81,6 +81,8 @@ ANY_FUNCTION = "what a function gives is checked when it is called"
 OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
+ATTACKS = ("ops.apgd_update ops.attack_step* ops.project ops.random_start ops.square* "
+           "ops.hyperplane_projection")
 COUNTS = "smoothing.*certificate"
 TASKS = "smoothing.AdaptiveMix* smoothing.CropSelection* smoothing.Denoised* smoothing.Diffusion"
 MODELLED = "smoothing.Smooth*.* masking.* density.* lipschitz.certify"
@@ -143,7 +145,15 @@ OF_ARGUMENT = [
     ("influence.exact_linear", "y", itself("bool", "uint8", "int64"), "labels of any dtype"),
     ("influence.exact_linear", "test", ROWS, FREE),
     ("influence.lds", "scores outputs", FINITE | FLOATING, "computed in float64"),
+    (ATTACKS, "x grad loss best best_grad best_loss last_loss step_size rises checked x0 previous "
+     "w b share eps topk momentum index variant restart age width", VALUES, DATA),
+    (ATTACKS, "step_size topk momentum eps share b", FLOATING, DTYPE),
+    ("ops.random_start ops.square_start", "x0", FLOATING | SIZES, FREE),
     # ---- numbers
+    (ATTACKS, "step_size momentum rho", {"0"}, "0 is in the range"),
+    (ATTACKS, "step_size", LARGE, NO_BOUND),
+    (ATTACKS, "low", {"0", *NEGATIVE}, "of either sign"),
+    (ATTACKS, "high", LARGE, NO_BOUND),
     ("*", "seed", {"0", "2**31", "2**62"}, "in [0, 2**64)"),
     ("*", "image_offset sample_offset step image_stride row_offset", {"0", "2**31"},
      "below 2**40"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustcore.ops.attacks.norms import check_image_like
 from robustcore.ops.autograd import arithmetic, fake_nothing, raw
-from robustcore.ops.checks import check_device, check_floating, check_number, check_tensor
+from robustcore.ops.checks import check_device, check_floating, check_number, check_out, check_tensor
 
 _update = raw.apgd_update.default
 
@@ -69,7 +69,10 @@ def apgd_update(
             raise ValueError(
                 f"{name}: got {t.dtype} of shape {list(t.shape)}, want {want} {list(x.shape[:1])}"
             )
-    for name, t in {"x": x, **images, **values}.items():
+    for name, t in {"x": x, **images, **values, "cut": cut}.items():
+        if name == "loss":
+            continue
+        check_out(name, t, x)
         if t.requires_grad:
             raise ValueError(f"{name}: requires a gradient; what is written there has none")
     _update(x, grad, loss, best, best_grad, best_loss, last_loss, step_size, rises, checked, cut,

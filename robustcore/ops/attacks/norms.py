@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import arithmetic
+from robustcore.ops.autograd import arithmetic, fake_dense, is_channels_last
 from robustcore.ops.checks import check_device, check_floating, check_number, check_tensor
 
 NORMS = ("linf", "l2", "l1", "l0")  # in the order of csrc/attacks/ball.h
@@ -56,7 +56,4 @@ def check_image_like(name: str, t: Any, x: Tensor) -> None:
 
 def fake_image(x: Tensor) -> Tensor:
     """An empty tensor like x: channels last where x is, else contiguous."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    if last and not x.is_contiguous():
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    return x.new_empty(x.shape)
+    return fake_dense(x, x.shape, is_channels_last(x))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustcore.ops.attacks.norms import check_image_like, fake_image, per_row, row_indices
 from robustcore.ops.autograd import raw, register_loop
-from robustcore.ops.checks import check_floating, check_number
+from robustcore.ops.checks import check_floating, check_number, check_tensor
 from robustcore.ops.stream import signed_seed
 
 _propose = raw.square_propose.default
@@ -73,6 +73,7 @@ def square_propose(
 
     Source: Andriushchenko et al., "Square Attack", 2020.
     """
+    check_tensor("best", best)
     return _square(best, x0, index, variant, age, share, eps, seed, low, high)
 
 

@@ -51,16 +51,15 @@ def random_start(
     if x0.dim() < 1:
         raise ValueError("x0: got a 0-d tensor, want [B, *D]")
     number, x0 = norm_number(norm), x0.detach()
-    per_row("eps", eps, x0)  # is one
+    radius, radii = per_row("eps", eps, x0)
     rows = row_indices("index", index, x0), row_indices("restart", restart, x0)
     low, high = check_number("low", low), check_number("high", high)
     noise = _noise(x0, *rows, signed_seed(seed), number in (1, 2))
-    box: dict[str, Any] = dict(norm=norm, eps=eps, low=low, high=high)
+    box: dict[str, Any] = dict(norm=norm, eps=radius if radii is None else radii, low=low, high=high)
     if number == 1:
-        return attack_step(x0, noise, x0, step_size=eps, **box)
+        return attack_step(x0, noise, x0, step_size=box["eps"], **box)
     if number == 0:
-        radius = eps.view(-1, *[1] * (x0.dim() - 1)) if isinstance(eps, Tensor) else eps
-        noise = x0 + radius * noise
+        noise = x0 + (radius if radii is None else radii.view(-1, *[1] * (x0.dim() - 1))) * noise
     elif number == 2:
         noise = x0 + noise
     else:
