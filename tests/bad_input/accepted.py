@@ -81,8 +81,10 @@ ANY_FUNCTION = "what a function gives is checked when it is called"
 OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
-ATTACKS = ("ops.apgd_update ops.attack_step* ops.project ops.random_start ops.square* "
-           "ops.hyperplane_projection")
+ATTACKS = (
+    "ops.apgd_update ops.attack_step* ops.project ops.random_start ops.square* "
+    "ops.hyperplane_projection"
+)
 COUNTS = "smoothing.*certificate"
 TASKS = "smoothing.AdaptiveMix* smoothing.CropSelection* smoothing.Denoised* smoothing.Diffusion"
 MODELLED = "smoothing.Smooth*.* masking.* density.* lipschitz.certify"

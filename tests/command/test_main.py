@@ -14,7 +14,6 @@ OWN = {
     "density": [],
     "influence": [],
     "attacks": [],
-    "influence": [],
 }
 
 

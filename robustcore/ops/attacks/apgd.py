@@ -7,7 +7,13 @@ from torch import Tensor
 
 from robustcore.ops.attacks.norms import check_image_like
 from robustcore.ops.autograd import arithmetic, fake_nothing, raw
-from robustcore.ops.checks import check_device, check_floating, check_number, check_out, check_tensor
+from robustcore.ops.checks import (
+    check_device,
+    check_floating,
+    check_number,
+    check_out,
+    check_tensor,
+)
 
 _update = raw.apgd_update.default
 

@@ -55,9 +55,10 @@ def random_start(
     rows = row_indices("index", index, x0), row_indices("restart", restart, x0)
     low, high = check_number("low", low), check_number("high", high)
     noise = _noise(x0, *rows, signed_seed(seed), number in (1, 2))
-    box: dict[str, Any] = dict(norm=norm, eps=radius if radii is None else radii, low=low, high=high)
+    ball = radius if radii is None else radii
+    box: dict[str, Any] = dict(norm=norm, eps=ball, low=low, high=high)
     if number == 1:
-        return attack_step(x0, noise, x0, step_size=box["eps"], **box)
+        return attack_step(x0, noise, x0, step_size=ball, **box)
     if number == 0:
         noise = x0 + (radius if radii is None else radii.view(-1, *[1] * (x0.dim() - 1))) * noise
     elif number == 2:
