@@ -139,8 +139,8 @@ def require_module(name: str, value: Any) -> None:
 def require_parameter_form(device: Any, dtype: Any) -> None:
     """Where a layer's parameters are made, and of which floating dtype; None: torch's default."""
     try:
-        torch.device("cpu" if device is None else device)
-    except (TypeError, RuntimeError, ValueError, OverflowError) as error:
+        torch.empty(0, device=device)  # what is missing shows only when it is used
+    except (TypeError, RuntimeError, ValueError, OverflowError, AssertionError) as error:
         if isinstance(device, (str, int)):
             raise ValueError(f"device: got {device!r}: {error}") from None
         raise TypeError(f"device: got a {type(device).__name__}, want a torch.device") from None

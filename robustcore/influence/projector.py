@@ -102,15 +102,16 @@ class Projector:
         if any(module.training for module in self._model.modules()):
             raise ValueError("model: is in training mode, want model.eval()")
         dtype = _wide(next(self._model.parameters()))
-        features = torch.zeros(len(x), self.k, dtype=dtype, device=x.device)
-        values = x.new_zeros(0, dtype=dtype)
-        if len(x) == 0:
-            return Projected(features, values)
         given = (targets,) if targets is not None else ()
-        if self._layers:
-            values = self._add_layers(features, x, scalar, given)
-        if rest := self._rest():
-            values = self._add_rest(features, rest, x, scalar, given)
+        with torch.inference_mode(False), torch.enable_grad():
+            features = torch.zeros(len(x), self.k, dtype=dtype, device=x.device)
+            values = features.new_zeros(0)
+            if len(x) == 0:
+                return Projected(features, values)
+            if self._layers:
+                values = self._add_layers(features, x, scalar, given)
+            if rest := self._rest():
+                values = self._add_rest(features, rest, x, scalar, given)
         return Projected(features, values.to(dtype))
 
     def _rest(self) -> list[str]:
@@ -131,22 +132,21 @@ class Projector:
     # ---- layers ----------------------------------------------------------------------------------
 
     def _add_layers(self, features: Tensor, x: Tensor, scalar: Any, given: Any) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            with Recorder(self._layers) as recorder:
-                values = _values(scalar(self._model(x), *given), len(x))
-            if not values.requires_grad:
-                raise ValueError("scalar: gave numbers without a gradient in model's parameters")
-            edges = [edge for _, _, edge in recorder.calls]
-            grads = edges and torch.autograd.grad(
-                values.sum(), edges, allow_unused=True, retain_graph=not self._checked
-            )
-            calls = [
-                (name, value, grad)
-                for (name, value, _), grad in zip(recorder.calls, grads, strict=True)
-                if grad is not None
-            ]
-            if not self._checked:
-                self._check(calls, values, len(x))
+        with Recorder(self._layers) as recorder:
+            values = _values(scalar(self._model(x), *given), len(x))
+        if not values.requires_grad:
+            raise ValueError("scalar: gave numbers without a gradient in model's parameters")
+        edges = [edge for _, _, edge in recorder.calls]
+        grads = edges and torch.autograd.grad(
+            values.sum(), edges, allow_unused=True, retain_graph=not self._checked
+        )
+        calls = [
+            (name, value, grad)
+            for (name, value, _), grad in zip(recorder.calls, grads, strict=True)
+            if grad is not None
+        ]
+        if not self._checked:
+            self._check(calls, values, len(x))
         for name, value, grad in calls:
             if name not in self._layers:
                 continue

@@ -75,7 +75,9 @@ def test_layout_is_kept():
 def test_no_gradient_of_zeros():
     def calls(fn):
         x = values(4, 3).detach().requires_grad_()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+        ) as profile:
             (g,) = torch.autograd.grad(fn(x * x).sin().sum(), x, create_graph=True)
             g.sin().sum().backward()
         return sum(e.count for e in profile.key_averages() if e.key == "aten::zeros_like")

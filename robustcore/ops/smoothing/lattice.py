@@ -73,11 +73,11 @@ def lattice_noise(
     dtype, channels_last = check_images(x, dtype, memory_format, out)
     num_samples = check_integer("num_samples", num_samples, below=1 << 40)
     q, m = lattice_grid(grid)
-    thresholds, spread, _ = _table_on(kind, sigma, q, m, x.device)
+    table = _table_on(kind, sigma, q, m, x.device)
     stream, offsets = stream_arguments(seed, image_offset, sample_offset, x)
     mean, std = per_channel("mean", mean, x), per_channel("std", std, x)
     arguments = (
-        x.detach(), num_samples, thresholds, spread, float(q), float(m),
+        x.detach(), num_samples, table.thresholds, table.spread, float(q), float(m),
         None if mean is None else mean.detach(), None if std is None else std.detach(),
         *stream, *offsets,
     )  # fmt: skip
