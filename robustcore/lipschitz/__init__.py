@@ -1,5 +1,6 @@
 """1-Lipschitz networks: orthogonal convolutions and deterministic l2 certificates."""
 
+from robustcore.lipschitz.base import LipschitzModule
 from robustcore.lipschitz.certificates import (
     Certificate,
     certificate_loss,
@@ -17,6 +18,15 @@ from robustcore.lipschitz.layers import (
     ProjectionPool2d,
 )
 from robustcore.lipschitz.networks import LipConvNet, Normalize
+from robustcore.lipschitz.orthogonal import (
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalConv3d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
+    OrthogonalConvTranspose3d,
+    OrthogonalLinear,
+)
 from robustcore.lipschitz.soc import SOC
 from robustcore.ops import conv_norm_bound, conv_spectral_bound
 
@@ -26,9 +36,17 @@ __all__ = [
     "Certificate",
     "Householder",
     "LipConvNet",
+    "LipschitzModule",
     "MaxMin",
     "Normalize",
     "NormalizedLinear",
+    "OrthogonalConv1d",
+    "OrthogonalConv2d",
+    "OrthogonalConv3d",
+    "OrthogonalConvTranspose1d",
+    "OrthogonalConvTranspose2d",
+    "OrthogonalConvTranspose3d",
+    "OrthogonalLinear",
     "ProjectionPool2d",
     "certificate_loss",
     "certify",

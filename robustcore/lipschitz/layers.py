@@ -176,7 +176,7 @@ class NormalizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, out_features]``."""
-        x = _of_dtype(flat_features(x, self.in_features), self.weight.dtype)
+        x = of_dtype(flat_features(x, self.in_features), self.weight.dtype)
         return linear(x, self.normalized_weight(), self.bias)
 
     def lipschitz_bound(self) -> float:
@@ -220,7 +220,7 @@ class CRCHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]``."""
-        x = _of_dtype(flat_features(x, self.linear1.in_features), self.linear1.weight.dtype)
+        x = of_dtype(flat_features(x, self.linear1.in_features), self.linear1.weight.dtype)
         inner = self.linear1(x)
         logits: Tensor = self.linear2(softplus(inner, self.beta))
         return logits
@@ -244,7 +244,7 @@ def flat_features(x: Any, features: int, name: str = "x") -> Tensor:
     return x.flatten(1)  # type: ignore[no-any-return]
 
 
-def _of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+def of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x, of the weight's dtype; autocast gives both another."""
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: got {x.dtype}, want {dtype} as the weight")

@@ -188,6 +188,8 @@ OF_ARGUMENT = [
      NUMBER | NUMBERS | NUMBER_TENSOR | TENSOR | {"2**31"}, "scalars and arrays broadcast"),
     ("lipschitz.LipConvNet", "train_degree tol recompute", NUMBER | INTEGER | {"True",
      "np.bool_(True)"}, "of SOC"),
+    ("lipschitz.OrthogonalConv*", "kernel_size stride dilation padding", PAIR,
+     "an int, or one a dimension"),
     # ---- others
     ("*", "dtype", {"torch.float32"}, "is one"),
     ("attacks.*", "model attack", CALLABLE, ANY_FUNCTION),

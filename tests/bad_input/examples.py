@@ -230,6 +230,30 @@ EXAMPLES = {
     ),
     "lipschitz.MaxMin": call(lipschitz.MaxMin, channels=4),
     "lipschitz.MaxMin.forward": call(lambda: lipschitz.MaxMin(4), x=lambda: rand(2, 4, 3, 3)),
+    **{
+        f"lipschitz.{kind.__name__}": call(
+            kind, in_channels=4, out_channels=4, kernel_size=3, stride=1, padding="same",
+            dilation=1, groups=2, padding_mode="circular", bias=True, device=None, dtype=None,
+        )
+        for kind in (
+            lipschitz.OrthogonalConv1d, lipschitz.OrthogonalConv2d, lipschitz.OrthogonalConv3d,
+            lipschitz.OrthogonalConvTranspose1d, lipschitz.OrthogonalConvTranspose2d,
+            lipschitz.OrthogonalConvTranspose3d,
+        )
+    },
+    "lipschitz.OrthogonalConv1d.forward": call(
+        lambda: lipschitz.OrthogonalConv1d(4, 4, 3), x=lambda: rand(2, 4, 6)
+    ),
+    "lipschitz.LipschitzModule.train": method(
+        lambda: lipschitz.OrthogonalLinear(3, 3), "train", mode=True
+    ),
+    "lipschitz.OrthogonalLinear": call(
+        lipschitz.OrthogonalLinear, in_features=4, out_features=3, bias=True, device=None,
+        dtype=None,
+    ),
+    "lipschitz.OrthogonalLinear.forward": call(
+        lambda: lipschitz.OrthogonalLinear(4, 3), x=lambda: rand(2, 4)
+    ),
     "lipschitz.ProjectionPool2d": call(
         lipschitz.ProjectionPool2d, channels=4, theta=None, device=None, dtype=None
     ),

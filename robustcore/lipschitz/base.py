@@ -1,0 +1,84 @@
+"""What all layers of this family share: a stated bound, and what eval keeps of the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcore.common.checks import require_flag
+from robustcore.ops.autograd import not_compiled
+
+
+class LipschitzModule(nn.Module):
+    """A module that states a bound of its l2 Lipschitz constant in eval mode.
+
+    What follows from the parameters alone, such as an orthogonal filter, is derived once in eval
+    and kept until one of them changes; forward and :meth:`lipschitz_bound` read the same. So a
+    change that no version counter shows, through ``.data``, leaves an old layer with its own, right
+    bound. A compiled or exported eval forward reads what the last one outside kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[Any, ...] | None = None
+
+    def lipschitz_bound(self) -> float:
+        """Upper bound in eval mode, in exact arithmetic."""
+        return 1.0
+
+    def derive(self) -> Any:
+        """What eval needs of the parameters; without gradients, outside of autocast."""
+        raise NotImplementedError
+
+    def settings(self) -> tuple[Any, ...]:
+        """What :meth:`derive` depends on beside parameters and buffers."""
+        return ()
+
+    def kept(self) -> Any:
+        """What :meth:`derive` gave for the present parameters; None if compiled and never done."""
+        if torch.compiler.is_compiling():
+            return None if self._kept is None else self._kept[-1]
+        return self._current()
+
+    @not_compiled
+    def _current(self) -> Any:
+        tensors = (*self.parameters(recurse=False), *self.buffers(recurse=False))
+        # Nothing tells whether a tensor of inference mode has changed.
+        known = not any(t.is_inference() for t in tensors)
+        key = known and [(t._version, t.data_ptr(), t.dtype, t.device) for t in tensors]
+        settings = self.settings()
+        if not known or self._kept is None or self._kept[0] != key or self._kept[1] != settings:
+            device = next((t.device.type for t in tensors), "cpu")
+            ordinary = torch.inference_mode(False)  # it allows gradients: those are off after it
+            with torch.autocast(device, enabled=False), ordinary, torch.no_grad():
+                # The aliases keep the memory from being used again at the same address.
+                self._kept = key, settings, [t.detach() for t in tensors], self.derive()
+        return self._kept[-1]
+
+    def train(self, mode: bool = True) -> LipschitzModule:
+        """Training or eval mode; what eval kept is not kept over a training."""
+        mode = require_flag("mode", mode)
+        self._kept = None if mode else self._kept
+        super().train(mode)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self._kept = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LipschitzModule:
+        self._kept = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+def with_gradient(value: Tensor, of: Tensor) -> Tensor:
+    """``value``, with the gradient of ``of``, which it is up to rounding."""
+    return value + (of - of.detach()).to(value.dtype)

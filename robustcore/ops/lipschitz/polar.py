@@ -1,0 +1,110 @@
+"""Orthonormal matrices from free ones: the polar factor, and a basis of the columns' span."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Newton's steps after the decomposition: each squares the error, eps times the square of the
+# condition number before the first.
+_STEPS = 2
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """The nearest matrix ``[..., m, n]`` with orthonormal columns, or rows where m < n.
+
+    ``M (M^T M)^(-1/2)``, by one decomposition of the smaller Gram matrix. Backward solves the
+    equation that the factor fulfils, in the same basis, and goes through no iteration.
+    Differentiable to any order. Directions that M lacks are shortened, in the value and in the
+    gradient: the norm is at most 1 up to rounding, whatever M.
+    Source: Higham, "Computing the polar decomposition, with applications", 1986.
+    """
+    if matrix.shape[-2] < matrix.shape[-1]:
+        return polar_factor(matrix.mT).mT
+    factor: Tensor = _Polar.apply(_unit_scale(matrix))[0]
+    return factor
+
+
+def orthonormal_basis(matrix: Tensor) -> Tensor:
+    """``[..., m, n]``, m >= n, with orthonormal columns that span those of ``matrix``.
+
+    Two Cholesky factorisations of the Gram matrix: the second one removes what rounding left.
+    """
+    if matrix.numel() == 0:
+        return matrix
+    basis = _unit_scale(matrix)
+    eps = torch.finfo(matrix.dtype).eps
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for _ in range(2):
+        gram = basis.mT @ basis
+        # So little that dependent columns have a factor too; they come out shorter.
+        size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=eps)[..., None, None]
+        lower, _ = torch.linalg.cholesky_ex(gram + eps * size * identity)
+        basis = torch.linalg.solve_triangular(lower, basis.mT, upper=False).mT
+    return basis
+
+
+def _unit_scale(matrix: Tensor) -> Tensor:
+    """The matrix over its largest entry: what does not depend on its scale cannot overflow."""
+    largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    return matrix / largest.clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
+class _Polar(torch.autograd.Function):
+    """The factor U, and the eigenvectors and eigenvalues of H = (M^T M)^(1/2) = U^T M."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix):
+        squares, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+        least = torch.finfo(matrix.dtype).eps * squares[..., -1:]
+        values = torch.maximum(squares, least).clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
+        factor = (matrix @ (vectors / values[..., None, :])) @ vectors.mT
+        for _ in range(_STEPS):
+            factor = 1.5 * factor - 0.5 * factor @ (factor.mT @ factor)
+        return factor, vectors, values
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        matrix, factor, vectors, values = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: as functions of the matrix
+            factor = _Polar.apply(matrix)[0]
+        stretch = factor.mT @ matrix
+        inner = factor.mT @ grad
+        turn = _Sylvester.apply(stretch, inner - inner.mT, vectors, values)
+        grad_matrix = factor @ turn
+        if matrix.shape[-2] > matrix.shape[-1]:
+            twice = 2 * (grad - factor @ inner)  # of Y with H Y + Y H = 2: the inverse of H
+            identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+            inverse = _Sylvester.apply(stretch, identity.expand_as(stretch), vectors, values)
+            grad_matrix = grad_matrix + twice @ inverse
+        return grad_matrix
+
+
+class _Sylvester(torch.autograd.Function):
+    """Y with ``H Y + Y H = C``, from the eigenvectors and eigenvalues of H."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(stretch, right, vectors, values):
+        sums = values[..., :, None] + values[..., None, :]
+        return vectors @ ((vectors.mT @ right @ vectors) / sums) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        stretch, _, vectors, values = inputs
+        ctx.save_for_backward(stretch, vectors, values, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        stretch, vectors, values, solution = ctx.saved_tensors
+        grad_right = _Sylvester.apply(stretch, grad, vectors, values)
+        grad_stretch = -(grad_right @ solution.mT + solution.mT @ grad_right)
+        return grad_stretch, grad_right, None, None
