@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
-from robustcore.attacks.engine import Rows
+from robustcore.attacks.engine import Rows, column
 from robustcore.attacks.losses import dlr_to_target
-from robustcore.attacks.steps import attack_step, column, random_start, within
 from robustcore.common.checks import require_flag, require_int
 
 # Of the published algorithms, "rho" and those of l1.
@@ -135,28 +135,27 @@ class AutoSteps(GradientMethod):
         self.stages = _stages(attack.steps, attack.eps, attack.larger_radii)
         self.points = sum(stage.steps + 1 for stage in self.stages)
         self._sparse = self.norm == "l1"
-        self._widths = np.zeros(self.points, dtype=np.int64)  # of what ends there, else 0
+        self._widths = torch.zeros(self.points, dtype=torch.int64)  # of what ends there, else 0
         for stage in self.stages:
             for end, width in _checkpoints(stage.steps, self._sparse):
                 self._widths[stage.first + end] = width
-        self._starts = np.array([stage.first for stage in self.stages])
 
     def begin(self, rows: Rows) -> None:
         x0, state = rows["x0"], rows.state
         eps = self.stages[0].eps
         where: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": self.seed}
-        state["x"] = random_start(x0, rows["index"], rows["variant"], **where)
+        state["x"] = ops.random_start(x0, rows["index"], rows["variant"], **where)
         self.begin_best(rows)
-        zeros = state["best_loss"].new_zeros(len(rows))
-        state["best_grad"], state["previous"] = torch.zeros_like(x0), state["x"]
-        # In float64, or the ball would be rounded.
-        state["eps"] = zeros.double() + eps
-        state["rate"] = zeros.double() + eps * (1 if self._sparse else 2)
+        zeros = torch.zeros_like(state["best_loss"])
+        state["best_grad"], state["previous"] = torch.zeros_like(state["x"]), state["x"].clone()
+        state["rate"] = zeros + eps * (1 if self._sparse else 2)
         state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
-        state["rises"], state["cut"] = zeros.clone(), torch.zeros_like(state["found"])
+        state["rises"], state["cut"] = zeros.clone(), torch.ones_like(state["found"])
         if self._sparse:
-            state["topk"] = zeros + SPARSE
+            state["eps"], state["topk"] = zeros + eps, zeros + SPARSE
             state["sparsity"] = zeros + x0[0].numel()
+        else:
+            state["momentum"] = zeros + 1.0  # of the first step there is none
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
         """A point of a larger ball is none of this one."""
@@ -164,56 +163,49 @@ class AutoSteps(GradientMethod):
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         state, here = rows.state, rows["x"]
-        state["rises"] += loss > state["last"]
-        state["last"] = loss
-        higher = self.keep_best(rows, x, loss)
-        state["best_grad"] = torch.where(column(higher, grad), grad, state["best_grad"])
-        age = np.minimum(rows.age, self.points - 1)
-        if (age == self._starts[:, None]).any():
-            first = torch.from_numpy((age == self._starts[:, None]).any(0)).to(loss.device)
-            state["checked"] = torch.where(first, loss, state["checked"])
-        width = self._widths[age]
-        if width.any():
-            back = self._check(rows, torch.from_numpy(width).to(loss.device))
+        width = self._widths[torch.from_numpy(np.minimum(rows.age, self.points - 1))]
+        due, width = bool(width.any()), width.to(x.device)
+        ops.apgd_update(
+            x, grad, loss, state["best"], state["best_grad"], state["best_loss"], state["last"],
+            state["rate"], state["rises"], state["checked"], state["cut"],
+            width * 0 if self._sparse else width, rho=RISES,
+        )  # fmt: skip
+        if due and self._sparse:
+            back = self._check(rows, width)
             here = torch.where(column(back, here), state["best"], here)
             grad = torch.where(column(back, grad), state["best_grad"], grad)
+        elif due and self.grid is not None:  # x is what the model was shown of where the row is
+            here = torch.where(column(state["cut"] & (width > 0), here), x, here)
         following = self._move(rows, here, grad)
-        state["previous"] = rows["x"]
         return following if len(self.stages) == 1 else self._next_stage(rows, following)
 
     def _move(self, rows: Rows, here: Tensor, grad: Tensor) -> Tensor:
         state, x0 = rows.state, rows["x0"]
-        ball: dict[str, Any] = {"norm": self.norm, "eps": state["eps"], "step_size": state["rate"]}
         if self._sparse:
-            return attack_step(here, grad, x0, topk=state["topk"], **ball)
-        first = rows.age == 0
-        plain = attack_step(here, grad, x0, **ball) if first.any() else here
-        if first.all():
-            return plain
-        swung = attack_step(here, grad, x0, momentum=MOMENTUM, previous=state["previous"], **ball)
-        if not first.any():
-            return swung
-        return torch.where(column(torch.from_numpy(first).to(x0.device), x0), plain, swung)
+            return ops.attack_step(
+                here, grad, x0, norm="l1", eps=state["eps"], step_size=state["rate"],
+                topk=state["topk"],
+            )  # fmt: skip
+        # Where the step before began is overwritten by where this one ends.
+        following = ops.attack_step(
+            here, grad, x0, norm=self.norm, eps=self.eps, step_size=state["rate"],
+            momentum=state["momentum"], previous=state["previous"], out=state["previous"],
+        )  # fmt: skip
+        state["momentum"].fill_(MOMENTUM)
+        state["previous"] = here
+        return following
 
     def _check(self, rows: Rows, width: Tensor) -> Tensor:
-        """Which rows go back to their best point; the steps of those of a checkpoint."""
+        """Which rows go back to their best point; the steps of those of a checkpoint, in l1."""
         state, due = rows.state, width > 0
-        if self._sparse:
-            pixels = (state["best"] != state["x0"]).flatten(1).sum(1)
-            back = due & (pixels < SPARSER * state["sparsity"])
-            share = pixels.to(state["topk"].dtype) / (FEWER * state["x0"][0].numel())
-            state["topk"] = torch.where(due, share, state["topk"])
-            rate = torch.where(back, state["eps"], state["rate"] / REDUCED)
-            rate = torch.minimum(torch.maximum(rate, state["eps"] / LEAST), state["eps"])
-            state["rate"] = torch.where(due, rate, state["rate"])
-            state["sparsity"] = torch.where(due, pixels.to(share.dtype), state["sparsity"])
-            return back
-        stuck = ~state["cut"] & (state["checked"] >= state["best_loss"])
-        back = due & ((state["rises"] <= RISES * width) | stuck)
-        state["cut"] = torch.where(due, back, state["cut"])
-        state["checked"] = torch.where(due, state["best_loss"], state["checked"])
-        state["rises"].masked_fill_(due, 0)
-        state["rate"] = torch.where(back, state["rate"] / 2, state["rate"])
+        pixels = (state["best"] != state["x0"]).flatten(1).sum(1)
+        back = due & (pixels < SPARSER * state["sparsity"])
+        share = pixels.to(state["topk"].dtype) / (FEWER * state["x0"][0].numel())
+        state["topk"] = torch.where(due, share, state["topk"])
+        rate = torch.where(back, state["eps"], state["rate"] / REDUCED)
+        rate = torch.minimum(torch.maximum(rate, state["eps"] / LEAST), state["eps"])
+        state["rate"] = torch.where(due, rate, state["rate"])
+        state["sparsity"] = torch.where(due, pixels.to(share.dtype), state["sparsity"])
         return back
 
     def _next_stage(self, rows: Rows, following: Tensor) -> Tensor:
@@ -223,11 +215,11 @@ class AutoSteps(GradientMethod):
             if not ends.any():
                 continue
             state, new = rows.state, torch.from_numpy(ends).to(following.device)
-            inside = within(state["best"], state["x0"], self.norm, stage.eps)
+            inside = ops.project(state["best"], state["x0"], self.norm, stage.eps)
             following = torch.where(column(new, following), inside, following)
             changed = (inside != state["x0"]).flatten(1).sum(1).to(state["eps"].dtype)
             values = {"eps": stage.eps, "rate": stage.eps, "best_loss": -torch.inf}
-            values |= {"last": torch.inf, "rises": 0.0}
+            values["last"] = torch.inf
             for name, value in values.items():
                 state[name] = state[name].masked_fill(new, value)
             share = changed / (FEWER * state["x0"][0].numel())

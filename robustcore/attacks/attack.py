@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustcore.attacks.classifier import Classifier, verdict, wrong
-from robustcore.attacks.engine import Engine, Found, Method, Rows
+from robustcore.attacks.engine import Engine, Found, Method, Rows, column
 from robustcore.attacks.losses import LOSSES, lowered
 from robustcore.attacks.result import Attacked, distances
 from robustcore.common.checks import (
@@ -259,13 +259,17 @@ class GradientMethod(Method):
 
     def begin_best(self, rows: Rows) -> None:
         rows.state["best"] = rows["x"].clone()
-        rows.state["best_loss"] = rows["x"].new_full((len(rows),), -torch.inf)
+        double = rows["x"].dtype == torch.float64
+        rows.state["best_loss"] = torch.full(
+            (len(rows),), -torch.inf, dtype=torch.float64 if double else torch.float32,
+            device=rows["x"].device,
+        )  # fmt: skip
 
     def keep_best(self, rows: Rows, x: Tensor, loss: Tensor) -> Tensor:
         """Which rows are at a higher loss than ever."""
         state = rows.state
         higher = loss > state["best_loss"]
-        state["best"] = torch.where(higher.view(-1, *[1] * (x.dim() - 1)), x, state["best"])
+        state["best"] = torch.where(column(higher, x), x, state["best"])
         state["best_loss"] = torch.where(higher, loss, state["best_loss"])
         return higher
 

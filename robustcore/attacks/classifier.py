@@ -79,7 +79,10 @@ class Classifier:
                     (grad,) = torch.autograd.grad(logits, leaf, slope, allow_unused=True)
                 else:
                     grad = None
-            grad = torch.zeros_like(x) if grad is None else grad
+            if grad is None:
+                grad = torch.zeros_like(x)
+            elif grad.stride() != x.stride():  # x is dense, and so is what may be written to
+                grad = torch.empty_like(x).copy_(grad)
             part = [logits.detach(), value, grad]
             total = part if not total else [a.add_(b) for a, b in zip(total, part, strict=True)]
         if passes > 1:

@@ -22,11 +22,15 @@ from torch import Tensor
 
 from robustcore.attacks.classifier import Classifier, of_rows, wrong
 from robustcore.attacks.losses import Loss
-from robustcore.attacks.steps import column
 
 Ints = npt.NDArray[np.int64]
 # Steps between two looks at which images are fooled, where a look waits for the device.
 LOOK = 8
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """``[R]`` beside ``[R, ...]``."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class Rows:
@@ -82,7 +86,9 @@ class Method(ABC):
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         """The next points, of the loss ``[R]`` and its gradient at x; updates the state.
 
-        ``best`` and ``best_loss`` of the state are then those of the highest loss so far.
+        ``best`` and ``best_loss`` of the state are then those of the highest loss so far, which is
+        infinite where the row is found: that point stays. May write to the gradient, and to x where
+        that is the state's.
         """
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
@@ -159,7 +165,7 @@ class Engine:
         look = 1 if self._images.device.type == "cpu" else LOOK
         rows = self._fresh(self._batch)
         while len(rows):
-            for _ in range(min(look, int((self._method.points - rows.age).max()))):
+            for _ in range(min(look, int((self._method.points - rows.age).min()))):
                 self._step(rows)
             self._settle(rows)
         return self._found
@@ -187,7 +193,7 @@ class Engine:
         return rows
 
     def _step(self, rows: Rows) -> None:
-        """Every row one point further; those that are done stay where they are."""
+        """Every row one point further."""
         method, state = self._method, rows.state
         x, indices = method.shown(rows), self._indices[torch.from_numpy(rows.image)]
         loss = of_rows(method.loss, state["label"], state.get("target"))
@@ -201,10 +207,8 @@ class Engine:
         fooled, counts = wrong(logits, state["label"], method.targeted), method.counts(rows, x)
         state["fooled"] = fooled
         state["found"] |= fooled if counts is None else fooled & counts
-        going = ~state["found"] & ~state["ended"] & (state["age"] < method.points - 1)
-        following = method.advance(rows, x, value.to(x.dtype), grad)
-        if not last:
-            state["x"] = torch.where(column(going, x), following, state["x"])
+        value = value.to(state["best_loss"].dtype).masked_fill(state["found"], torch.inf)
+        state["x"] = method.advance(rows, x, value, grad)
         state["age"] += ~state["found"]
         rows.age += 1
 
@@ -213,14 +217,13 @@ class Engine:
         found, method = self._found, self._method
         success = rows["found"].cpu().numpy()
         over = (rows.age >= method.points) | rows["ended"].cpu().numpy()
-        shown = method.shown(rows) if success.any() else rows["x"]
-        order = np.argsort(-rows.variant, kind="stable")  # the first variant is written last
-        for i in order[success[order]]:
+        chosen = {}
+        for i in np.flatnonzero(success):
             image, variant = rows.image[i], rows.variant[i]
             if variant < found.winner[image]:
-                found.winner[image] = variant
-                found.images[image] = shown[i]
+                found.winner[image], chosen[image] = variant, i
                 found.steps[image] = int(rows["age"][i])
+        self._take(rows, chosen)
         beaten = rows.variant >= found.winner[rows.image]
         leaving = success | over | beaten
         self._note(rows, leaving)
@@ -239,14 +242,25 @@ class Engine:
         """Of an image that is not fooled the point of highest loss, of the first such variant."""
         if not len(done):
             return
+        found = self._found
         loss = rows["best_loss"].double().cpu().numpy()
+        chosen = {}
         for i in done:
             image, key = rows.image[i], (loss[i], -rows.variant[i])
-            if self._found.winner[image] < self._method.variants:
+            if found.winner[image] < self._method.variants:
                 continue  # a later variant has succeeded
-            if key > (self._found.loss[image], -self._rank[image]):
-                self._found.loss[image], self._rank[image] = loss[i], rows.variant[i]
-                self._found.images[image] = rows["best"][i]
+            if key > (found.loss[image], -self._rank[image]):
+                found.loss[image], self._rank[image] = loss[i], rows.variant[i]
+                chosen[image] = i
+        self._take(rows, chosen)
+
+    def _take(self, rows: Rows, chosen: dict[Any, Any]) -> None:
+        """The best points of some rows as those of their images."""
+        if chosen:
+            device = self._images.device
+            image = torch.tensor([int(i) for i in chosen], device=device)
+            row = torch.tensor([int(i) for i in chosen.values()], device=device)
+            self._found.images.index_copy_(0, image, rows["best"].index_select(0, row))
 
     def _note(self, rows: Rows, leaving: npt.NDArray[np.bool_]) -> None:
         """Signs of a gradient that does not tell the way, and of logits that are no numbers."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcore import ops
 from robustcore.attacks.apgd import NORMS
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
-from robustcore.attacks.engine import Rows
+from robustcore.attacks.engine import Rows, column
 from robustcore.attacks.losses import margin_to_target
 from robustcore.attacks.result import distances
-from robustcore.attacks.steps import column, hyperplane_projection, random_start
 from robustcore.common.checks import require_int, require_positive, require_probability
 
 
@@ -94,7 +94,7 @@ class Boundary(GradientMethod):
         later = state["variant"] >= self.targets
         if bool(later.any()):
             where: dict[str, Any] = {"norm": self.norm, "eps": self.eps / 2, "seed": self.seed}
-            start = random_start(x0, state["index"], state["variant"], **where)
+            start = ops.random_start(x0, state["index"], state["variant"], **where)
             state["x"] = torch.where(column(later, x0), start, x0)
         self.begin_best(rows)
         state["best"] = x0
@@ -102,7 +102,7 @@ class Boundary(GradientMethod):
         state["projections"] = torch.zeros_like(state["age"])
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor:
-        return distances(x, rows["x0"], self.norm) <= self.eps
+        return (distances(x, rows["x0"], self.norm) <= self.eps) & ~rows["ended"]
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         # What lies outside the ball is none of its points.
@@ -111,8 +111,8 @@ class Boundary(GradientMethod):
         pull = state["fooled"] & ~state["pulled"]
         # Where the linearised difference of the logits is 0: <grad, v - x> = -loss.
         offset = (grad * x).flatten(1).sum(1) - loss
-        d1 = hyperplane_projection(x, grad, offset, norm=self.norm)
-        d2 = hyperplane_projection(x0, grad, offset, norm=self.norm)
+        d1 = ops.hyperplane_projection(x, grad, offset, norm=self.norm)
+        d2 = ops.hyperplane_projection(x0, grad, offset, norm=self.norm)
         a1, a2 = (_norm(d, self.norm).clamp_min(1e-8) for d in (d1, d2))
         alpha = column((a1 / (a1 + a2)).clamp(max=attack.alpha_max), x)
         there, here = x + attack.eta * d1, x0 + attack.eta * d2

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, StepAttack
 from robustcore.attacks.engine import Rows
-from robustcore.attacks.steps import attack_step, random_start
 from robustcore.common.checks import require_flag, require_int, require_positive
 
 
@@ -118,7 +118,7 @@ class Steps(GradientMethod):
         x0 = rows["x0"]
         if self._random:
             where: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "seed": self.seed}
-            rows.state["x"] = random_start(x0, rows["index"], rows["variant"], **where)
+            rows.state["x"] = ops.random_start(x0, rows["index"], rows["variant"], **where)
         else:
             rows.state["x"] = x0.clone()
         self.begin_best(rows)
@@ -126,4 +126,4 @@ class Steps(GradientMethod):
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         self.keep_best(rows, x, loss)
         ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
-        return attack_step(rows["x"], grad, rows["x0"], step_size=self._step_size, **ball)
+        return ops.attack_step(rows["x"], grad, rows["x0"], step_size=self._step_size, **ball)

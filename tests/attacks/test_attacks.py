@@ -250,7 +250,7 @@ def test_a_random_model_is_noticed():
         attacks.PGD(Noisy(), 0.05, seed=0).run(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = attacks.PGD(Noisy(), 0.05, seed=0, eot=4).run(x, y)
+        made = attacks.PGD(Noisy(), 1e-3, seed=0, eot=4).run(x, y)
     assert made.queries.max() == 1 + 4 * 11
 
 
