@@ -9,11 +9,7 @@ up; a caller keeps one trace for each. This file knows nothing of what the graph
 
 from __future__ import annotations
 
-import logging
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
+
+from robustcore.common.graph_guards import plain_attention, quiet, watched
 
 BATCH = 3  # images in a trace's example; sizes of nodes are those of this batch
 # Of a node's meta: it writes into memory that is read again later under another name.
@@ -88,10 +86,10 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     """
     # Weights made in inference mode can be traced in it alone.
     inference = any(t.is_inference() for t in [*model.parameters(), *model.buffers()])
-    with _LOCK, _watched(model) as seen, torch.inference_mode(inference), torch.enable_grad():
+    with _LOCK, watched(model) as seen, torch.inference_mode(inference), torch.enable_grad():
         example = torch.empty((BATCH, *x.shape[1:]), dtype=x.dtype, device=x.device)
         try:
-            with torch.autocast(x.device.type, enabled=False), _plain_attention(), _quiet():
+            with torch.autocast(x.device.type, enabled=False), plain_attention(), quiet():
                 program = export(model, (example,), dynamic_shapes=({0: Dim("n")},), strict=False)
         except Exception as error:
             with torch.no_grad():
@@ -103,12 +101,25 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     if seen:
         raise Untraceable(seen[0])
     root = Root(model)
-    graph = _Copy(program, root).graph
-    module = fx.GraphModule(root, graph, type(model).__name__)
-    for name, child in root.named_children():
-        module.add_module(name, child)  # itself, not fx's copy of its structure
+    module = with_graph(root, _Copy(program, root).graph, type(model).__name__)
     module.meta["out_spec"] = program.call_spec.out_spec
     return module
+
+
+def with_graph(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A module of that graph with root's own children, and what it says of its outputs."""
+    module = fx.GraphModule(root, graph, name)
+    for child_name, child in root.named_children():
+        module.add_module(child_name, child)  # itself, not fx's copy of its structure
+    module.meta.update(getattr(root, "meta", {}))
+    return module
+
+
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """The same with a graph of its own."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return with_graph(module, graph, type(module).__name__)
 
 
 def run(module: fx.GraphModule, *inputs: Any) -> Any:
@@ -309,84 +320,6 @@ def _sharing(node: fx.Node, write: fx.Node) -> set[fx.Node]:
                 found.add(user)
                 stack.append(user)
     return found
-
-
-# ---- What a trace would lose without a word ------------------------------------------------------
-
-
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """Collects, while tracing, what the trace would not do as the model does."""
-    seen: list[str] = []
-    module_of_functions: Any = torch.autograd.function
-    plain = module_of_functions._is_setup_context_defined
-
-    def asked_by_apply(setup_context: Any) -> Any:
-        # Models keep `Function.apply` under names of their own, so apply cannot be replaced; what
-        # it asks first can, and its frame knows the class.
-        cls: Any = sys._getframe(1).f_locals.get("cls", torch.autograd.Function)
-        if not cls.__module__.startswith(("robustcore.", "torch.")):
-            seen.append(
-                f"model: the autograd.Function {cls.__module__}.{cls.__qualname__} would lose its "
-                "backward; write it as torch operations"
-            )
-        return plain(setup_context)
-
-    replaced = []
-    for name, module in model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
-            seen.append(
-                f"model: {name or type(module).__name__!r} has a backward hook, which would not be "
-                "called; remove it"
-            )
-        for key, hook in list(module._forward_hooks.items()):
-            replaced.append((module, key, hook))
-            module._forward_hooks[key] = _observed(hook, name, module, seen)
-    module_of_functions._is_setup_context_defined = asked_by_apply
-    try:
-        yield seen
-    finally:
-        module_of_functions._is_setup_context_defined = plain
-        for module, key, hook in replaced:
-            module._forward_hooks[key] = hook
-
-
-def _observed(hook: Any, name: str, module: nn.Module, seen: list[str]) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = hook(*args, **kwargs)
-        if result is None:
-            seen.append(
-                f"model: the forward hook on {name or type(module).__name__!r} returns nothing: it "
-                "would be called while tracing and never after; remove it"
-            )
-        return result
-
-    return call
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """nn.MultiheadAttention as separate operations, not as the one that it takes in eval mode."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export logs what it also raises."""
-    loggers = [logging.getLogger(name) for name in ("torch._export", "torch.export", "torch.fx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _first_lines(error: Exception) -> str:

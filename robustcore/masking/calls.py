@@ -164,6 +164,27 @@ def visible_norm(
     return torch.where(whole, plain, y.to(plain.dtype))
 
 
+# ---- Tokens that are left out --------------------------------------------------------------------
+
+
+class NothingShown(Exception):
+    """All tokens are hidden: there are none to run on."""
+
+
+def kept(mask: Tensor) -> Tensor:
+    """Which tokens the samples of a batch show, all alike; ``mask``: ``[N, T]``."""
+    found = mask[0].nonzero().flatten()
+    if not len(found):
+        raise NothingShown
+    return found
+
+
+def put_back(x: Tensor, at: Tensor, dim: int, size: int) -> Tensor:
+    """x with ``size`` tokens along a dimension, 0 but for those that it has, which are ``at``."""
+    whole = x.new_zeros([*x.shape[:dim], size, *x.shape[dim + 1 :]])
+    return whole.index_copy(dim, at, x)
+
+
 # ---- Masks ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -29,17 +31,15 @@ def masked_graph(module: fx.GraphModule, plan: Plan, soft: bool = False) -> fx.G
 
     ``soft``: for masks that hold more than zeros and ones.
     """
-    builder = _Builder(module, plan, soft)
-    graph = builder.build()
-    masked = fx.GraphModule(module, graph, f"Masked{module.__class__.__name__}")
-    for name, child in module.named_children():
-        masked.add_module(name, child)  # itself, not fx's copy of its structure
-    masked.meta["out_spec"] = module.meta["out_spec"]
-    return masked
+    return Builder(module, plan, soft).build()
 
 
-class _Builder:
-    def __init__(self, module: fx.GraphModule, plan: Plan, soft: bool) -> None:
+class Builder:
+    """Copies a traced graph node by node, and what its plan says around each."""
+
+    name = "Masked"
+
+    def __init__(self, module: fx.GraphModule, plan: Plan, soft: bool = False) -> None:
         self.module, self.plan, self.soft = module, plan, soft
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
@@ -47,15 +47,16 @@ class _Builder:
         self.clean: dict[fx.Node, fx.Node] = {}
         self.indices: dict[Index, fx.Node] = {}
 
-    def build(self) -> fx.Graph:
+    def build(self) -> fx.GraphModule:
         for node, step in self.plan.steps.items():
             if node.op == "placeholder":
-                self.nodes[node], given = self.enter(node)
-                roots = (mask for mask in self.plan.masks if mask.kind == "input")
-                self.masks.update((mask, given) for mask in roots)
+                self.nodes[node], self.masks[self.plan.known.given] = self.enter(node)
             else:
-                self.nodes[node] = self.copy(node, step)
-        return self.graph
+                self.add(node, step)
+        return traced.with_graph(self.module, self.graph, self.name + type(self.module).__name__)
+
+    def add(self, node: fx.Node, step: Step) -> None:
+        self.nodes[node] = self.copy(node, step)
 
     def enter(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
         x, mask = self.graph.placeholder("x"), self.graph.placeholder("mask")
@@ -72,7 +73,7 @@ class _Builder:
         return self.graph.call_function(function, arguments)
 
     def copy(self, node: fx.Node, step: Step) -> fx.Node:
-        replaced = dict(self.nodes)
+        replaced = ChainMap({}, self.nodes)
         for source, iters in step.fills.items():
             mask = self.mask(self.plan.mask_of(source))
             exact = consume_fill if self.is_own(source) else neighbor_fill
@@ -92,14 +93,14 @@ class _Builder:
         result = self.plain(node, replaced)
         return result if step.then is None else self.then(step.then, replaced, result)
 
-    def plain(self, node: fx.Node, replaced: dict[fx.Node, fx.Node]) -> fx.Node:
+    def plain(self, node: fx.Node, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
         name = traced.name_of(node)
         if node.op == "call_function" and name == "add_" and isinstance(node.args[1], fx.Node):
             alpha = node.kwargs.get("alpha", 1)
             return self.call(calls.add_in_place, (*(replaced[n] for n in node.args), alpha))  # type: ignore[index]
         return self.graph.node_copy(node, lambda n: replaced[n])
 
-    def then(self, then: Then, replaced: dict[fx.Node, fx.Node], result: Any) -> fx.Node:
+    def then(self, then: Then, replaced: Mapping[fx.Node, fx.Node], result: Any) -> fx.Node:
         def given(argument: Any) -> Any:
             if argument is RESULT:
                 return result
@@ -162,7 +163,7 @@ class _Builder:
         """The numbers of a moved mask, a constant of the graph on the image's device."""
         if index not in self.indices:
             image = next(n for n in self.plan.steps if n.op == "placeholder")
-            name = f"index_{len(self.indices)}" + "_soft" * self.soft
+            name = f"index_{self.name}_{len(self.indices)}" + "_soft" * self.soft
             constants: Any = self.module.get_submodule("constants")
             constants.register_buffer(name, index.tensor().to(image.meta["val"].device))
             self.indices[index] = self.graph.get_attr(f"constants.{name}")

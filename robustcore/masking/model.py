@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,8 +18,10 @@ from robustcore.common.checks import (
     require_module,
     require_values,
 )
-from robustcore.common.graph import Untraceable, run, state, trace, unwrap
+from robustcore.common.graph import Untraceable, copied, run, state, trace, unwrap
 from robustcore.common.progress import steps
+from robustcore.masking.calls import NothingShown
+from robustcore.masking.dropped import dropped_graph
 from robustcore.masking.fold import fold_batch_norm
 from robustcore.masking.fuse import fuse_convolutions
 from robustcore.masking.graph import masked_graph
@@ -31,12 +33,29 @@ from robustcore.ops.masking.fill import FILLS
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-class _Graphs(NamedTuple):
-    """What a trace becomes: the network, the network under a mask, and its plan."""
+class _Trace:
+    """What a trace becomes: the network, its plan, and the network under masks of each kind."""
 
-    plain: fx.GraphModule
-    masked: fx.GraphModule
-    plan: Plan
+    def __init__(self, plain: fx.GraphModule, fill: str, fold: bool) -> None:
+        self.fold, self.traced = fold, fold_batch_norm(plain) if fold else plain
+        self.plan = make_plan(self.traced.graph, fill)
+        self._made: dict[str, fx.GraphModule | None] = {}
+
+    def network(self, kind: str) -> fx.GraphModule | None:
+        """``plain``; or under masks that are ``binary``, ``soft`` or ``shared`` by all samples,
+        None if that is of no use."""
+        if kind not in self._made:
+            self._made[kind] = self._make(kind)
+        return self._made[kind]
+
+    def _make(self, kind: str) -> fx.GraphModule | None:
+        if kind == "plain":
+            made: fx.GraphModule | None = copied(self.traced)
+        elif kind == "shared":
+            made = dropped_graph(self.traced, self.plan)
+        else:
+            made = masked_graph(self.traced, self.plan, kind == "soft")
+        return fuse_convolutions(made) if made is not None and self.fold else made
 
 
 class MaskedModel(nn.Module):
@@ -93,16 +112,16 @@ class MaskedModel(nn.Module):
                     )
             model = copy.deepcopy(model)
         self.model = model
-        self._graphs: dict[Any, _Graphs] = {}
+        self._traces: dict[Any, _Trace] = {}
         self._state: Any = None
         self._plan: Plan | None = None
         if example is not None:
             _check_image(example, "example")
-            self._plan = self._graphs_for(example).plan
+            self._plan = self._trace(example).plan
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs are made again from the model, where it is then.
-        return {**self.__dict__, "_graphs": {}, "_state": None, "_plan": None}
+        return {**self.__dict__, "_traces": {}, "_state": None, "_plan": None}
 
     def plan(self) -> Plan:
         """The mask plan of the last trace; printed, it is a table: one row an operation.
@@ -113,26 +132,23 @@ class MaskedModel(nn.Module):
             raise RuntimeError("plan: the model was not traced yet; give an example, or call it")
         return self._plan
 
-    @not_compiled
-    def _graphs_for(self, x: Tensor, soft: bool = False) -> _Graphs:
+    def _trace(self, x: Tensor) -> _Trace:
         now = state(self.model)
         if now != self._state:
-            self._graphs, self._state = {}, now
-        key = (tuple(x.shape[1:]), x.dtype, x.device, soft)
-        if key not in self._graphs:
+            self._traces, self._state = {}, now
+        key = (tuple(x.shape[1:]), x.dtype, x.device)
+        if key not in self._traces:
             try:
                 plain = trace(self.model, x)
             except Untraceable as error:
                 raise UnsupportedOperation(str(error)) from error
-            if self.fold:
-                plain = fold_batch_norm(plain)
-            plan = make_plan(plain.graph, self.fill)
-            masked = masked_graph(plain, plan, soft)
-            if self.fold:
-                masked, plain = fuse_convolutions(masked), fuse_convolutions(plain)
-            self._graphs[key] = _Graphs(plain, masked, plan)
-        self._plan = self._graphs[key].plan
-        return self._graphs[key]
+            self._traces[key] = _Trace(plain, self.fill, self.fold)
+        self._plan = self._traces[key].plan
+        return self._traces[key]
+
+    @not_compiled
+    def _network(self, x: Tensor, kind: str) -> Any:
+        return self._trace(x).network(kind)
 
     def forward(
         self,
@@ -165,17 +181,27 @@ class MaskedModel(nn.Module):
             # The layout whose convolutions are fastest; rounding is not the plain model's anyway.
             x = x.contiguous(memory_format=torch.channels_last)
         if mask is None and segments is None and z is None:
-            return run(self._graphs_for(x).plain, x) if self.fold else self.model(x)
+            return run(self._network(x, "plain"), x) if self.fold else self.model(x)
         masks = _Masks(x, mask, segments, z)
         step = len(masks) if batch_size is None else require_int("batch_size", batch_size, 1)
-        masked = self._graphs_for(x, masks.soft).masked
         if step >= len(masks):
-            return run(masked, x, masks.batch(0, len(masks)))
+            return self._run(x, masks, 0, len(masks))
         outputs = [
-            run(masked, x if len(x) == 1 else x[i : i + step], masks.batch(i, i + step))
+            self._run(x if len(x) == 1 else x[i : i + step], masks, i, i + step)
             for i in steps(range(0, len(masks), step), "masks", "batch", shown=progress)
         ]
         return pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+
+    def _run(self, x: Tensor, masks: _Masks, begin: int, end: int) -> Any:
+        mask = masks.batch(begin, end)
+        if masks.shared(begin, end):
+            network = self._network(x, "shared")
+            if network is not None:
+                try:
+                    return run(network, x, mask)
+                except NothingShown:  # what is hidden takes part, with weight 0
+                    pass
+        return run(self._network(x, "soft" if masks.soft else "binary"), x, mask)
 
 
 def _is_mapped(x: Tensor) -> bool:
@@ -211,9 +237,17 @@ class _Masks:
         if self.mask is not None:
             return (self.mask if len(self.mask) == 1 else self.mask[begin:end]).to(self.dtype)
         assert self.segments is not None
+        return self._z(begin, end).to(self.dtype)[:, self.segments.long()].unsqueeze(1)
+
+    def _z(self, begin: int, end: int) -> Tensor:
         assert self.z is not None
-        z = self.z if len(self.z) == 1 else self.z[begin:end]
-        return z.to(self.dtype)[:, self.segments.long()].unsqueeze(1)
+        return self.z if len(self.z) == 1 else self.z[begin:end]
+
+    def shared(self, begin: int, end: int) -> bool:
+        """Whether all samples of a batch have the same mask, of zeros and ones."""
+        return not self.soft and _is_shared(
+            self.batch(begin, end) if self.z is None else self._z(begin, end)
+        )
 
 
 def _check_image(x: Any, name: str) -> None:
@@ -236,17 +270,29 @@ def _check_mask(mask: Any, x: Tensor) -> None:
     require_floating("mask", mask)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask: requires a gradient; a mask is a constant here, detach it")
-    if mask.numel() and not torch.compiler.is_compiling() and not _is_mapped(mask):
+    if mask.numel() and _is_known(mask):
         low, high = (float(v) for v in torch.aminmax(mask))
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask: got values from {low:g} to {high:g}, want them in [0, 1]")
 
 
+def _is_known(mask: Tensor) -> bool:
+    """Whether values can be looked at."""
+    return not torch.compiler.is_compiling() and not _is_mapped(mask)
+
+
 def _is_soft(mask: Tensor) -> bool:
-    """Whether a mask has values between 0 and 1, as far as values can be looked at."""
-    if mask.dtype == torch.bool or torch.compiler.is_compiling() or _is_mapped(mask):
+    """Whether a mask may have values between 0 and 1."""
+    if mask.dtype == torch.bool:
         return False
-    return not bool(((mask == 0) | (mask == 1)).all())
+    return not _is_known(mask) or not bool(((mask == 0) | (mask == 1)).all())
+
+
+def _is_shared(mask: Tensor) -> bool:
+    """Whether all rows are known to be the same."""
+    if len(mask) == 1 or (len(mask) and mask.stride(0) == 0):
+        return _is_known(mask)
+    return _is_known(mask) and len(mask) > 0 and torch.equal(mask[1:], mask[:-1])
 
 
 def _check_segments(segments: Any, z: Any, x: Tensor) -> None:
@@ -261,7 +307,7 @@ def _check_segments(segments: Any, z: Any, x: Tensor) -> None:
         raise ValueError(f"z: got {z.dtype} of shape {list(z.shape)}, want bool [N, S]")
     if len(z) != len(x) and 1 not in (len(z), len(x)):
         raise ValueError(f"z: got {len(z)} samples for {len(x)} images, want as many, or one image")
-    if segments.numel() and not torch.compiler.is_compiling():
+    if segments.numel() and _is_known(segments):
         low, high = (int(v) for v in torch.aminmax(segments))
         if low < 0 or high >= z.shape[1]:
             raise ValueError(

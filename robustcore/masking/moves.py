@@ -109,7 +109,7 @@ def regroup(mask: Mask, sizes: Sequence[int], to: Sequence[int]) -> Callable[[Te
     Dimensions are taken in the smallest groups that make up one another; only a group in which the
     mask varies is looked at element by element.
     """
-    groups = _groups(sizes, to)
+    parts = groups(sizes, to)
 
     def operation(numbers: Tensor) -> Tensor:
         kept = tuple(
@@ -119,7 +119,7 @@ def regroup(mask: Mask, sizes: Sequence[int], to: Sequence[int]) -> Callable[[Te
         small = numbers[kept]
         shape: list[int] = []
         wide: list[int] = []
-        for before, after in groups:
+        for before, after in parts:
             if all(small.shape[d] == 1 for d in before):
                 wide += [1] * len(before)
                 shape += [1] * len(after)
@@ -131,8 +131,10 @@ def regroup(mask: Mask, sizes: Sequence[int], to: Sequence[int]) -> Callable[[Te
     return operation
 
 
-def _groups(sizes: Sequence[int], to: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    groups = []
+def groups(sizes: Sequence[int], to: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The dimensions of a tensor and of the same tensor reshaped, in the smallest groups that make
+    up one another."""
+    found = []
     i = j = 0
     while i < len(sizes) or j < len(to):
         before, after, left, right = [], [], 1, 1
@@ -149,5 +151,5 @@ def _groups(sizes: Sequence[int], to: Sequence[int]) -> list[tuple[list[int], li
             else:
                 after.append(j)
                 right, j = right * to[j], j + 1
-        groups.append((before, after))
-    return groups
+        found.append((before, after))
+    return found

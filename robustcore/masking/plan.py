@@ -50,11 +50,18 @@ class Plan:
     """The steps of a graph in order, and the masks that they use. ``str(plan)`` is a table.
 
     :func:`make_plan` makes it. ``steps`` and ``values`` are what is done at each node and what is
-    known of its result, ``fill`` how hidden pixels are filled.
+    known of its result, ``fill`` how hidden pixels are filled, ``known`` all masks there are.
     """
 
-    def __init__(self, steps: Mapping[fx.Node, Step], values: Mapping[fx.Node, Value], fill: str):
+    def __init__(
+        self,
+        steps: Mapping[fx.Node, Step],
+        values: Mapping[fx.Node, Value],
+        fill: str,
+        known: Masks,
+    ) -> None:
         self.steps, self.values, self.fill = dict(steps), dict(values), fill
+        self.known = known
         self.masks = _used_masks(self)
         for index, mask in enumerate(self.masks):
             mask.name = f"m{index}"
@@ -119,7 +126,7 @@ def make_plan(graph: fx.Graph, fill: str = "neighbor") -> Plan:
     steps = {
         node: _step(row, values, needs, masks, fill, node in last) for node, row in rows.items()
     }
-    return Plan(steps, values, fill)
+    return Plan(steps, values, fill, masks)
 
 
 def _row(node: fx.Node, values: dict[fx.Node, Value], masks: Masks) -> Row:

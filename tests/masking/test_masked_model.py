@@ -92,8 +92,8 @@ def test_fewer_fills_would_differ():
     masked = MaskedModel(model)
     with torch.no_grad():
         want = masked(x, mask)
-        (graphs,) = masked._graphs.values()
-        network = graphs.masked
+        (trace,) = masked._traces.values()
+        network = trace.network("binary")
         fills = [
             n for n in network.graph.nodes if getattr(n.target, "__name__", "").endswith("fill")
         ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from masking import nets
 from robustcore.masking import MaskedModel
@@ -90,6 +91,72 @@ def test_equals_the_network_on_the_visible_tokens(options):
         torch.testing.assert_close(ones, model(x), rtol=0, atol=1e-5)
         one = torch.cat([masked(x[:1], m[None]) for m in mask])
         torch.testing.assert_close(masked(x[:1], mask), one, rtol=0, atol=1e-5)
+
+
+def flops(f):
+    """Of layers; torch does not count those of every implementation of attention."""
+    with FlopCounterMode(display=False) as counter:
+        f()
+    counts = counter.get_flop_counts()["Global"]
+    return counts[torch.ops.aten.addmm] + counts.get(torch.ops.aten.mm, 0)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_tokens_that_a_batch_hides_are_left_out(options):
+    """Batch of one, an expanded mask, equal rows, segments: as the same mask beside another."""
+    model, x = vit(**options), nets.image(3, 16, dtype=torch.float32)
+    mask = nets.blocks(1, 16, 4, 0.5, dtype=torch.float32, seed=1)
+    share = float(mask.mean())
+    masked, other = MaskedModel(model), torch.ones_like(mask)
+    segments = (mask[0, 0] == 0).long()
+    with torch.no_grad():
+        mixed = torch.cat([mask, mask, other])
+        want, plain = masked(x, mixed)[:2], flops(lambda: model(x))
+        assert flops(lambda: masked(x, mixed)) == plain
+        ways = {
+            "one": lambda: masked(x[:2], mask),
+            "expanded": lambda: masked(x[:2], mask.expand(2, -1, -1, -1)),
+            "equal rows": lambda: masked(x[:2], mask.bool().repeat(2, 1, 1, 1)),
+            "batches of one": lambda: masked(x[:2], torch.cat([mask, mask]), batch_size=1),
+            "segments": lambda: masked(
+                x[:2], segments=segments, z=torch.tensor([[True, False]] * 2)
+            ),
+        }
+        for name, way in ways.items():
+            torch.testing.assert_close(way(), want, rtol=0, atol=1e-5, msg=name)
+            assert flops(way) <= 2 / 3 * plain * (share + 0.07), name  # 0.07: a class token
+        hidden = torch.where(mask > 0, x, torch.nan)
+        assert_same(masked(hidden, mask), masked(x, mask))
+        assert_same(masked(x, other), model(x))
+        many = masked(x[:1], mask.expand(3, -1, -1, -1))
+        torch.testing.assert_close(many, want[:1].expand(3, -1), rtol=0, atol=1e-5)
+
+
+def test_nothing_shared_is_visible():
+    model, x = vit(), nets.image(2, 16, dtype=torch.float32)
+    masked, nothing = MaskedModel(model), torch.zeros(1, 1, 16, 16)
+    with torch.no_grad():
+        want = model(x, torch.tensor([0]))  # the class token alone
+        torch.testing.assert_close(masked(x, nothing), want, rtol=0, atol=1e-5)
+    model = vit(classes=0)
+    with torch.no_grad():
+        assert_same(MaskedModel(model)(x, nothing), model.head.bias.expand(2, -1).clone())
+
+
+def test_gradients_where_tokens_are_left_out():
+    model, x = vit(bias=True, fused=False), nets.image(2, 16, dtype=torch.float32)
+    mask = nets.blocks(1, 16, 4, 0.5, dtype=torch.float32)
+    grads = []
+    for given in (mask, torch.cat([mask, torch.ones_like(mask)])):  # shared; not
+        leaf = torch.where(mask > 0, x, torch.nan)[:1].expand(len(given), -1, -1, -1)
+        leaf = leaf.nan_to_num() if len(given) > 1 else leaf
+        leaf = leaf.clone().requires_grad_()
+        model.zero_grad()
+        MaskedModel(model)(leaf, given)[0].square().sum().backward()
+        grads.append([leaf.grad[:1], *(p.grad.clone() for p in model.parameters())])
+    assert (grads[0][0][(mask == 0).expand(1, 3, -1, -1)] == 0).all()
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 class Flat(nn.Module):
