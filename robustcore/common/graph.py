@@ -18,7 +18,13 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from robustcore.common.graph_guards import plain_attention, quiet, watched
+from robustcore.common.graph_guards import (
+    line_of_model,
+    plain_attention,
+    plain_normalization,
+    quiet,
+    watched,
+)
 
 BATCH = 3  # images in a trace's example; sizes of nodes are those of this batch
 # Of a node's meta: it writes into memory that is read again later under another name.
@@ -89,14 +95,18 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     with _LOCK, watched(model) as seen, torch.inference_mode(inference), torch.enable_grad():
         example = torch.empty((BATCH, *x.shape[1:]), dtype=x.dtype, device=x.device)
         try:
-            with torch.autocast(x.device.type, enabled=False), plain_attention(), quiet():
+            with (
+                torch.autocast(x.device.type, enabled=False), plain_attention(),
+                plain_normalization(model), quiet(),
+            ):  # fmt: skip
                 program = export(model, (example,), dynamic_shapes=({0: Dim("n")},), strict=False)
         except Exception as error:
             with torch.no_grad():
                 model(torch.zeros_like(x[:1]))  # what is wrong with the image is the model's to say
             raise Untraceable(
-                f"model: torch.export cannot trace {type(model).__name__} (control flow may depend "
-                f"on values; a batch size is x.shape[0], not len(x)): {_first_lines(error)}"
+                f"model: torch.export cannot trace {type(model).__name__}{line_of_model(error)} "
+                "(control flow may depend on values; a batch size is x.shape[0], not len(x)): "
+                f"{_first_lines(error)}"
             ) from error
     if seen:
         raise Untraceable(seen[0])

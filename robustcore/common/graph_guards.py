@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, Path(__file__).parent))
 
 
 @contextmanager
@@ -75,13 +80,50 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """torch.export logs what it also raises."""
+    """torch.export logs and prints what it also raises."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def plain_normalization(model: nn.Module) -> Iterator[None]:
+    """torchvision's Normalize without the check of its own arguments, a branch on values."""
+    found = [
+        m for m in model.modules()
+        if type(m).__name__ == "Normalize" and type(m).__module__.startswith("torchvision.")
+    ]  # fmt: skip
+    for module in found:
+        module.forward = _normalization(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward
+
+
+def _normalization(module: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        mean, std = (
+            torch.as_tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+            for v in (module.mean, module.std)
+        )
+        return (x - mean) / std
+
+    return forward
+
+
+def line_of_model(error: Exception) -> str:
+    """The last line that ran and is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
+    if not theirs:
+        return ""
+    return f", at line {theirs[-1].lineno} of {theirs[-1].filename}: {theirs[-1].line}"

@@ -19,7 +19,15 @@ def times(x: Tensor, mask: Tensor) -> Tensor:
     """``x * mask``, 0 where the mask is 0 whatever x is there."""
     if _is_image(x, mask):
         return mask_multiply(x, mask)
-    return torch.where(mask > 0, x * mask.to(x.dtype), 0)
+    y = torch.where(mask > 0, x * mask.to(x.dtype), 0)
+    if y.stride() == x.stride() or 0 in x.stride() or y.shape != x.shape or _is_mapped(x, mask):
+        return y
+    # A layer may round in another order for another layout.
+    return torch.empty_strided(x.shape, x.stride(), dtype=y.dtype, device=y.device).copy_(y)
+
+
+def _is_mapped(*tensors: Tensor) -> bool:
+    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def consume_times(x: Tensor, mask: Tensor) -> Tensor:
@@ -57,9 +65,8 @@ def _box(x: Tensor) -> Tensor:
 def add_in_place(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
     """``a += alpha * b``."""
     # One image that has met no mask yet may be added to many that have, or be mapped by vmap.
-    plain = not torch._C._functorch.is_functorch_wrapped_tensor(b)
     same = torch.broadcast_shapes(a.shape, b.shape) == a.shape
-    return a.add_(b, alpha=alpha) if same and plain else torch.add(a, b, alpha=alpha)
+    return a.add_(b, alpha=alpha) if same and not _is_mapped(b) else torch.add(a, b, alpha=alpha)
 
 
 def paired(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +96,11 @@ def visible_extreme(
     over = tuple(dims)
     found = low.amin(over, keepdim) if smallest else low.amax(over, keepdim)
     return torch.where(found == -sign * torch.inf, 0, found)
+
+
+def visible_extreme_alone(*arguments: Any) -> tuple[Tensor, None]:
+    """The same of an operation that also says where; nobody asks."""
+    return visible_extreme(*arguments), None
 
 
 def adaptive_max(x: Tensor, mask: Tensor, size: Any) -> tuple[Tensor, Tensor]:
@@ -179,8 +191,15 @@ def kept(mask: Tensor) -> Tensor:
     return found
 
 
+def take(x: Tensor, dim: int, at: Tensor) -> Tensor:
+    """The tokens ``at`` of x; x itself if those are all."""
+    return x if len(at) == x.shape[dim] else x.index_select(dim, at)
+
+
 def put_back(x: Tensor, at: Tensor, dim: int, size: int) -> Tensor:
     """x with ``size`` tokens along a dimension, 0 but for those that it has, which are ``at``."""
+    if len(at) == size:
+        return x
     whole = x.new_zeros([*x.shape[:dim], size, *x.shape[dim + 1 :]])
     return whole.index_copy(dim, at, x)
 
@@ -233,14 +252,20 @@ def transposed(
     return reached.gt(0).to(mask.dtype)
 
 
-def rearranged(mask: Tensor, index: Tensor, axis: int, times: int, to: int) -> Tensor:
+def rearranged(
+    mask: Tensor, index: Tensor, given: tuple[int, int, bool], to: tuple[int, int, bool]
+) -> Tensor:
     """A mask's elements by number, those of number -1 visible.
 
-    ``index``: of one sample, the batch's dimension first. ``axis``, ``to``: which dimension that is
-    in the mask and in the result; ``times``: how often the mask has each sample.
+    ``index``: of one sample, the batch's dimension first. ``given``, ``to``: which dimension that
+    is in the mask and in the result, how often it has each sample, and whether the samples lie
+    inside of that.
     """
+    axis, times, inner = given
     flat = mask.movedim(axis, 0)
-    flat = flat.reshape(len(flat) // times, -1)
+    flat = flat.unflatten(0, (times, -1)).transpose(0, 1) if inner else flat
+    flat = flat.reshape(mask.shape[axis] // times, -1)
     flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
-    found = flat[:, index.flatten()]
-    return found.reshape(len(flat) * index.shape[0], *index.shape[1:]).movedim(0, to)
+    found = flat[:, index.flatten()].reshape(len(flat), *index.shape)
+    axis, _, inner = to
+    return (found.transpose(0, 1) if inner else found).flatten(0, 1).movedim(0, axis)

@@ -81,7 +81,7 @@ class _Builder(Builder):
                 continue
             key = (result, d, line)
             if key not in self.taken or any(traced.is_in_place(user) for user in source.users):
-                self.taken[key] = self.call(torch.index_select, (result, d, self.place(line)))
+                self.taken[key] = self.call(calls.take, (result, d, self.place(line)))
             result = self.taken[key]
         return result
 

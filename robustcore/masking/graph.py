@@ -147,7 +147,8 @@ class Builder:
         if mask.kind == "move":
             (base,) = mask.parents
             index = self.index(mask.params)
-            return calls.rearranged, (*parents, index, base.axis, base.times, mask.axis)
+            places = [(m.axis, m.times, m.inner) for m in (base, mask)]
+            return calls.rearranged, (*parents, index, *places)
         if mask.kind == "transposed":
             window, padding, output_padding = mask.params
             shape = (window.kernel, window.stride, padding, output_padding, window.dilation)

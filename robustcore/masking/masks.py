@@ -22,7 +22,8 @@ class Mask:
     """One mask. ``kind`` and ``params`` say how it comes from ``parents``.
 
     ``shape``: its sizes for one sample (``times`` in the batch's dimension). ``axis``: which
-    dimension is the batch's.
+    dimension is the batch's; ``inner``: there, each of the ``times`` has all samples, and not each
+    sample all times.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Mask:
     parents: tuple[Mask, ...]
     shape: Shape
     axis: int = 0
+    inner: bool = False
 
     @property
     def times(self) -> int:
@@ -43,6 +45,11 @@ class Mask:
 
     def varies(self, dimension: int) -> bool:
         return dimension != self.axis and self.shape[dimension] > 1
+
+    def beside(self, other: Mask) -> bool:
+        """Whether both have the samples of the batch in the same places."""
+        mine = self.axis, self.times, self.inner
+        return mine == (other.axis, other.times, other.inner)
 
     def __str__(self) -> str:
         return self.name
@@ -83,12 +90,21 @@ class Masks:
         self.given = self.make("input", None, (), (1, 1, rows, columns))
 
     def make(
-        self, kind: str, params: Any, parents: Sequence[Mask], shape: Sequence[int], axis: int = 0
+        self,
+        kind: str,
+        params: Any,
+        parents: Sequence[Mask],
+        shape: Sequence[int],
+        axis: int = 0,
+        inner: bool | None = None,
     ) -> Mask:
-        """The mask of that description; ``params`` has to be hashable."""
+        """The mask of that description; ``params`` has to be hashable. ``inner``: as the parents,
+        unless said."""
         key = (kind, params, tuple(parents), tuple(shape))
         if key not in self._known:
-            mask = Mask(f"m{len(self.all)}", kind, params, tuple(parents), tuple(shape), axis)
+            inner = any(p.inner for p in parents) if inner is None else inner
+            name = f"m{len(self.all)}"
+            mask = Mask(name, kind, params, tuple(parents), tuple(shape), axis, inner)
             self._known[key] = mask
             self.all.append(mask)
         return self._known[key]
@@ -132,7 +148,7 @@ class Masks:
 
     def both(self, a: Mask, b: Mask) -> Mask:
         """The intersection; one of the two if that is part of the other."""
-        if a.axis != b.axis or a.times != b.times:
+        if not a.beside(b):
             raise ValueError("the batches lie in different dimensions")
         if self.inside(a, b):
             return a

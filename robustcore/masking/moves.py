@@ -25,6 +25,7 @@ class Index(NamedTuple):
     numbers: bytes
     shape: tuple[int, ...]
     axis: int
+    inner: bool
 
     def tensor(self) -> Tensor:
         flat = torch.frombuffer(bytearray(self.numbers), dtype=torch.int32)
@@ -40,7 +41,8 @@ def numbered(mask: Mask) -> tuple[Mask, Tensor]:
         first = mask.shape[: mask.axis] + mask.shape[mask.axis + 1 :]
         numbers = torch.arange(_count(mask)).reshape(mask.times, *first)
     samples = torch.arange(BATCH).reshape(-1, *[1] * numbers.dim()) * _count(base)
-    numbers = torch.where(numbers < 0, VISIBLE, numbers + samples).flatten(0, 1)
+    numbers = torch.where(numbers < 0, VISIBLE, numbers + samples)
+    numbers = (numbers.transpose(0, 1) if mask.inner else numbers).flatten(0, 1)
     return base, numbers.movedim(0, mask.axis)
 
 
@@ -64,23 +66,33 @@ def moved(masks: Masks, base: Mask, numbers: Tensor) -> Mask | None:
     for axis in range(numbers.dim()):
         if numbers.shape[axis] % BATCH:
             continue
-        apart = numbers.movedim(axis, 0).unflatten(0, (BATCH, -1))
-        sample = torch.arange(BATCH).reshape(-1, *[1] * (apart.dim() - 1))
-        if bool(((apart < 0) | (apart // count == sample)).all()):
-            return _mask(masks, base, apart[0], axis)
+        for inner in (False, True):
+            apart = samples_apart(numbers, axis, inner)
+            sample = torch.arange(BATCH).reshape(-1, *[1] * (apart.dim() - 1))
+            if bool(((apart < 0) | (apart // count == sample)).all()):
+                return _mask(masks, base, apart[0], axis, inner)
     raise ValueError("samples are mixed")
 
 
-def _mask(masks: Masks, base: Mask, index: Tensor, axis: int) -> Mask:
+def samples_apart(numbers: Tensor, axis: int, inner: bool) -> Tensor:
+    """Numbers beside a tensor as ``[B, times, *rest]``."""
+    numbers = numbers.movedim(axis, 0)
+    first = len(numbers) // BATCH
+    if inner:
+        return numbers.reshape(first, BATCH, *numbers.shape[1:]).transpose(0, 1)
+    return numbers.reshape(BATCH, first, *numbers.shape[1:])
+
+
+def _mask(masks: Masks, base: Mask, index: Tensor, axis: int, inner: bool) -> Mask:
     shape = list(index.shape[1:])
     shape.insert(axis, index.shape[0])
-    if axis == base.axis and tuple(shape) == base.shape:
+    if axis == base.axis and tuple(shape) == base.shape and inner == base.inner:
         same = index.flatten() == torch.arange(_count(base))
         if bool(same.all()):
             return base
     numbers = index.contiguous().int().numpy().tobytes()
-    params = Index(numbers, tuple(index.shape), axis)
-    return masks.make("move", params, (base,), shape, axis)
+    params = Index(numbers, tuple(index.shape), axis, inner)
+    return masks.make("move", params, (base,), shape, axis, inner)
 
 
 def move(

@@ -16,10 +16,17 @@ from torch import fx
 
 from robustcore.common import graph as traced
 from robustcore.masking.masks import Mask, Masks
-from robustcore.masking.moves import VISIBLE, groups, moved, numbered
+from robustcore.masking.moves import VISIBLE, groups, moved, numbered, samples_apart
 from robustcore.masking.plan import Plan
 from robustcore.masking.rules.call import Call
-from robustcore.masking.rules.mixing import attention, einsum, linear, matmul, softmax
+from robustcore.masking.rules.mixing import (
+    attention,
+    einsum,
+    letters_of,
+    linear,
+    matmul,
+    softmax,
+)
 from robustcore.masking.rules.pixels import batch_norm, get_item, pointwise, size
 from robustcore.masking.rules.shapes import (
     concat,
@@ -30,7 +37,14 @@ from robustcore.masking.rules.shapes import (
     reshape,
     stack,
 )
-from robustcore.masking.rules.statistics import extreme, group_norm, layer_norm, reduction, spread
+from robustcore.masking.rules.statistics import (
+    along,
+    extreme,
+    group_norm,
+    layer_norm,
+    reduction,
+    spread,
+)
 from robustcore.masking.rules.table import find
 from robustcore.masking.rules.windows import adaptive_pool, conv
 
@@ -107,7 +121,7 @@ def _lines(mask: Mask, masks: Masks) -> Lines | None:
     varying = [d for d in range(len(mask.shape)) if mask.varies(d)]
     if len(varying) == 1:
         base, numbers = numbered(mask)
-        samples = numbers.movedim(mask.axis, 0).reshape(traced.BATCH, mask.times, -1)
+        samples = samples_apart(numbers, mask.axis, mask.inner).flatten(2)
         if not bool((samples == samples[:, :1]).all()):
             return None
         line = moved(masks, base, samples[:, 0])
@@ -246,9 +260,9 @@ def _matmul(tokens: Tokens, call: Call) -> Wants | None:
 
 
 def _einsum(tokens: Tokens, call: Call) -> Wants | None:
-    given, result = str(call.args["equation"]).replace(" ", "").split("->")
+    given, result = letters_of(call)
     lines = {result[d]: m for d, m in (tokens.of(call.node) or {}).items()}
-    operands = list(zip(given.split(","), call.args["tensors"], strict=True))
+    operands = list(zip(given, call.args["tensors"], strict=True))
     for letters, node in operands:
         for d, line in (tokens.of(node) or {}).items():
             if lines.setdefault(letters[d], line) is not line:
@@ -302,7 +316,8 @@ def _to_one(tokens: Tokens, call: Call) -> Wants | None:
 _RULES: dict[Any, Rule] = {
     pointwise: _pointwise, softmax: _same, linear: _last_whole, layer_norm: _last_whole,
     batch_norm: _batch_norm, group_norm: _batch_norm, conv: _conv1d, reduction: _same,
-    extreme: _same, spread: _same, adaptive_pool: _to_one, concat: _join, stack: _stack,
-    reshape: _reshape, permute: _same, expand: _expand, rearrange: _pick, index: _same,
-    matmul: _matmul, einsum: _einsum, attention: _attention, get_item: _part, size: _size,
+    extreme: _same, spread: _same, along: _same, adaptive_pool: _to_one, concat: _join,
+    stack: _stack, reshape: _reshape, permute: _same, expand: _expand, rearrange: _pick,
+    index: _same, matmul: _matmul, einsum: _einsum, attention: _attention,
+    get_item: _part, size: _size,
 }  # fmt: skip

@@ -135,6 +135,11 @@ class Call:
         given = range(rank) if dims is None or dims == [] else dims
         return [d % rank for d in ([given] if isinstance(given, int) else given)]
 
+    def want_apart(self, mask: Mask | None, *dims: int) -> None:
+        """Refuses an operation that mixes what lies along dims of an input, if that are samples."""
+        if mask is not None and mask.axis in dims:
+            raise self.refuse("mixes the samples of a batch; keep them apart")
+
     def refuse(self, why: str) -> UnsupportedOperation:
         kind = traced.module_type(self.node)
         inside = f" in {kind}" if kind else ""

@@ -21,6 +21,7 @@ def linear(call: Call) -> Row:
     if call.x.kind == "vector":
         return dense(call)
     last = len(call.sizes) - 1
+    call.want_apart(call.mask, last)
     if not call.mask.varies(last):
         return call.row(Value("map", call.mask), "pointwise", inputs=call.maps)
     return call.row(call.value_of(call.masks.any(call.mask, (last,))), "clean", inputs=call.maps)
@@ -49,6 +50,7 @@ def _product(call: Call, operands: list[tuple[fx.Node, int, int]]) -> Row:
         if value.kind != "map":
             continue
         assert value.mask is not None
+        call.want_apart(value.mask, own)
         if value.mask.varies(own):
             summed.append(node)
         masks.append(call.masks.any(aligned(call, node), (dim,)))
@@ -78,17 +80,14 @@ def einsum(call: Call) -> Row:
     """As `matmul` | as `matmul`"""
     if not call.maps:
         return vector(call)
-    equation = str(call.args["equation"]).replace(" ", "")
-    tensors = list(call.args["tensors"])
-    if "." in equation or "->" not in equation:
-        raise call.refuse("want an equation with letters only")
-    given, result = equation.split("->")
+    given, result = letters_of(call)
     masks, cleans = [], []
-    for letters, node in zip(given.split(","), tensors, strict=True):
+    for letters, node in zip(given, call.args["tensors"], strict=True):
         mask = call.value(node).mask if call.value(node).kind == "map" else None
         if mask is None:
             continue
         gone = [d for d, letter in enumerate(letters) if letter not in result]
+        call.want_apart(mask, *gone)
         if any(mask.varies(d) for d in gone) and not call.value(node).zero:
             cleans.append(node)
         kept = [letters.index(letter) for letter in result if letter in letters]
@@ -102,6 +101,22 @@ def einsum(call: Call) -> Row:
             masks.append(found)
     value = call.value_of(call.masks.all_of(masks) if masks else None)
     return call.row(value, "mix", inputs=call.maps, cleans=cleans)
+
+
+def letters_of(call: Call) -> tuple[list[str], str]:
+    """An einsum's letters, of each operand and of the result, with all that it leaves unsaid."""
+    left, arrow, right = str(call.args["equation"]).replace(" ", "").partition("->")
+    given = left.split(",")
+    free = [c for c in map(chr, range(ord("A"), ord("z"))) if c.isalpha() and c not in left]
+    ranks = [len(traced.sizes(node)) for node in call.args["tensors"]]
+    most = max(r - len(g) + 3 if "..." in g else 0 for g, r in zip(given, ranks, strict=True))
+    if not arrow:
+        once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
+        right = "..." * (most > 0) + "".join(once)
+    dots = free[:most]
+    wide = [g.replace("...", "".join(dots[most - (r - len(g) + 3):]) if "..." in g else "")
+            for g, r in zip(given, ranks, strict=True)]  # fmt: skip
+    return wide, right.replace("...", "".join(dots))
 
 
 def _turn(order: Sequence[int], gone: int, new: Sequence[int]) -> Callable[[Tensor], Tensor]:
@@ -123,6 +138,7 @@ def softmax(call: Call) -> Row:
     if call.x.kind != "map":
         return vector(call)
     (dim,) = call.dims(call.args["dim"])
+    call.want_apart(call.mask, dim)
     if not call.mask.varies(dim):
         return pointwise(call)
     if "log" in call.op:
@@ -141,6 +157,9 @@ def attention(call: Call) -> Row:
         raise call.refuse("its attn_mask depends on the image; want a constant")
     keys = [call.value(n).mask for n in (key, value) if call.value(n).kind == "map"]
     queries = call.value(query).mask if call.value(query).kind == "map" else None
+    for mask in (*keys, queries):
+        if mask is not None:
+            call.want_apart(mask, len(mask.shape) - 2, len(mask.shape) - 1)
     if any(m is not None and m.varies(len(m.shape) - 1) for m in (*keys, queries)):
         raise call.refuse("features of a token are hidden apart from one another")
     shown = call.masks.all_of([m for m in keys if m is not None]) if keys else None

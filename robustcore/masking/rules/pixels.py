@@ -20,7 +20,7 @@ def pointwise(call: Call) -> Row:
     if not maps:
         return vector(call)
     masks = [aligned(call, n) for n in maps]
-    if len({m.axis for m in masks}) > 1 or len({m.times for m in masks}) > 1:
+    if not all(m.beside(masks[0]) for m in masks):
         raise call.refuse("the batches of its inputs lie in different dimensions")
     mask = call.masks.all_of(masks)
     zero = len(call.tensors) == 1 and call.op.rstrip("_") in KEEPS_ZERO and call.x.zero
@@ -53,7 +53,7 @@ def vector(call: Call) -> Row:
     if not call.tensors:
         return call.row(CONSTANT)
     masks = [m for m in (call.value(n).mask for n in call.tensors) if m is not None]
-    alike = all(m.shape == masks[0].shape and m.axis == masks[0].axis for m in masks)
+    alike = all(m.shape == masks[0].shape and m.beside(masks[0]) for m in masks)
     mask = call.masks.all_of(masks) if masks and alike else None
     zero = call.op.rstrip("_") in KEEPS_ZERO and all(call.value(n).zero for n in call.tensors)
     value = Value("vector", mask, zero)

@@ -62,7 +62,10 @@ def index(call: Call) -> Row:
     """Unchanged: of channels, by constants | nothing"""
     if call.x.kind != "map" or len(call.maps) > 1:
         return vector(call)
-    picked = [d for d, given in enumerate(call.args["indices"]) if given is not None]
+    if call.op == "index_select":
+        picked = call.dims(call.args["dim"])
+    else:
+        picked = [d for d, given in enumerate(call.args["indices"]) if given is not None]
     if len(picked) > 1 or call.mask.varies(picked[0]):
         raise call.refuse("picks pixels by computed positions; want slices")
     if len(traced.sizes(call.node)) != len(call.sizes) or picked[0] == call.mask.axis:
@@ -166,7 +169,7 @@ def concat(call: Call) -> Row:
     values = [call.value(p) for p in parts]
     shown = [(p, v.mask) for p, v in zip(parts, values, strict=True) if v.kind == "map"]
     masks = [m for _, m in shown if m is not None]
-    if any(m.axis != masks[0].axis or m.times != masks[0].times for m in masks):
+    if not all(m.beside(masks[0]) for m in masks):
         raise call.refuse("the batches of its inputs lie in different dimensions")
     if any(m.varies(dim) for m in masks) or (dim == masks[0].axis):
         return _joined(call, parts, dim)
@@ -223,7 +226,7 @@ def stack(call: Call) -> Row:
     rank = len(traced.sizes(parts[0])) + 1
     dim = int(call.args["dim"]) % rank
     shown = [m for m in (call.value(part).mask for part in call.maps) if m is not None]
-    if any(m.axis != shown[0].axis or m.times != shown[0].times for m in shown):
+    if not all(m.beside(shown[0]) for m in shown):
         raise call.refuse("the batches of its inputs lie in different dimensions")
     union, sizes = call.masks.either(shown), traced.sizes(call.maps[0])
     mask = call.moved(union, sizes, lambda numbers: numbers.unsqueeze(dim))[0]

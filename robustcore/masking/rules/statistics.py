@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from robustcore.masking import calls
 from robustcore.masking.masks import Mask
 from robustcore.masking.rules.call import RESULT, Call, Row, Then, Value
@@ -12,6 +14,7 @@ def group_norm(call: Call) -> Row:
     """Unchanged | statistics over what is visible"""
     if call.x.kind == "vector":
         return vector(call)
+    call.want_apart(call.mask, *range(1, len(call.sizes)))
     if not any(call.mask.varies(d) for d in range(2, len(call.sizes))) or call.mask.varies(1):
         raise call.refuse("want an image of features")
     if call.op == "instance_norm":
@@ -30,6 +33,7 @@ def layer_norm(call: Call) -> Row:
         return vector(call)
     rank, normalized = len(call.sizes), len(call.args["normalized_shape"])
     dims = list(range(rank - normalized, rank))
+    call.want_apart(call.mask, *dims)
     if not any(call.mask.varies(d) for d in dims):
         return call.row(Value("map", call.mask), "pointwise", inputs=call.maps)
     if "rms" in call.op:
@@ -55,8 +59,7 @@ def _reduced(call: Call, dims: list[int]) -> Mask | None:
 def _over(call: Call) -> tuple[list[int], bool]:
     """The dimensions that are reduced, and whether anything is hidden along them."""
     dims = call.dims(call.args.get("dim"))
-    if call.mask.axis in dims:
-        raise call.refuse("mixes the samples of a batch; keep them apart")
+    call.want_apart(call.mask, *dims)
     return dims, any(call.mask.varies(d) for d in dims)
 
 
@@ -90,11 +93,28 @@ def extreme(call: Call) -> Row:
         value = Value(value.kind, value.mask, parts=(value,) * len(results))
     if not hides:
         return call.row(value, "pointwise" if mask is call.mask else "move")
-    if value.parts is not None:
-        raise call.refuse("positions have no meaning under a mask; want amax or amin")
     arguments = (call.source, call.mask, dims, bool(call.args["keepdim"]), "min" in call.op)
-    then = Then("of what is visible", calls.visible_extreme, arguments, instead=True)
+    function: Any = calls.visible_extreme
+    if value.parts is not None:
+        if any(user.args[1] != 0 and user.users for user in call.node.users):
+            raise call.refuse("positions have no meaning under a mask; want amax or amin")
+        function = calls.visible_extreme_alone
+    then = Then("of what is visible", function, arguments, instead=True)
     return call.row(value, "mix", then=then)
+
+
+def along(call: Call) -> Row:
+    """Unchanged | refused where pixels are hidden along it"""
+    if call.x.kind != "map":
+        return vector(call)
+    (dim,) = call.dims(call.args["dim"])
+    call.want_apart(call.mask, dim)
+    if call.mask.varies(dim):
+        raise call.refuse(f"dims {[dim]} mix what is hidden with what is not; want one of channels")
+    value, results = Value("map", call.mask), call.node.meta["val"]
+    if isinstance(results, (list, tuple)):
+        value = Value("map", call.mask, parts=(value,) * len(results))
+    return call.row(value, "pointwise")
 
 
 def spread(call: Call) -> Row:

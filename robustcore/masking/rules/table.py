@@ -16,6 +16,7 @@ from robustcore.masking.rules.shapes import (
     stack,
 )
 from robustcore.masking.rules.statistics import (
+    along,
     extreme,
     group_norm,
     layer_norm,
@@ -44,7 +45,9 @@ RULES: dict[Rule, str] = {
         "clamp_max clip square reciprocal sin cos erf sign floor round maximum minimum where "
         "masked_fill dropout feature_dropout alpha_dropout feature_alpha_dropout identity to "
         "_to_copy type_as contiguous clone detach alias lift_fresh_copy float channel_shuffle "
-        "native_channel_shuffle addcmul addcdiv lerp nan_to_num expm1 log1p logit"
+        "native_channel_shuffle addcmul addcdiv lerp nan_to_num expm1 log1p logit gt ge lt le eq "
+        "ne logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or isnan isfinite "
+        "atan2"
     ),
     batch_norm: "batch_norm",
     softmax: "softmax log_softmax _softmax",
@@ -60,7 +63,8 @@ RULES: dict[Rule, str] = {
     adaptive_pool: "adaptive_avg_pool2d adaptive_max_pool2d adaptive_avg_pool1d",
     reduction: "mean sum linalg_vector_norm",
     extreme: "amax amin max min",
-    spread: "var std var_mean std_mean logsumexp prod cumsum norm argmax",
+    spread: "var std var_mean std_mean logsumexp prod norm argmax argmin",
+    along: "cumsum cumprod glu topk sort argsort logcumsumexp",
     concat: "cat concat",
     stack: "stack",
     resize: (
@@ -75,7 +79,7 @@ RULES: dict[Rule, str] = {
         "repeat repeat_interleave tile movedim unfold im2col pixel_unshuffle rot90"
     ),
     expand: "expand expand_as",
-    index: "index",
+    index: "index index_select",
     pad: "pad constant_pad_nd reflection_pad2d replication_pad2d",
     get_item: "getitem",
     fresh: (

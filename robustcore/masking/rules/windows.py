@@ -54,6 +54,7 @@ def conv(call: Call) -> Row:
 
 def _conv1d(call: Call, weight: tuple[int, ...]) -> Row:
     mask = call.mask
+    call.want_apart(mask, 1)
     if len(weight) == 3 and weight[2] == 1 and not mask.varies(1):
         return call.row(Value("map", mask), "pointwise", inputs=call.maps)
     raise call.refuse("want a convolution of images [N, C, H, W]")
@@ -83,8 +84,16 @@ def _pool_window(call: Call) -> Window:
 
 
 def max_pool(call: Call) -> Row:
-    """Largest in the window, ceil_mode alike | zeros before the pool"""
+    """Largest in the window, ceil_mode alike | zeros before the pool; of the whole image, as
+    `extreme`"""
     return _pool(call, "pool")
+
+
+def _largest(call: Call) -> Row:
+    """A maximum over the image: of what is visible, which zeros are not."""
+    then = Then("of what is visible", calls.visible_extreme,
+                (call.source, call.mask, [2, 3], True, False), instead=True)  # fmt: skip
+    return call.row(call.value_of(call.masks.any(call.mask, (2, 3))), "mix", then=then)
 
 
 def avg_pool(call: Call) -> Row:
@@ -98,6 +107,9 @@ def _pool(call: Call, kind: str) -> Row:
     if call.op.endswith("_with_indices"):
         raise call.refuse("return_indices has no meaning under a mask")
     mask, window, more = _unpadded(call, _pool_window(call))
+    sees_all = all(k >= s for k, s in zip(window.kernel, call.sizes[2:], strict=True))
+    if kind == "pool" and sees_all and traced.sizes(call.node)[2:] == (1, 1) and not more:
+        return _largest(call)
     return call.row(Value("map", call.masks.pool(mask, window, kind)), "clean", **more)
 
 
@@ -105,6 +117,7 @@ def channel_pool(call: Call) -> Row:
     """Unchanged: of channels (LocalResponseNorm). Of tokens, as `avg_pool` | as `avg_pool`"""
     if call.x.kind == "vector":
         return vector(call)
+    call.want_apart(call.mask, *range(1, len(call.sizes)))
     if len(call.sizes) == 3 and call.op == "avg_pool1d" and not call.mask.varies(1):
         return _token_pool(call)
     kernel = call.args["kernel_size"]
@@ -142,6 +155,7 @@ def adaptive_pool(call: Call) -> Row:
     size = traced.sizes(call.node)[2:] if traced.is_tensor(call.node) else ()
     if not highest and all(s == 1 for s in size) and len(size) == len(call.sizes) - 2:
         dims = list(range(2, len(call.sizes)))
+        call.want_apart(call.mask, *dims)
         mask = call.masks.any(call.mask, dims)
         then = Then("divided by the visible share", calls.visible_mean,
                     (RESULT, call.mask, dims, True))  # fmt: skip
