@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from robustcore.attacks.attack import Attack
+from robustcore.attacks.attack import Attack, require_images
 from robustcore.common.errors import UsageError
 from robustcore.common.image_run import stack
 from robustcore.common.progress import ImageBar
@@ -62,9 +63,12 @@ def rows(
     if not indices:
         return []
     started = time.perf_counter()
+    items, broken = _items(attack, data, indices)
+    indices = indices[: len(items)]
+    if not items:
+        return broken
     shown = f"image {indices[0]}" if len(indices) == 1 else f"images {indices[0]} and following"
     try:
-        items = [load_item(data, idx) for idx in indices]
         with as_usage_error(f"{shown}: "):
             images = stack([image.to(device) for image, _ in items], "images")
             labels = torch.tensor([label for _, label in items], device=device)
@@ -73,13 +77,31 @@ def rows(
         return [error]
     seconds = timedelta(seconds=(time.perf_counter() - started) / len(indices))
     columns = made.prediction, made.success.long(), made.distance, made.steps, made.queries
-    return [
+    done: list[str | UsageError] = [
         # Rounded up: a point of the table is never nearer than the adversarial image.
         line((idx, label, p, s, f"{math.ceil(d * 1e7) / 1e7:.7f}", steps, queries, seconds))
         for idx, (_, label), (p, s, d, steps, queries) in zip(
             indices, items, zip(*(c.tolist() for c in columns), strict=True), strict=True
         )
     ]
+    return done + broken
+
+
+def _items(
+    attack: Attack, data: Any, indices: Sequence[int]
+) -> tuple[list[tuple[Tensor, int]], list[str | UsageError]]:
+    """The images before the first one that cannot be attacked, and what is wrong with that one."""
+    items: list[tuple[Tensor, int]] = []
+    for idx in indices:
+        try:
+            image, label = load_item(data, idx)
+            with as_usage_error(f"image {idx}: "):
+                names = "image", "label"
+                require_images(image.unsqueeze(0), torch.tensor([label]), attack.grid, names)
+        except UsageError as error:
+            return items, [error]
+        items.append((image, label))
+    return items, []
 
 
 class Fooled(ImageBar):

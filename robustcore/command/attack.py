@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _eps(text: str) -> float:
+    above, _, below = text.replace(" ", "").partition("/")
     try:
-        return float(Fraction(text.replace(" ", "")))
+        return float(Fraction(above) / Fraction(below or 1))
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"--eps: got {text!r}, want a number or a fraction, 8/255 say") from None
 

@@ -1,4 +1,4 @@
-"""Runs of ``robustcore certify`` in other processes, on a user's module."""
+"""Runs of ``robustcore certify`` and ``attack`` in other processes, on a user's module."""
 
 import json
 import socket
@@ -50,8 +50,17 @@ class Runs:
         self, *options, out, model="model", data="data", ranks=0, kill=None, rows=0, most_bytes=None
     ):
         """Exit codes, one a process."""
-        argv = ["certify", "--model", f"mine:{model}", "--data", f"mine:{data}", "--out", out]
-        argv += ["--sigma", "0.25", "--N0", "20", "--N", "400", "--device", "cpu", *options]
+        options = ["--sigma", "0.25", "--N0", "20", "--N", "400", *options]
+        return self.run("certify", options, out, model, data, ranks, kill, rows, most_bytes)
+
+    def attack(self, *options, out, model="model", data="data", ranks=0, kill=None, rows=0):
+        """Exit codes, one a process."""
+        options = ["--eps", "0.1", "--attack", "pgd", *options]
+        return self.run("attack", options, out, model, data, ranks, kill, rows)
+
+    def run(self, command, options, out, model, data, ranks, kill, rows, most_bytes=None):
+        argv = [command, "--model", f"mine:{model}", "--data", f"mine:{data}", "--out", out]
+        argv += ["--device", "cpu", *options]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -73,7 +82,8 @@ class Runs:
         text = self.text(name)
         assert text.endswith("\n")
         fields = [line.split("\t") for line in text[:-1].split("\n")]
-        return ["\t".join(row[:5] + row[6:]) for row in fields]
+        time = fields[0].index("time")
+        return ["\t".join(row[:time] + row[time + 1 :]) for row in fields]
 
     def seed(self, name):
         return str(json.loads(self.text(name + ".json"))["seed"])
