@@ -5,6 +5,7 @@ from robustcore.ops.attacks.hyperplane import hyperplane_projection
 from robustcore.ops.attacks.square import square_propose, square_start
 from robustcore.ops.attacks.start import random_start
 from robustcore.ops.attacks.step import attack_step, project
+from robustcore.ops.attacks.warp import spatial_warp
 from robustcore.ops.density.grad_norm import grad_norm
 from robustcore.ops.density.linear_logsumexp import linear_logsumexp
 from robustcore.ops.density.logsumexp import logsumexp
@@ -65,6 +66,7 @@ __all__ = [
     "random_projection_transposed",
     "random_start",
     "skew_kernel",
+    "spatial_warp",
     "splitting_levels",
     "splitting_noise",
     "square_propose",
