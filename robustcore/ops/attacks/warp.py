@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import apply, arithmetic, needs_grad, raw, register_loop
+from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_loop
 from robustcore.ops.checks import check_device, check_floating
 
 _warp = raw.warp_images.default
@@ -47,7 +47,7 @@ def spatial_warp(x: Tensor, angles: Tensor, shifts: Tensor | None = None) -> Ten
         raise ValueError(f"x: got shape {list(x.shape)}, want [B, C, H, W]")
     turns = _turns(x, angles, shifts)
     if needs_grad(x):
-        return apply(_Warp, x, turns)  # type: ignore[no-any-return]
+        return _Warp.apply(x, turns)  # type: ignore[no-any-return]
     return _warp(x.contiguous(), turns)  # type: ignore[no-any-return]
 
 
@@ -100,7 +100,7 @@ class _Warp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return apply(_Transposed, grad, ctx.saved_tensors[0]), None
+        return _Transposed.apply(grad, ctx.saved_tensors[0]), None
 
 
 class _Transposed(torch.autograd.Function):
@@ -116,7 +116,7 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, v):
-        return apply(_Warp, v, ctx.saved_tensors[0]), None
+        return _Warp.apply(v, ctx.saved_tensors[0]), None
 
 
 @torch.library.register_fake("robustcore::warp_images")
