@@ -111,19 +111,18 @@ RC_HOST_DEVICE T between(T fraction, T a, T b) {
   return OneLane<T>::fma(fraction, b - a, a);
 }
 
-// The value of a plane at a source.
-template <class E>
-RC_HOST_DEVICE E value_at(const E* plane, const Tap<Arithmetic<E>>& down,
-                          const Tap<Arithmetic<E>>& right, int rows, int columns) {
-  using T = Arithmetic<E>;
+// The value at a source of the plane whose pixels `read` gives.
+template <class T, class Read>
+RC_HOST_DEVICE T value_at(const Read& read, const Tap<T>& down, const Tap<T>& right, int rows,
+                          int columns) {
   const auto pixel = [&](int y, int x) {
     if (!is_inside(y, rows) || !is_inside(x, columns)) return T(0);
-    return convert<T>(plane[static_cast<int64_t>(y) * columns + x]);
+    return read(static_cast<int64_t>(y) * columns + x);
   };
   const int y = down.first, x = right.first;
   const T upper = between(right.fraction, pixel(y, x), pixel(y, x + 1));
   const T lower = between(right.fraction, pixel(y + 1, x), pixel(y + 1, x + 1));
-  return convert<E>(between(down.fraction, upper, lower));
+  return between(down.fraction, upper, lower);
 }
 
 // The pixels of an axis that may read what comes to lie at `target`.
@@ -137,31 +136,6 @@ RC_HOST_DEVICE Range range_around(T target, T reach, int size) {
   const int first = from < end ? (from > 0 ? static_cast<int>(from) : 0) : size;
   const int last = to >= 0 ? (to < end ? static_cast<int>(to) : size - 1) : -1;
   return {first, last};
-}
-
-// What pixel (y, x) of a plane receives of all poses.
-template <class E>
-RC_HOST_DEVICE E gathered_at(const WarpArgs& args, int64_t image, int64_t channel, int y, int x) {
-  using T = Arithmetic<E>;
-  const int rows = static_cast<int>(args.rows), columns = static_cast<int>(args.columns);
-  T sum = 0;
-  for (int64_t p = 0; p < args.poses; ++p) {
-    const Pose<T> pose(args, image, p);
-    const E* plane = static_cast<const E*>(args.in) +
-                     ((image * args.poses + p) * args.channels + channel) * args.rows * args.columns;
-    const T reach = pose.reach();
-    const Range down = range_around(pose.target_y(y, x), reach, rows);
-    const Range right = range_around(pose.target_x(y, x), reach, columns);
-    for (int i = down.first; i <= down.last; ++i) {
-      for (int j = right.first; j <= right.last; ++j) {
-        const Tap<T> down_tap(pose.source_y(i, j), rows), right_tap(pose.source_x(i, j), columns);
-        if (!down_tap.reads(y) || !right_tap.reads(x)) continue;
-        const T weight = down_tap.weight(y) * right_tap.weight(x);
-        sum = OneLane<T>::fma(weight, convert<T>(plane[static_cast<int64_t>(i) * columns + j]), sum);
-      }
-    }
-  }
-  return convert<E>(sum);
 }
 
 }  // namespace RC_ISA

@@ -103,7 +103,8 @@ void warp_rows(const WarpArgs& args, int64_t begin, int64_t end) {
         .visit(
             [&](int j, const Tap<T>& down, const Tap<T>& right) {
               for (int64_t c = 0; c < args.channels; ++c) {
-                out[c * pixels + j] = value_at(planes + c * pixels, down, right, rows, columns);
+                const auto read = [&](int64_t e) { return convert<T>(planes[c * pixels + e]); };
+                out[c * pixels + j] = convert<E>(value_at(read, down, right, rows, columns));
               }
             },
             [&](int first, int count, const Run<T>& run) {

@@ -115,6 +115,10 @@ class Attack(ABC):
         indices = require_indices(image_offset, image_stride, len(images))
         return self._work(images, labels, indices, self.batch_size, self._attacked)
 
+    def distances(self, images: Tensor, x0: Tensor) -> Tensor:
+        """float64 ``[B]`` between images and what was made of them, in the norm of the attack."""
+        return distances(images, x0, self.norm)
+
     @abstractmethod
     def _attacked(self, session: Session, seed: int) -> Attacked:
         """What becomes of the images of a run."""
@@ -137,8 +141,8 @@ class Attack(ABC):
             return body(session, seed)
 
 
-class StepAttack(Attack):
-    """An attack by steps of one method, such as training can have in its loop."""
+class MethodAttack(Attack):
+    """An attack by one method."""
 
     @abstractmethod
     def method(self, seed: int) -> Method:
@@ -149,6 +153,10 @@ class StepAttack(Attack):
         method.check(session)
         found = session.search(method, np.flatnonzero(~session.fooled))
         return session.result(found, method, self, seed)
+
+
+class StepAttack(MethodAttack):
+    """One by steps, whose last point training can take."""
 
 
 def classifier_of(attack: Attack, seed: int = 0, model: Any = None) -> Classifier:
@@ -232,7 +240,7 @@ class Session:
             success=success,
             prediction=prediction,
             loss=-loss if self.targeted else loss,
-            distance=distances(images, self.images, attack.norm),
+            distance=attack.distances(images, self.images),
             steps=torch.from_numpy(np.where(self.fooled, 0, found.steps)),
             queries=torch.from_numpy(queries),
             norm=attack.norm,

@@ -2,6 +2,7 @@
 
 from robustcore.ops.attacks.apgd import apgd_update
 from robustcore.ops.attacks.hyperplane import hyperplane_projection
+from robustcore.ops.attacks.perceptual import perceptual_distance
 from robustcore.ops.attacks.square import square_propose, square_start
 from robustcore.ops.attacks.start import random_start
 from robustcore.ops.attacks.step import attack_step, project
@@ -60,6 +61,7 @@ __all__ = [
     "masked_pool",
     "maxmin",
     "neighbor_fill",
+    "perceptual_distance",
     "project",
     "projection_pool",
     "random_projection",

@@ -9,6 +9,7 @@
 #include "attacks/square.h"
 #include "attacks/start.h"
 #include "attacks/step.h"
+#include "attacks/warp.h"
 #include "cases.h"
 
 using namespace robustcore;
@@ -182,6 +183,31 @@ void apgd_case(int64_t elements) {
 }
 
 template <class T>
+void warp_case(int64_t channels, int64_t rows, int64_t columns, bool own_poses) {
+  using A = Arithmetic<T>;
+  constexpr int64_t images = 2, poses = 5;
+  const A turns[images * poses * 4] = {
+      1, 0, 0, 0, 0, 1, 0, 0, A(0.8), A(0.6), A(0.5), A(-1.25), A(0.6), A(-0.8), 0, 2, -1, 0, 1, 1,
+      A(0.96), A(0.28), A(-2.5), 0, 0, -1, 3, 0, 1, 0, A(1e30), 0, A(NAN), 0, 0, 0, 1, 0, 0, A(0.5)};
+  WarpArgs args{};
+  args.images = images, args.poses = poses, args.channels = channels;
+  args.rows = rows, args.columns = columns, args.dtype = kType<T>;
+  args.turns = turns, args.turns_stride = own_poses ? poses * 4 : 0;
+  const int64_t small = images * channels * rows * columns, large = small * poses;
+  for (const bool transposed : {false, true}) {
+    const auto in = random_values<T>(transposed ? large : small, 7);
+    Sides<T> out(transposed ? small : large);
+    args.in = in.data();
+    args.out = out.cpu.data();
+    transposed ? warp_transposed_baseline(args, 0, images * channels)
+               : warp_baseline(args, 0, images * poses * rows);
+    args.out = out.gpu.data();
+    transposed ? warp_transposed_cuda(args, nullptr) : warp_cuda(args, nullptr);
+    report(label<T>(transposed ? "warp transposed" : "warp", rows, columns), out.agree());
+  }
+}
+
+template <class T>
 void cases() {
   for (const Norm norm : {Norm::kLinf, Norm::kL2, Norm::kL1, Norm::kL0}) {
     for (int kind = 0; kind < (has_momentum(norm) ? 3 : 2); ++kind) {
@@ -193,6 +219,8 @@ void cases() {
     if (std::is_same_v<T, float>) hyperplane_case<T>(norm, 2, 1100);
   }
   apgd_case<T>(300);
+  warp_case<T>(3, 8, 8, false);
+  warp_case<T>(1, 5, 19, true);
   for (const bool flag : {false, true}) {
     start_case<T>(13, flag);
     square_case<T>(3, 5, 6, flag);

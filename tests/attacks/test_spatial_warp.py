@@ -160,9 +160,8 @@ def test_instruction_sets_agree(simd):
         assert_same(got, want)
 
 
-def test_opcheck_and_compile(device):
+def test_opcheck(device):
     x = images(2, 3, 6, 7).to(device)
-    angles, shifts = (t.to(device) for t in poses(5))
     turns = torch.rand(1, 5, 4, device=device)
     utils = ["test_schema", "test_faketensor"]
     torch.library.opcheck(torch.ops.robustcore.warp_images.default, (x, turns), test_utils=utils)
@@ -170,6 +169,13 @@ def test_opcheck_and_compile(device):
     torch.library.opcheck(
         torch.ops.robustcore.warp_images_transposed.default, args, test_utils=utils
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compile(device):
+    x = images(2, 3, 6, 7).to(device)
+    angles, shifts = (t.to(device) for t in poses(5))
     compiled = torch.compile(ops.spatial_warp, fullgraph=True, backend="aot_eager")
     leaf = x.clone().requires_grad_()
     out = compiled(leaf, angles, shifts)

@@ -23,12 +23,19 @@ EXAMPLES = {
         ops.hyperplane_projection, x=images, w=images, b=lambda: rand(2), norm="l2", low=0.0,
         high=1.0,
     ),
+    "ops.perceptual_distance": call(
+        ops.perceptual_distance, features=lambda: [rand(2, 3, 4, 4)],
+        reference=lambda: [rand(2, 3, 4, 4)], weights=lambda: [rand(3)],
+    ),
     "ops.project": call(
         ops.project, x=images, x0=images, norm="l1", eps=0.5, low=0.0, high=1.0, out=None
     ),
     "ops.random_start": call(
         ops.random_start, x0=images, index=labels, restart=labels, norm="linf", eps=0.1, seed=0,
         low=0.0, high=1.0,
+    ),
+    "ops.spatial_warp": call(
+        ops.spatial_warp, x=images, angles=lambda: rand(3), shifts=lambda: rand(3, 2)
     ),
     "ops.square_propose": call(
         ops.square_propose, best=images, x0=images, index=labels, variant=labels, age=labels,

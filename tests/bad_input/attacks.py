@@ -1,6 +1,6 @@
 """The calls of the attacks family."""
 
-from bad_input.inputs import call, images, labels, method, network
+from bad_input.inputs import call, images, labels, method, network, rand
 from robustcore import attacks
 
 OPTIONS = dict(seed=0, mean=None, std=None, batch_size=3, grid=None, predict=None)
@@ -26,6 +26,14 @@ def pgd():
     return attacks.PGD(network(), 0.1, steps=1, seed=0)
 
 
+def feature_net():
+    return lambda x: [x]
+
+
+def spatial():
+    return attacks.Spatial(network(), angles=2, shifts=2)
+
+
 EXAMPLES = {
     **{
         f"attacks.{kind}": call(
@@ -33,6 +41,23 @@ EXAMPLES = {
         )
         for kind, options in ATTACKS.items()
     },
+    "attacks.Spatial": call(
+        attacks.Spatial, model=network, max_angle=10.0, max_shift=1.0, search="random", angles=2,
+        shifts=2, tries=2, loss="ce", targeted=False, eot=1, seed=0, mean=None, std=None,
+        batch_size=3, predict=None,
+    ),
+    **{
+        f"attacks.{kind}": call(
+            getattr(attacks, kind), model=network, features=feature_net, eps=0.1, steps=2,
+            weights=lambda: [rand(6)], loss="margin", targeted=False, eot=1, seed=0, mean=None,
+            std=None, batch_size=3, predict=None, **options,
+        )
+        for kind, options in {
+            "PerceptualLPA": dict(searches=2, fast=False),
+            "PerceptualPGD": dict(alpha=None, iterations=2),
+        }.items()
+    },
+    "attacks.Spatial.grid": method(spatial, "grid"),
     "attacks.APGD.__call__": method(pgd, "__call__", images=images, labels=labels),
     "attacks.APGD.run": method(
         pgd, "run", images=images, labels=labels, image_offset=0, image_stride=1
