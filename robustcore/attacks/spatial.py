@@ -69,7 +69,7 @@ class Spatial(MethodAttack):
         """The attack as steps on rows."""
         return Poses(self, seed)
 
-    def grid(self) -> Tensor:
+    def poses(self) -> Tensor:
         """The poses of the grid ``[P, 3]``: degrees, pixels down and to the right."""
         turns = _steps(self.max_angle, self.angles)
         moves = _steps(self.max_shift, self.shifts)
@@ -83,13 +83,13 @@ class Poses(GradientMethod):
 
     def __init__(self, attack: Spatial, seed: int) -> None:
         super().__init__(attack, seed)
-        self._grid = attack.grid() if attack.search == "grid" else None
+        self._poses = attack.poses() if attack.search == "grid" else None
         self._most = torch.tensor([attack.max_angle, attack.max_shift, attack.max_shift])
-        self.variants = attack.tries if self._grid is None else len(self._grid)
+        self.variants = attack.tries if self._poses is None else len(self._poses)
 
     def begin(self, rows: Rows) -> None:
         x0 = rows["x0"]
-        poses = self._poses(rows).to(x0.device)
+        poses = self._drawn(rows).to(x0.device)
         turned = ops.spatial_warp(x0, poses[:, :1], poses[:, None, 1:])
         rows.state["x"] = turned.squeeze(1).clamp_(0, 1)
         self.begin_best(rows)
@@ -98,9 +98,9 @@ class Poses(GradientMethod):
         self.keep_best(rows, x, loss)
         return x
 
-    def _poses(self, rows: Rows) -> Tensor:
-        if self._grid is not None:
-            return self._grid[torch.from_numpy(rows.variant)]
+    def _drawn(self, rows: Rows) -> Tensor:
+        if self._poses is not None:
+            return self._poses[torch.from_numpy(rows.variant)]
         # A random start of three elements in linf: uniform, and of the image and the try alone.
         centres = torch.full((len(rows), 3), 0.5)
         index, tries = rows["index"].cpu(), torch.from_numpy(rows.variant)

@@ -18,13 +18,13 @@ def brute_force(model, x, y, poses):
 
 
 def test_the_grid_is_the_published_one():
-    poses = attacks.Spatial(Linear()).grid()
+    poses = attacks.Spatial(Linear()).poses()
     assert poses.shape == (775, 3)
     assert len(poses.unique(dim=0)) == 775
     assert poses[:, 0].unique().tolist() == torch.linspace(-30, 30, 31).tolist()
     assert poses[:, 1].unique().tolist() == [-3, -1.5, 0, 1.5, 3]
     assert (poses == 0).all(1).sum() == 1
-    assert attacks.Spatial(Linear(), angles=1, shifts=1).grid().tolist() == [[0, 0, 0]]
+    assert attacks.Spatial(Linear(), angles=1, shifts=1).poses().tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 250])
@@ -34,13 +34,13 @@ def test_the_worst_pose_of_the_grid(batch_size):
     attack = attacks.Spatial(
         model, 12, 0.4, angles=5, shifts=3, loss="margin", batch_size=batch_size
     )
-    margins = brute_force(model, x, y, attack.grid())
+    margins = brute_force(model, x, y, attack.poses())
     made = attack.run(x, y)
     assert torch.equal(made.success, (margins > 0).any(1))
     assert 3 < made.success.sum() < 27
     assert torch.equal(made.loss[~made.success], margins.amax(1)[~made.success])
     first = (margins > 0).int().argmax(1)
-    poses = attack.grid()
+    poses = attack.poses()
     for b in range(30):
         worst = first[b] if made.success[b] else margins[b].argmax()
         pose = poses[worst : worst + 1]

@@ -57,7 +57,7 @@ EXAMPLES = {
             "PerceptualPGD": dict(alpha=None, iterations=2),
         }.items()
     },
-    "attacks.Spatial.grid": method(spatial, "grid"),
+    "attacks.Spatial.poses": method(spatial, "poses"),
     "attacks.APGD.__call__": method(pgd, "__call__", images=images, labels=labels),
     "attacks.APGD.run": method(
         pgd, "run", images=images, labels=labels, image_offset=0, image_stride=1

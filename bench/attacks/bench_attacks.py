@@ -1,0 +1,104 @@
+"""Whole attacks on the digits CNN of the demo: the engine's own cost, and torchattacks'.
+
+The peers are timed where they are installed; robust accuracy stands in the notes.
+"""
+
+import functools
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+
+from robustcore import attacks
+from robustcore.attacks import demo
+from robustcore.common.digits import load_digits
+
+pytest.importorskip("sklearn")
+EPS = 0.1
+
+
+@functools.cache
+def digits(kind):
+    """The demo's CNN, trained to the end, and the images of its test that it classifies."""
+    data = load_digits(demo.FULL.test_images)
+    model = demo.train(data, kind, EPS, demo.FULL._replace(epochs=10), seed=0)
+    with torch.no_grad():
+        right = model(data.test_images).argmax(1) == data.test_labels
+    return model, data.test_images[right], data.test_labels[right]
+
+
+def peer(name):
+    """The library, where torchvision, which it imports, can be imported or stood in for."""
+    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",):
+        if not hasattr(torch.ops.torchvision, "nms"):
+            torch.library.define("torchvision::nms", schema.removeprefix("nms"))
+    sys.modules.setdefault("visdom", types.ModuleType("visdom"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name, exc_type=ImportError)
+
+
+def robust(model, made, y):
+    with torch.no_grad():
+        return f"{(model(made).argmax(1) == y).double().mean():.1%} robust"
+
+
+@pytest.mark.parametrize("impl", ["robustcore", "torchattacks"])
+def test_autoattack(impl, measure, device):
+    model, x, y = digits("pgd")
+    model, x, y = model.to(device), x.to(device), y.to(device)
+    library = peer("torchattacks") if impl == "torchattacks" else None
+
+    def fn():
+        if library is None:
+            return attacks.AutoAttack(model, eps=EPS, seed=0).run_standard_evaluation(x, y)
+        return library.AutoAttack(model, eps=EPS, seed=0)(x, y)
+
+    note = f"{impl}: {robust(model, fn(), y)} of {len(y)}"
+    measure("AutoAttack, digits CNN trained by PGD", impl, fn, rounds=1, warmups=0, note=note)
+
+
+STEPS = 100
+
+
+def passes(model, x, y):
+    """What APGD asks of the model, and nothing else."""
+    for _ in range(STEPS):
+        leaf = x.detach().requires_grad_()
+        torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), y), leaf)
+    with torch.no_grad():
+        model(x)
+
+
+@pytest.mark.parametrize("impl", ["robustcore", "the model alone", "torchattacks", "adv-lib"])
+def test_apgd_on_robust_images(impl, measure, device):
+    """128 images that no step fools: the cost of the steps themselves."""
+    model, x, y = digits("pgd")
+    eps = 1e-4
+    model, x, y = model.to(device), x[:128].to(device), y[:128].to(device)
+    measure(f"APGD-{STEPS}, batch 128, none fooled", impl, runner(impl, model, x, y, eps))
+
+
+@pytest.mark.parametrize("impl", ["robustcore", "torchattacks", "adv-lib"])
+def test_apgd_on_half_robust_images(impl, measure, device):
+    """Where half of the images are fooled at once, they leave the batch."""
+    model, x, y = digits("plain")
+    model, x, y = model.to(device), x[:128].to(device), y[:128].to(device)
+    fn = runner(impl, model, x, y, 0.06)
+    note = f"{impl}: {robust(model, fn(), y)}"
+    measure(f"APGD-{STEPS}, batch 128, half fooled", impl, fn, note=note)
+
+
+def runner(impl, model, x, y, eps):
+    if impl == "robustcore":
+        return lambda: attacks.APGD(model, eps, STEPS, seed=0)(x, y)
+    if impl == "the model alone":
+        return lambda: passes(model, x, y)
+    if impl == "torchattacks":
+        return lambda: peer(impl).APGD(model, eps=eps, steps=STEPS)(x, y)
+    peer("adv_lib")
+    from adv_lib.attacks import apgd
+
+    return lambda: apgd(model, x, y, eps=eps, norm=float("inf"), n_iter=STEPS)
