@@ -14,9 +14,8 @@ __device__ __forceinline__ void store_as(void* data, DType dtype, int64_t at, T 
 template <class T>
 __device__ __forceinline__ T read_as(const void* data, DType dtype, int64_t at) {
   T value{};
-  dispatch_narrow<T>(dtype, [&](auto tag) {
-    value = convert<T>(static_cast<const decltype(tag)*>(data)[at]);
-  });
+  dispatch_narrow<T>(
+      dtype, [&](auto tag) { value = convert<T>(static_cast<const decltype(tag)*>(data)[at]); });
   return value;
 }
 

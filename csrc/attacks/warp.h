@@ -14,11 +14,11 @@ namespace robustcore::attacks {
 
 struct WarpArgs {
   int64_t images, poses, channels, rows, columns;
-  const void* in;     // [images, channels, rows, columns], transposed as out
-  const void* turns;  // [images or 1, poses, 4]: cosine, sine, pixels down, pixels right
+  const void* in;        // [images, channels, rows, columns], transposed as out
+  const void* turns;     // [images or 1, poses, 4]: cosine, sine, pixels down, pixels right
   int64_t turns_stride;  // of an image, 0: the same poses for all
-  void* out;          // [images, poses, channels, rows, columns], transposed as in
-  DType dtype;        // of in and out; turns are of its arithmetic type
+  void* out;             // [images, poses, channels, rows, columns], transposed as in
+  DType dtype;           // of in and out; turns are of its arithmetic type
 
   int64_t pixels() const {
     return rows * columns;

@@ -83,9 +83,9 @@ void read_run(const E* plane, int columns, const Run<Arithmetic<E>>& run, int co
   for (int k = 0; k < count; ++k) {
     const E *upper = plane + run.offset[k], *lower = upper + columns;
     const T right = run.right[k];
-    out[k] = convert<E>(between(run.down[k],
-                                between(right, convert<T>(upper[0]), convert<T>(upper[1])),
-                                between(right, convert<T>(lower[0]), convert<T>(lower[1]))));
+    out[k] =
+        convert<E>(between(run.down[k], between(right, convert<T>(upper[0]), convert<T>(upper[1])),
+                           between(right, convert<T>(lower[0]), convert<T>(lower[1]))));
   }
 }
 

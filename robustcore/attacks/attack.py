@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustcore.attacks.classifier import Classifier, verdict, wrong
 from robustcore.attacks.engine import Engine, Found, Method, Rows, column
+from robustcore.attacks.graph_gradient import GradientGraph
 from robustcore.attacks.losses import LOSSES, lowered
 from robustcore.attacks.result import Attacked, distances
 from robustcore.common.checks import (
@@ -25,6 +26,7 @@ from robustcore.common.checks import (
     require_positive,
     require_seed,
 )
+from robustcore.common.cuda_graph import Graphs
 
 _Result = TypeVar("_Result")
 NORMS = ("linf", "l2", "l1", "l0")
@@ -53,6 +55,9 @@ class Attack(ABC):
         grid: levels of a pixel, 255 say, for a model that is certified on them: returned images
             stay on ``k / grid``, as the given ones have to be.
         predict: arguments of a smoothed classifier's ``predict``, ``dict(n=1000)`` say.
+
+    On a GPU the passes of full batches are replays of a CUDA graph where the model is a module
+    that can be captured; with ``attack.graphs.wanted = False`` they are not.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class Attack(ABC):
             raise TypeError(f"predict: got {type(predict).__name__}, want a dict of arguments")
         self.predict = predict
         self.mean, self.std = mean, std
+        self.graphs: Graphs[GradientGraph] = Graphs(None)
+        """CUDA graphs of the model's passes."""
         classifier_of(self)  # complains of mean and std
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -161,8 +168,11 @@ class StepAttack(MethodAttack):
 
 def classifier_of(attack: Attack, seed: int = 0, model: Any = None) -> Classifier:
     """The attack's model, or another one, as it is attacked."""
-    model = attack.model if model is None else model
-    return Classifier(model, attack.mean, attack.std, attack.eot, seed, attack.predict)
+    own = model is None
+    model = attack.model if own else model
+    # Training's losses are of a batch, and a graph would be captured for one.
+    graphs = attack.graphs if own else None
+    return Classifier(model, attack.mean, attack.std, attack.eot, seed, attack.predict, graphs)
 
 
 class Session:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from robustcore.attacks.losses import Loss
+from robustcore.attacks.graph_gradient import Evaluated, GradientGraph
+from robustcore.attacks.losses import RowLoss
 from robustcore.common.checks import require_logits
+from robustcore.common.cuda_graph import Graphs, NotCapturable
 from robustcore.common.normalize import Normalization
 
 # Units of rounding that two logits have to differ by.
@@ -41,6 +43,7 @@ class Classifier:
             over which its probabilities are averaged.
         noise_seed: of the noisy copies, the same at every step.
         predict: what ``predict`` of a smoothed classifier is called with.
+        graphs: where gradients are kept as CUDA graphs; None: without.
     """
 
     def __init__(
@@ -51,12 +54,17 @@ class Classifier:
         eot: int,
         noise_seed: int = 0,
         predict: dict[str, Any] | None = None,
+        graphs: Graphs[GradientGraph] | None = None,
     ) -> None:
         self.smoothed: Any = model if isinstance(model, SmoothedClassifier) else None
         self.model: Any = model if self.smoothed is None else self.smoothed.base_classifier
         self.eot = eot
         self._normalization = Normalization(mean, std)
         self._noise_seed, self._predict = noise_seed, predict or {}
+        # The noise of a smoothed classifier is that of images, whose numbers are on the host.
+        self._graphs = graphs if self.smoothed is None else None
+        self._full: torch.Size | None = None
+        self._graph: tuple[Any, GradientGraph | None] | None = None
 
     def logits(self, x: Tensor, indices: Tensor) -> Tensor:
         """Those of images that have these ``indices [N]`` in the run, on the CPU; one pass."""
@@ -64,10 +72,41 @@ class Classifier:
             return self._smoothed_logits(x, indices)
         return require_logits("model", self.model(self._normalized(x)), len(x))
 
-    def evaluate(
-        self, x: Tensor, indices: Tensor, loss: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[N, K]``, loss ``[N]`` and its gradient by x, without a graph."""
+    def evaluate(self, x: Tensor, indices: Tensor, loss: RowLoss) -> Evaluated:
+        """Logits ``[N, K]``, loss ``[N]`` and its gradient by x, without a graph of autograd.
+
+        Batches like the first one, which is full, are replays where the model can be captured.
+        """
+        if self._full is None:
+            self._full = x.shape
+        graph = self._graph_for(x, indices, loss) if x.shape == self._full else None
+        if graph is not None:
+            try:
+                return graph.run(x, loss)
+            except NotCapturable as error:
+                assert self._graphs is not None
+                self._graphs.refuse(0, error.__cause__)
+                self._graphs = None
+        return self._evaluate(x, indices, loss)
+
+    def _graph_for(self, x: Tensor, indices: Tensor, loss: RowLoss) -> GradientGraph | None:
+        if self._graphs is None:
+            return None
+        depends = x.shape, x.dtype, loss.loss, self.eot, loss.targets is None
+        if self._graph is None or self._graph[0] != depends:
+
+            def passes(x: Tensor, loss: RowLoss) -> Evaluated:
+                return self._evaluate(x, indices, loss)
+
+            def make() -> GradientGraph:
+                return GradientGraph(passes, x, loss)
+
+            # Once a run, during which the model stays what it is: to look at all of it takes long.
+            found = self._graphs.loop(0, self.model, x.device, depends, make)
+            self._graph = depends, found
+        return self._graph[1]
+
+    def _evaluate(self, x: Tensor, indices: Tensor, loss: RowLoss) -> Evaluated:
         passes = 1 if self.smoothed is not None else self.eot
         total: list[Tensor] = []
         for _ in range(passes):
@@ -89,9 +128,7 @@ class Classifier:
             total = [t.div_(passes) for t in total]
         return total[0], total[1], total[2]
 
-    def forward(
-        self, x: Tensor, indices: Tensor, loss: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, indices: Tensor, loss: RowLoss) -> tuple[Tensor, Tensor]:
         """Logits and loss alone."""
         with torch.no_grad():
             logits = self.logits(x, indices)
@@ -189,13 +226,6 @@ def wrong(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
 def verdict(logits: Tensor, labels: Tensor) -> Tensor:
     """The classes; where the logits are no numbers, the label."""
     return torch.where(logits.isnan().any(1), labels, logits.argmax(1))
-
-
-def of_rows(
-    loss: Loss, labels: Tensor, targets: Tensor | None
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The loss of the images at hand, of their logits."""
-    return lambda logits: loss(logits, labels, targets)
 
 
 def _modules(model: Any) -> Iterator[nn.Module]:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustcore.attacks.classifier import Classifier, of_rows, wrong
-from robustcore.attacks.losses import Loss
+from robustcore.attacks.classifier import Classifier, wrong
+from robustcore.attacks.losses import Loss, RowLoss
 
 Ints = npt.NDArray[np.int64]
 # Steps between two looks at which images are fooled, where a look waits for the device.
@@ -196,7 +196,7 @@ class Engine:
         """Every row one point further."""
         method, state = self._method, rows.state
         x, indices = method.shown(rows), self._indices[torch.from_numpy(rows.image)]
-        loss = of_rows(method.loss, state["label"], state.get("target"))
+        loss = RowLoss(method.loss, state["label"], state.get("target"))
         last = bool((rows.age >= method.points - 1).all())
         if method.gradients and not last:
             logits, value, grad = self._classifier.evaluate(x, indices, loss)
@@ -295,7 +295,7 @@ def end_points(
     method.begin(rows)
     for _ in range(method.points - 1):
         x = method.shown(rows)
-        value, grad = classifier.evaluate(x, indices, of_rows(loss, labels, None))[1:]
+        value, grad = classifier.evaluate(x, indices, RowLoss(loss, labels))[1:]
         _watch(rows.state, grad)
         rows.state["x"] = method.advance(rows, x, value.to(x.dtype), grad)
         rows.state["age"] += 1

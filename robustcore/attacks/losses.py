@@ -6,7 +6,9 @@ of small operations. Losses are per image, never averaged: a batch does not scal
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,17 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 TINY = 1e-12  # of the published denominators
+
+
+class RowLoss(NamedTuple):
+    """The loss of the images at hand, of their logits."""
+
+    loss: Loss
+    labels: Tensor
+    targets: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss(logits, self.labels, self.targets)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -88,6 +101,7 @@ def divergence(reference: Tensor) -> Loss:
     return loss
 
 
+@functools.cache
 def lowered(loss: Loss) -> Loss:
     """The negative: of the target class a targeted attack lowers the loss."""
 

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, StepAttack
-from robustcore.attacks.engine import Rows
-from robustcore.attacks.steps import column
-from robustcore.common.checks import require_callable, require_flag, require_int, require_positive
+from robustcore.attacks.engine import Rows, column
+from robustcore.common.checks import (
+    require_callable,
+    require_flag,
+    require_floating,
+    require_int,
+    require_positive,
+    require_sequence,
+)
 from robustcore.ops.attacks.perceptual import unit_features
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -35,7 +41,7 @@ class PerceptualAttack(StepAttack):
     ) -> None:
         super().__init__(model, eps, norm="perceptual", norms=("perceptual",), **options)
         require_callable("features", features)
-        self.features, self.weights = features, weights
+        self.features, self.weights = features, _checked(weights)
         self.steps = require_int("steps", steps, 1, 1 << 31)
 
     def distances(self, images: Tensor, x0: Tensor) -> Tensor:
@@ -303,6 +309,16 @@ class Steepest(Perceptual):
                 unit = unit * self._attack.weights[layer].to(unit).sqrt().view(1, -1, 1, 1)
             parts.append(unit.flatten(1))
         return torch.cat(parts, 1)
+
+
+def _checked(weights: Any) -> list[Tensor] | None:
+    if weights is None:
+        return None
+    wanted = "tensors of at least 0, [C] for each layer"
+    made = [require_floating("weights", w) for w in require_sequence("weights", weights, wanted)]
+    if not made or not all(w.dim() == 1 and bool((w.isfinite() & (w >= 0)).all()) for w in made):
+        raise ValueError(f"weights: got {[list(w.shape) for w in made]}, want {wanted}")
+    return made
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class Spatial(MethodAttack):
         loss: "ce", "margin" or "dlr", by which the worst pose is found where none fools the model.
         targeted, eot, seed, mean, std, batch_size, predict: see :class:`Attack`.
 
-    A pose that fools the model ends the search for its image. The ball is all images, ``eps = 1`` in
-    linf, and distances are in linf.
+    A pose that fools the model ends the search for its image. The ball is that of all images,
+    ``eps = 1`` in linf, and so are distances.
     Source: Engstrom et al., "Exploring the landscape of spatial robustness", 2019.
     """
 

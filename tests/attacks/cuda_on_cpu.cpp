@@ -187,8 +187,10 @@ void warp_case(int64_t channels, int64_t rows, int64_t columns, bool own_poses) 
   using A = Arithmetic<T>;
   constexpr int64_t images = 2, poses = 5;
   const A turns[images * poses * 4] = {
-      1, 0, 0, 0, 0, 1, 0, 0, A(0.8), A(0.6), A(0.5), A(-1.25), A(0.6), A(-0.8), 0, 2, -1, 0, 1, 1,
-      A(0.96), A(0.28), A(-2.5), 0, 0, -1, 3, 0, 1, 0, A(1e30), 0, A(NAN), 0, 0, 0, 1, 0, 0, A(0.5)};
+      1,       0,        0,       0,       0, 1,  0,  0, A(0.8), A(0.6),
+      A(0.5),  A(-1.25), A(0.6),  A(-0.8), 0, 2,  -1, 0, 1,      1,
+      A(0.96), A(0.28),  A(-2.5), 0,       0, -1, 3,  0, 1,      0,
+      A(1e30), 0,        A(NAN),  0,       0, 0,  1,  0, 0,      A(0.5)};
   WarpArgs args{};
   args.images = images, args.poses = poses, args.channels = channels;
   args.rows = rows, args.columns = columns, args.dtype = kType<T>;

@@ -35,7 +35,9 @@ def reference(x, angles, shifts):
             indexing="ij",
         )
         y, x_ = c * i + s * j + (h - 1) / 2, -s * i + c * j + (w - 1) / 2
-        grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], 2).expand(len(x), -1, -1, -1)
+        grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], 2).expand(
+            len(x), -1, -1, -1
+        )
         made.append(functional.grid_sample(x.double().cpu(), grid, align_corners=False))
     return torch.stack(made, 1)
 

@@ -151,7 +151,12 @@ OF_ARGUMENT = [
      "w b share eps topk momentum index variant restart age width", VALUES, DATA),
     (ATTACKS, "step_size topk momentum eps share b", FLOATING, DTYPE),
     ("ops.random_start ops.square_start", "x0", FLOATING | SIZES, FREE),
+    ("ops.spatial_warp", "angles shifts", VALUES | FLOATING | itself("of one more dimension"),
+     "any numbers are a pose, for all images or for each"),
+    ("ops.spatial_warp", "x", {"tensor [0] * 4"}, FREE),
+    ("ops.perceptual_distance", "features reference weights", VALUES, DATA),
     # ---- numbers
+    ("attacks.Spatial", "max_angle max_shift", {"0", *LARGE}, NO_BOUND),
     (ATTACKS, "step_size momentum rho", {"0"}, "0 is in the range"),
     (ATTACKS, "step_size", LARGE, NO_BOUND),
     (ATTACKS, "low", {"0", *NEGATIVE}, "of either sign"),
@@ -192,7 +197,7 @@ OF_ARGUMENT = [
      "an int, or one a dimension"),
     # ---- others
     ("*", "dtype", {"torch.float32"}, "is one"),
-    ("attacks.*", "model attack", CALLABLE, ANY_FUNCTION),
+    ("attacks.*", "model attack features", CALLABLE, ANY_FUNCTION),
     ("attacks.*", "alpha eta", LARGE, NO_BOUND),
     ("attacks.*", "beta", {"0"}, "0 is in the range"),
     ("attacks.*", "bs", LARGE_INTEGER, "what is too large is all there is"),

@@ -30,10 +30,6 @@ def feature_net():
     return lambda x: [x]
 
 
-def spatial():
-    return attacks.Spatial(network(), angles=2, shifts=2)
-
-
 EXAMPLES = {
     **{
         f"attacks.{kind}": call(
@@ -57,7 +53,6 @@ EXAMPLES = {
             "PerceptualPGD": dict(alpha=None, iterations=2),
         }.items()
     },
-    "attacks.Spatial.poses": method(spatial, "poses"),
     "attacks.APGD.__call__": method(pgd, "__call__", images=images, labels=labels),
     "attacks.APGD.run": method(
         pgd, "run", images=images, labels=labels, image_offset=0, image_stride=1

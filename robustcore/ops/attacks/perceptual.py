@@ -67,11 +67,12 @@ def _check(features: Any, reference: Any, weights: Any) -> None:
     for name, layers in lists.items():
         if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
             raise TypeError(f"{name}: got {type(layers).__name__}, want a list of tensors")
+        for layer in layers:
+            check_floating(name, layer)
         if len(layers) != len(features) or not layers:
             want = len(features) or "at least one"
             raise ValueError(f"{name}: got {len(layers)} layers, want {want}")
     for f, r in zip(features, reference, strict=True):
-        check_floating("features", f)
         check_like("reference", r, f, "features")
         if f.dim() != 4 or f.shape != r.shape or len(f) != len(features[0]):
             got = list(f.shape) if f.dim() != 4 else list(r.shape)
@@ -79,7 +80,6 @@ def _check(features: Any, reference: Any, weights: Any) -> None:
             want = f"{list(f.shape)}" if name == "reference" else "[B, C, H, W], one B for all"
             raise ValueError(f"{name}: got shape {got}, want {want}")
     for f, w in zip(features, weights or (), strict=False):
-        check_floating("weights", w)
         check_device("weights", w, f, "features")
         if w.shape != (f.shape[1],):
             raise ValueError(f"weights: got shape {list(w.shape)}, want [{f.shape[1]}]")

@@ -47,8 +47,8 @@ def spatial_warp(x: Tensor, angles: Tensor, shifts: Tensor | None = None) -> Ten
         raise ValueError(f"x: got shape {list(x.shape)}, want [B, C, H, W]")
     turns = _turns(x, angles, shifts)
     if needs_grad(x):
-        return _Warp.apply(x, turns)  # type: ignore[no-any-return]
-    return _warp(x.contiguous(), turns)  # type: ignore[no-any-return]
+        return _Warp.apply(x, turns)
+    return _warp(x.contiguous(), turns)
 
 
 def _turns(x: Tensor, angles: Tensor, shifts: Tensor | None) -> Tensor:
