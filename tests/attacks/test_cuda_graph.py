@@ -24,13 +24,14 @@ def net():
     return nn.Sequential(*layers).eval()
 
 
+NORMAL = dict(mean=0.5, std=[0.2, 0.3, 0.4])
 KINDS = {
     "PGD": lambda m, **o: attacks.PGD(m, 0.05, steps=12, restarts=3, seed=0, batch_size=6, **o),
     "targeted": lambda m: attacks.PGD(m, 0.05, steps=12, seed=0, batch_size=6, targeted=True),
     "APGD": lambda m: attacks.APGD(m, 0.05, steps=20, norm="L2", seed=0, batch_size=6),
     "APGDT": lambda m: attacks.APGDT(m, 0.02, steps=20, seed=0, batch_size=6),
     "FAB": lambda m: attacks.FAB(m, 0.02, steps=20, seed=0, batch_size=6),
-    "normalised": lambda m: attacks.APGD(m, 0.02, steps=20, seed=0, mean=0.5, std=[0.2, 0.3, 0.4]),
+    "normalised": lambda m: attacks.APGD(m, 0.02, steps=20, seed=0, batch_size=6, **NORMAL),
 }
 
 

@@ -53,13 +53,12 @@ def test_the_formula(dtype, weighted, device):
 
 
 def test_gradients_twice():
-    f, r, w = layers(), layers(1), [t.requires_grad_() for t in weights()]
-    f, r = ([t.requires_grad_() for t in part] for part in (f, r))
+    f, r = ([t[:1, :, :2, :2] for t in layers(seed)] for seed in (0, 1))
 
     def distance(*tensors):
         return ops.perceptual_distance(tensors[:3], tensors[3:6], tensors[6:])
 
-    check_gradients(distance, *f, *r, *w)
+    check_gradients(distance, *(t.detach().requires_grad_() for t in (*f, *r, *weights())))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
