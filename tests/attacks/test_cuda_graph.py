@@ -31,7 +31,7 @@ KINDS = {
     "APGD": lambda m: attacks.APGD(m, 0.05, steps=20, norm="L2", seed=0, batch_size=6),
     "APGDT": lambda m: attacks.APGDT(m, 0.02, steps=20, seed=0, batch_size=6),
     "FAB": lambda m: attacks.FAB(m, 0.02, steps=20, seed=0, batch_size=6),
-    "normalised": lambda m: attacks.APGD(m, 0.02, steps=20, seed=0, batch_size=6, **NORMAL),
+    "normalised": lambda m: attacks.APGD(m, 0.002, steps=20, seed=0, batch_size=6, **NORMAL),
 }
 
 
