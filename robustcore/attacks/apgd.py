@@ -13,7 +13,6 @@ from torch import Tensor
 from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
 from robustcore.attacks.engine import Rows, column
-from robustcore.attacks.losses import dlr_to_target
 from robustcore.common.checks import require_flag, require_int
 
 # Of the published algorithms, "rho" and those of l1.
@@ -233,7 +232,7 @@ class TowardsTargets(AutoSteps):
 
     def __init__(self, attack: APGDT, seed: int) -> None:
         super().__init__(attack, seed)
-        self.loss, self._wanted, self._restarts = dlr_to_target, attack.targets, attack.restarts
+        self._wanted, self._restarts = attack.targets, attack.restarts  # the loss is dlr
 
     def check(self, session: Session) -> None:
         self.targets = min(self._wanted, session.logits.shape[1] - 1)

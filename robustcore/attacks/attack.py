@@ -230,7 +230,8 @@ class Session:
     def losses(self, images: Tensor, name: str) -> Tensor:
         """``[N]`` of images that stand for all."""
         logits = self.classifier.batched(images, self.indices, self.batch)
-        return LOSSES[name](logits, self.labels, None)[0].to(images.dtype)
+        value: Tensor = LOSSES[name](logits, self.labels)[0]
+        return value.to(images.dtype)
 
     def result(self, found: Found, method: Method, attack: Attack, seed: int) -> Attacked:
         """What is returned, once the images are looked at again."""

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcore.attacks.graph_gradient import Evaluated, GradientGraph
-from robustcore.attacks.losses import RowLoss
+from robustcore.attacks.losses import LOSSES, RowLoss
 from robustcore.common.checks import require_logits
 from robustcore.common.cuda_graph import Graphs, NotCapturable
 from robustcore.common.normalize import Normalization
 
-# Units of rounding that two logits have to differ by.
-ROUNDING = 16.0
 # What depends on the mode.
 MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -73,7 +71,7 @@ class Classifier:
         return require_logits("model", self.model(self._normalized(x)), len(x))
 
     def evaluate(self, x: Tensor, indices: Tensor, loss: RowLoss) -> Evaluated:
-        """Logits ``[N, K]``, loss ``[N]`` and its gradient by x, without a graph of autograd.
+        """Loss ``[N]``, its gradient by x, and what is above 0 where x is misclassified ``[N]``.
 
         Batches like the first one, which is full, are replays where the model can be captured.
         """
@@ -113,7 +111,7 @@ class Classifier:
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
                 logits = self.logits(leaf, indices)
-                value, slope = loss(logits.detach())
+                value, slope, ahead = loss(logits.detach())
                 if logits.requires_grad:
                     (grad,) = torch.autograd.grad(logits, leaf, slope, allow_unused=True)
                 else:
@@ -122,17 +120,18 @@ class Classifier:
                 grad = torch.zeros_like(x)
             elif grad.stride() != x.stride():  # x is dense, and so is what may be written to
                 grad = torch.empty_like(x).copy_(grad)
-            part = [logits.detach(), value, grad]
+            if passes == 1:
+                return value, grad, ahead
+            part = [value, grad, logits.detach()]
             total = part if not total else [a.add_(b) for a, b in zip(total, part, strict=True)]
-        if passes > 1:
-            total = [t.div_(passes) for t in total]
-        return total[0], total[1], total[2]
+        value, grad, logits = (t.div_(passes) for t in total)
+        return value, grad, loss(logits)[2]
 
     def forward(self, x: Tensor, indices: Tensor, loss: RowLoss) -> tuple[Tensor, Tensor]:
-        """Logits and loss alone."""
+        """Loss alone, and what is above 0 where x is misclassified."""
         with torch.no_grad():
-            logits = self.logits(x, indices)
-        return logits, loss(logits)[0]
+            value, _, ahead = loss(self.logits(x, indices))
+        return value, ahead
 
     def classes(self, x: Tensor, indices: Tensor, labels: Tensor, batch: int) -> Tensor:
         """What the classifier answers in earnest: of a smoothed one by ``predict``."""
@@ -216,11 +215,8 @@ def wrong(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
     Logits that are no numbers are neither. A point on the boundary itself may be right in another
     batch, where the same sums are rounded differently.
     """
-    index = labels.unsqueeze(1)
-    own, rival = logits.gather(1, index), logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
-    slack = ROUNDING * torch.finfo(logits.dtype).eps * logits.abs().amax(1, keepdim=True)
-    ahead = own - rival if targeted else rival - own
-    return (ahead > slack.nan_to_num(posinf=0.0)).squeeze(1) & ~logits.isnan().any(1)
+    ahead: Tensor = LOSSES["margin"](logits, labels, lowered=targeted)[2]
+    return ahead > 0
 
 
 def verdict(logits: Tensor, labels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustcore.attacks.classifier import Classifier, wrong
+from robustcore.attacks.classifier import Classifier
 from robustcore.attacks.losses import Loss, RowLoss
 
 Ints = npt.NDArray[np.int64]
@@ -199,12 +199,12 @@ class Engine:
         loss = RowLoss(method.loss, state["label"], state.get("target"))
         last = bool((rows.age >= method.points - 1).all())
         if method.gradients and not last:
-            logits, value, grad = self._classifier.evaluate(x, indices, loss)
-            _watch(state, grad)
+            value, grad, ahead = self._classifier.evaluate(x, indices, loss)
+            _watch(rows, grad)
         else:
-            (logits, value), grad = self._classifier.forward(x, indices, loss), x
-        state["no_logits"] |= logits.isnan().any(1)
-        fooled, counts = wrong(logits, state["label"], method.targeted), method.counts(rows, x)
+            (value, ahead), grad = self._classifier.forward(x, indices, loss), x
+        state["no_logits"] += ahead  # a NaN stays
+        fooled, counts = ahead > 0, method.counts(rows, x)
         state["fooled"] = fooled
         state["found"] |= fooled if counts is None else fooled & counts
         value = value.to(state["best_loss"].dtype).masked_fill(state["found"], torch.inf)
@@ -226,11 +226,11 @@ class Engine:
         self._take(rows, chosen)
         beaten = rows.variant >= found.winner[rows.image]
         leaving = success | over | beaten
-        self._note(rows, leaving)
-        self._keep_best(rows, np.flatnonzero(leaving & ~beaten))
         free = np.flatnonzero(leaving)
         if not len(free):
             return
+        self._note(rows, leaving)
+        self._keep_best(rows, np.flatnonzero(leaving & ~beaten))
         fresh = self._fresh(len(free))
         rows.put(free[: len(fresh)], fresh)
         if len(fresh) < len(free):
@@ -266,21 +266,21 @@ class Engine:
         """Signs of a gradient that does not tell the way, and of logits that are no numbers."""
         image = rows.image[leaving]
         first = rows.variant[leaving] == 0
-        for name, flag in (
-            ("zero", "zero_gradients"),
-            ("nan", "nan_gradients"),
-            ("no_logits", "nan_logits"),
-        ):
-            seen = rows[name].cpu().numpy()[leaving]
-            getattr(self._found, flag)[image[seen & (first | (name != "zero"))]] = True
+        found, zero = self._found, rows["zero"].cpu().numpy()[leaving]
+        found.zero_gradients[image[zero & first]] = True
+        found.nan_gradients[image[~rows["no_grad"].isfinite().cpu().numpy()[leaving]]] = True
+        found.nan_logits[image[rows["no_logits"].isnan().cpu().numpy()[leaving]]] = True
 
 
 def _at_rest(x0: Tensor, labels: Tensor, job: Ints, image: Ints, variant: Ints) -> Rows:
     """Rows before their first point."""
     state = {"x0": x0, "label": labels, "age": torch.zeros_like(labels)}
     state["variant"] = torch.from_numpy(variant).to(x0.device)
-    for flag in ("found", "fooled", "ended", "zero", "nan", "no_logits"):
+    for flag in ("found", "fooled", "ended", "zero"):
         state[flag] = torch.zeros_like(labels, dtype=torch.bool)
+    wide = torch.float64 if x0.dtype == torch.float64 else torch.float32
+    for trace in ("no_grad", "no_logits"):
+        state[trace] = torch.zeros_like(labels, dtype=wide)
     return Rows(job, image, variant, state)
 
 
@@ -295,21 +295,20 @@ def end_points(
     method.begin(rows)
     for _ in range(method.points - 1):
         x = method.shown(rows)
-        value, grad = classifier.evaluate(x, indices, RowLoss(loss, labels))[1:]
-        _watch(rows.state, grad)
+        value, grad, _ = classifier.evaluate(x, indices, RowLoss(loss, labels))
+        _watch(rows, grad)
         rows.state["x"] = method.advance(rows, x, value.to(x.dtype), grad)
         rows.state["age"] += 1
         rows.age += 1
     return method.shown(rows)
 
 
-def _watch(state: dict[str, Tensor], grad: Tensor) -> None:
-    """Notes gradients that are zero at the first step, or no numbers, which count as zero."""
-    largest = torch.linalg.vector_norm(grad.flatten(1), torch.inf, dim=1)
-    state["zero"] |= (largest == 0) & (state["age"] == 0)
-    broken = ~largest.isfinite()
-    state["nan"] |= broken
-    grad.masked_fill_(column(broken, grad), 0.0)
+def _watch(rows: Rows, grad: Tensor) -> None:
+    """Notes gradients that are zero at the first step, or no numbers, which lead nowhere."""
+    flat = grad.flatten(1)
+    rows.state["no_grad"] += flat.sum(1, dtype=rows["no_grad"].dtype)  # what is no number stays
+    if (rows.age == 0).any():
+        rows.state["zero"] |= (flat == 0).all(1) & (rows["age"] == 0)
 
 
 def _without(ranking: Tensor, labels: Tensor) -> Tensor:

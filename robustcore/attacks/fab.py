@@ -12,7 +12,7 @@ from robustcore import ops
 from robustcore.attacks.apgd import NORMS
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
 from robustcore.attacks.engine import Rows, column
-from robustcore.attacks.losses import margin_to_target
+from robustcore.attacks.losses import LOSSES
 from robustcore.attacks.result import distances
 from robustcore.common.checks import require_int, require_positive, require_probability
 
@@ -80,7 +80,7 @@ class Boundary(GradientMethod):
 
     def __init__(self, attack: FAB, seed: int) -> None:
         super().__init__(attack, seed)
-        self.loss = margin_to_target
+        self.loss = LOSSES["margin"]
         self._attack = attack
         self.points = 2 * attack.steps + 1
 

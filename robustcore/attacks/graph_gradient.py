@@ -10,11 +10,11 @@ from torch import Tensor
 from robustcore.attacks.losses import RowLoss
 from robustcore.common.cuda_graph import CapturedStep
 
-Evaluated = tuple[Tensor, Tensor, Tensor]
+Evaluated = tuple[Tensor, Tensor, Tensor]  # loss, gradient, verdict
 
 
 class GradientGraph:
-    """Logits, loss and gradient of batches of one shape: three times eagerly, then as replays.
+    """Loss, gradient and verdict of batches of one shape: three times eagerly, then as replays.
 
     Args:
         evaluate: queues the passes of images and their loss.
@@ -40,9 +40,9 @@ class GradientGraph:
             self._loss.targets.copy_(loss.targets)
         self._captured.run()
         assert self._made is not None
-        logits, value, grad = self._made
+        value, grad, ahead = self._made
         # The next replay writes to the same memory.
-        return logits.clone(), value.clone(), grad.clone()
+        return value.clone(), grad.clone(), ahead.clone()
 
     def _step(self) -> None:
         self._made = self._evaluate(self._x, self._loss)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from robustcore.attacks.attack import StepAttack, classifier_of, draw_seed, require_images
 from robustcore.attacks.engine import end_points
-from robustcore.attacks.losses import divergence
+from robustcore.attacks.losses import Raised, divergence
 from robustcore.common.checks import (
     require_callable,
     require_choice,
@@ -80,7 +80,7 @@ def _adversarial(model: Any, x: Tensor, y: Tensor, attack: Any, kind: str) -> Te
     classifier, method = classifier_of(attack, seed, model), attack.method(seed)
     raised, unchecked = method.loss, [y]
 
-    def loss(logits: Tensor, labels: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def loss(logits: Tensor, labels: Tensor, target: Tensor | None) -> Raised:
         while unchecked:  # once, because a look waits for the device
             require_classes("y", unchecked.pop(), len(y), logits.shape[1])
         return raised(logits, labels, target)

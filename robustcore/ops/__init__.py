@@ -2,6 +2,7 @@
 
 from robustcore.ops.attacks.apgd import apgd_update
 from robustcore.ops.attacks.hyperplane import hyperplane_projection
+from robustcore.ops.attacks.loss import attack_loss
 from robustcore.ops.attacks.perceptual import perceptual_distance
 from robustcore.ops.attacks.square import square_propose, square_start
 from robustcore.ops.attacks.start import random_start
@@ -40,6 +41,7 @@ __all__ = [
     "ablate_pixels",
     "add_pixel_votes",
     "apgd_update",
+    "attack_loss",
     "attack_step",
     "conv_exp",
     "conv_norm_bound",

@@ -6,6 +6,7 @@
 
 #include "attacks/apgd.h"
 #include "attacks/hyperplane.h"
+#include "attacks/loss.h"
 #include "attacks/square.h"
 #include "attacks/start.h"
 #include "attacks/step.h"
@@ -104,6 +105,28 @@ void hyperplane_case(Norm norm, int64_t rows, int64_t elements) {
   hyperplane_cuda(args, nullptr);
   report(label<T>("hyperplane", rows, elements) + " norm " + std::to_string(static_cast<int>(norm)),
          out.agree());
+}
+
+template <class T>
+void loss_case(Loss loss, bool targeted, int64_t rows, int64_t classes) {
+  const auto logits = random_values<T>(rows * classes, 1);
+  std::vector<int64_t> labels(rows), targets(rows);
+  for (int64_t i = 0; i < rows; ++i) labels[i] = i % classes, targets[i] = (i + 1) % classes;
+  LossArgs args{};
+  args.rows = rows, args.classes = classes, args.loss = loss, args.rounding = 1e-6;
+  args.logits = rows_of(logits, classes, 1);
+  args.labels = labels.data(), args.targets = targeted ? targets.data() : nullptr;
+  Sides<T> slope(rows * classes);
+  Sides<Arithmetic<T>> value(rows), ahead(rows);
+  args.place = rows_of(slope.cpu, classes, 1);
+  args.slope = slope.cpu.data(), args.value = value.cpu.data(), args.ahead = ahead.cpu.data();
+  std::vector<double> scratch(2 * classes);
+  attack_loss_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, rows);
+  args.slope = slope.gpu.data(), args.value = value.gpu.data(), args.ahead = ahead.gpu.data();
+  attack_loss_cuda(args, nullptr);
+  report(label<T>("loss", rows, classes) + " kind " + std::to_string(static_cast<int>(loss)) +
+             (targeted ? " targeted" : ""),
+         slope.agree() && value.agree() && ahead.agree());
 }
 
 const std::vector<int64_t> kImages{3, 1, 1 << 20}, kSamples{0, 7, 2}, kQueries{0, 5, 999};
@@ -224,6 +247,10 @@ void cases() {
   warp_case<T>(3, 8, 8, false);
   warp_case<T>(1, 5, 19, true);
   for (const bool flag : {false, true}) {
+    for (const Loss loss : {Loss::kCrossEntropy, Loss::kMargin, Loss::kDlr}) {
+      loss_case<T>(loss, flag, 9, 3);
+      loss_case<T>(loss, flag, 3, 70);
+    }
     start_case<T>(13, flag);
     square_case<T>(3, 5, 6, flag);
   }

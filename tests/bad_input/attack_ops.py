@@ -10,6 +10,10 @@ EXAMPLES = {
         step_size=lambda: rand(2), rises=lambda: rand(2), checked=lambda: rand(2),
         cut=lambda: rand(2) > 0.5, width=labels, rho=0.75,
     ),
+    "ops.attack_loss": call(
+        ops.attack_loss, logits=lambda: rand(2, 5), labels=labels, targets=labels, loss="dlr",
+        lowered=False,
+    ),
     "ops.attack_step": call(
         ops.attack_step, x=images, grad=images, x0=images, norm="l2", eps=0.5, step_size=0.1,
         low=0.0, high=1.0, topk=0.5, momentum=0.75, previous=images, out=None,
