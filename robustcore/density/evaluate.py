@@ -2,7 +2,8 @@
 
 The model is used as it is (put it in eval mode); no gradients of its parameters are kept. ``x`` is
 ``[N, *D]`` in any units, ``target`` int64 ``[N]`` (default: the model's own answer). None of the
-results is differentiable. Errors are TypeError or ValueError that name the argument.
+results is differentiable, unless asked for. Errors are TypeError or ValueError that name the
+argument.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from robustcore.common.checks import (
     require_broadcast,
     require_callable,
     require_choice,
+    require_flag,
     require_floating,
     require_fraction,
     require_int,
@@ -36,16 +38,19 @@ from robustcore.density.gradients import (
     check_logits,
     check_target,
     check_x,
+    evaluate,
+    gradient_at,
     gradients,
+    leaf,
     logit_score,
     lse_score,
+    widen,
 )
 from robustcore.ops.checks import check_p
 
 FRACTIONS = tuple(torch.logspace(-2, 0, 25, dtype=torch.float64).tolist())
 
 
-@torch.no_grad()
 def integrated_gradients(
     model: Model,
     x: Tensor,
@@ -53,6 +58,7 @@ def integrated_gradients(
     *,
     baseline: Tensor | None = None,
     steps: int = 50,
+    create_graph: bool = False,
 ) -> Tensor:
     """Integrated gradients of the target's logit from ``baseline`` (default 0) to x.
 
@@ -65,25 +71,37 @@ def integrated_gradients(
         target: int64 ``[N]``; default: the model's own answer.
         baseline: broadcasts to x.
         steps: gradients taken, at least 1.
+        create_graph: whether a loss may be made of the result (an attribution prior): it is then
+            differentiable in x, baseline and the model's parameters, and the graphs of all steps
+            are kept.
 
     Returns:
-        Shaped as x, float32 at least. Not differentiable.
+        Shaped as x, float32 at least. Differentiable with ``create_graph`` alone.
 
     Raises TypeError or ValueError naming the argument.
-    Source: Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017.
+    Source: Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017; as a prior:
+    Erion et al., "Improving performance of deep learning models with axiomatic attribution priors
+    and expected gradients", 2021.
     """
     require_callable("model", model)
     check_x(x)
     require_int("steps", steps, 1, MAX_STEPS)
+    create_graph = require_flag("create_graph", create_graph) and torch.is_grad_enabled()
     start = check_baseline(baseline, x)
-    score = logit_score(check_target(target, check_logits(model(x), x)))
+    with torch.no_grad():
+        score = logit_score(check_target(target, check_logits(model(x), x)))
+    if not create_graph:
+        x, start = x.detach(), start.detach()
     path = x - start
     total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     for i in range(steps):
-        with torch.enable_grad():
-            at = (start + path * ((i + 0.5) / steps)).detach().requires_grad_()
-            values = score(check_logits(model(at), at))
-            total += gradients(model, score, [Point(at, values)], create_graph=False)
+        at = start + path * ((i + 0.5) / steps)
+        if create_graph:
+            at = leaf(at)
+            values = score(evaluate(model, at, "double_backward"))
+            total = total + gradients(model, score, [Point(at, values)], create_graph=True)
+        else:
+            total += gradient_at(model, score, at)
     return path * total / steps
 
 
@@ -126,21 +144,24 @@ def pixel_perturbation(
     fractions: Sequence[float] = FRACTIONS,
     remove: str = "least",
     fill: float | Tensor = 0.5,
+    unit: str = "pixel",
 ) -> Tensor:
-    """The target's probability as a fraction of the elements is replaced by ``fill``, ``[N, F]``.
+    """The target's probability as a fraction of the pixels is replaced by ``fill``, ``[N, F]``.
 
     Args:
         attributions: shaped as x; saliency is their absolute value.
-        fractions: of the elements, in [0, 1]; 25 from 1 % to all by default.
+        fractions: of the pixels, in [0, 1]; 25 from 1 % to all by default.
         remove: "least" salient first (a faithful attribution keeps the probability up) or "most".
         fill: a number, or a tensor that broadcasts to x, in the units of x.
+        unit: "pixel": a place with all of its channels (dimension 1 of an x of three dimensions or
+            more), as salient as they are together; "element": one value of one channel.
 
-    An element is one value of one channel. The other arguments and what is raised are as in
-    :func:`integrated_gradients`. Not differentiable. Source: Srinivas and Fleuret, "Full-gradient
-    representation for neural network visualization", 2019.
+    The other arguments and what is raised are as in :func:`integrated_gradients`. Not
+    differentiable. Source: Srinivas and Fleuret, "Full-gradient representation for neural network
+    visualization", 2019.
     """
     require_choice("remove", remove, ("least", "most"))
-    order = _order(x, attributions, most_salient_first=remove == "most")
+    order = _order(x, attributions, remove == "most", unit)
     return _replace(model, x, order, target, fractions, fill, insert=False)
 
 
@@ -152,24 +173,29 @@ def insertion_game(
     *,
     fractions: Sequence[float] = FRACTIONS,
     fill: float | Tensor = 0.5,
+    unit: str = "pixel",
 ) -> Tensor:
-    """The target's probability as the most salient elements appear on ``fill``, ``[N, F]``.
+    """The target's probability as the most salient pixels appear on ``fill``, ``[N, F]``.
 
     The arguments and what is raised are as in :func:`pixel_perturbation`. Not differentiable.
     Source: Petsiuk, Das, Saenko, "RISE", 2018.
     """
-    order = _order(x, attributions, most_salient_first=True)
+    order = _order(x, attributions, True, unit)
     return _replace(model, x, order, target, fractions, fill, insert=True)
 
 
-def _order(x: Any, attributions: Any, most_salient_first: bool) -> Tensor:
-    """Each element's rank in saliency, ``[N, *D]``."""
+def _order(x: Any, attributions: Any, most_salient_first: bool, unit: str) -> Tensor:
+    """Each pixel's or element's rank in saliency, ``[N, *D]`` or broadcast to it."""
     check_x(x)
+    require_choice("unit", unit, ("pixel", "element"))
     if require_floating("attributions", attributions).shape != x.shape:
         raise ValueError(
             f"attributions: got shape {list(attributions.shape)}, want {list(x.shape)} as x"
         )
-    return ranks(attributions.abs(), largest_first=most_salient_first)
+    saliency = widen(attributions.abs())
+    if unit == "pixel" and x.dim() > 2:
+        saliency = saliency.sum(1, keepdim=True)
+    return ranks(saliency, largest_first=most_salient_first)
 
 
 @torch.no_grad()
@@ -184,9 +210,9 @@ def _replace(
 ) -> Tensor:
     require_callable("model", model)
     background = _filled(fill, x)
-    elements = x[0].numel() if len(x) else 0
+    units = rank[0].numel() if len(x) else 0
     counts = [
-        round(require_fraction("fractions", fraction) * elements)
+        round(require_fraction("fractions", fraction) * units)
         for fraction in require_sequence("fractions", fractions, "numbers in [0, 1]")
     ]
     chosen = check_target(target, check_logits(model(x), x)).unsqueeze(1)
@@ -232,14 +258,11 @@ def gradient_curve(model: Model, x: Tensor, sigmas: Sequence[float], *, seed: in
     """
     levels = _levels(model, x, sigmas, seed)
 
-    def gradient(at: Tensor) -> Tensor:
-        with torch.enable_grad():
-            at = at.detach().requires_grad_()
-            values = lse_score(check_logits(model(at), at))
-            return gradients(model, lse_score, [Point(at, values)], create_graph=False)
-
-    clean = gradient(x)
-    curve = [ops.grad_norm(gradient(noisy) - clean) for noisy in _noisy(x, levels, seed)]
+    clean = gradient_at(model, lse_score, x)
+    curve = [
+        ops.grad_norm(gradient_at(model, lse_score, noisy) - clean)
+        for noisy in _noisy(x, levels, seed)
+    ]
     return torch.stack(curve, 1) / ops.grad_norm(clean).unsqueeze(1)
 
 
@@ -258,35 +281,3 @@ def _levels(model: Any, x: Any, sigmas: Any, seed: Any) -> list[float]:
 
 def _noisy(x: Tensor, levels: Sequence[float], seed: int) -> list[Tensor]:
     return [ops.gaussian_noise(x.detach(), 1, s, seed=seed).squeeze(1) for s in levels]
-
-
-@torch.no_grad()
-def ood_auroc(model: Model, inside: Tensor, outside: Tensor, *, score: str = "lse") -> float:
-    """How well a score tells inputs of the training distribution from others: the AUROC.
-
-    Args:
-        model: any callable of ``[N, *D]`` to logits ``[N, K]``.
-        inside, outside: ``[N, *D]`` and ``[M, *D]``.
-        score: "lse", or "max_logit", the largest of the logits; higher means inside.
-
-    Returns a number in [0, 1]. Needs scikit-learn (``pip install 'robustcore[demo]'``). Raises
-    TypeError or ValueError naming the argument, ImportError without scikit-learn.
-    Source of the score: Liu et al., "Energy-based out-of-distribution detection", 2020.
-    """
-    require_choice("score", score, ("lse", "max_logit"))
-    try:
-        from sklearn.metrics import roc_auc_score
-    except ImportError as error:
-        raise ImportError(
-            "ood_auroc needs scikit-learn: pip install 'robustcore[demo]' (or scikit-learn)"
-        ) from error
-    scores, labels = [], []
-    require_callable("model", model)
-    for name, x in (("inside", inside), ("outside", outside)):
-        if require_floating(name, x).dim() < 2 or len(x) == 0:
-            raise ValueError(f"{name}: got shape {list(x.shape)}, want a batch [N, *D]")
-    for x, label in ((inside, 1), (outside, 0)):
-        logits = check_logits(model(x), x)
-        scores.append(lse_score(logits) if score == "lse" else logits.amax(1))
-        labels.append(torch.full((len(x),), label))
-    return float(roc_auc_score(torch.cat(labels), torch.cat(scores).cpu()))

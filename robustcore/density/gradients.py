@@ -56,10 +56,10 @@ def loss_score(target: Tensor) -> Score:
     return lambda logits: cross_entropy(logits, target, reduction="none")
 
 
-def check_x(x: Any) -> None:
+def check_x(x: Any, name: str = "x") -> None:
     """x is a batch of floating tensors."""
-    if require_floating("x", x).dim() < 2:
-        raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
+    if require_floating(name, x).dim() < 2:
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want a batch [N, *D]")
 
 
 def check_differentiable(x: Tensor) -> None:
@@ -225,6 +225,14 @@ def gradients(model: Model, score: Score, points: Sequence[Point], create_graph:
         total = total + weight * widen(g)
     gradient: Tensor = total
     return gradient
+
+
+def gradient_at(model: Model, score: Score, x: Tensor) -> Tensor:
+    """The gradient of the score of model(x) in x, outside any graph, in float32 at least."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        values = score(check_logits(model(at), at))
+        return gradients(model, score, [Point(at, values)], create_graph=False)
 
 
 def gradient_norm(
