@@ -72,9 +72,9 @@ def _target_gradient(target: Critic | Tensor, x: Tensor) -> Tensor:
 
 def _gradient(name: str, values: Tensor, x: Tensor, create_graph: bool) -> Tensor:
     """The gradient ``[N, *D]`` of each sample's value in it."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name}: gave {got}, want floating values [{len(x)}]")
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: gave {type(values).__name__}, want values [{len(x)}]")
+    require_floating(name, values)
     if values.shape not in ((len(x),), (len(x), 1)):
         raise ValueError(f"{name}: gave shape {list(values.shape)}, want [{len(x)}]")
     g = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from robustcore.common.checks import (
 )
 from robustcore.density.gradients import Model, check_logits
 
+HOTTEST = 1e6  # beyond it, T log sum exp(f / T) is T log K with nothing left of f
 SCORES = ("lse", "max_logit", "max_softmax")
 
 
-class OODMetrics(NamedTuple):
+@dataclass(frozen=True)
+class OODMetrics:
     """Numbers in [0, 1] of a detector whose score is higher inside."""
 
     auroc: float
@@ -49,7 +52,7 @@ def ood_metrics(
             tuples that begin with one. Batches go to where a module's parameters are.
         score: "lse", the negative energy ``T log sum_k exp(f_k / T)``; "max_logit"; or
             "max_softmax", the largest of ``softmax(f / T)``.
-        temperature: T, above 0; not used by "max_logit".
+        temperature: T, above 0 and at most 1e6; not used by "max_logit".
 
     Returns :class:`OODMetrics`. Needs scikit-learn (``pip install 'robustcore[demo]'``). Raises
     TypeError or ValueError naming the argument, ImportError without scikit-learn.
@@ -76,7 +79,7 @@ def ood_auroc(
     score: str = "lse",
     temperature: float = 1.0,
 ) -> float:
-    """The ``auroc`` of :func:`ood_metrics` alone; arguments and errors are those there."""
+    """The AUROC alone; arguments and errors are as in :func:`ood_metrics`."""
     positive, values = _scored(model, inside, outside, score, temperature)
     from sklearn.metrics import roc_auc_score
 
@@ -91,6 +94,8 @@ def _scored(
     require_callable("model", model)
     require_choice("score", score, SCORES)
     temperature = require_positive("temperature", temperature)
+    if temperature > HOTTEST:
+        raise ValueError(f"temperature: got {temperature}, want at most {HOTTEST:g}")
     try:
         import sklearn.metrics  # noqa: F401
     except ImportError as error:
@@ -114,7 +119,7 @@ def _scored(
 def _score(logits: Tensor, score: str, temperature: float) -> Tensor:
     if score == "max_logit":
         return logits.amax(1)
-    scaled = logits / temperature
+    scaled = logits.double() / temperature
     return ops.logsumexp(scaled) * temperature if score == "lse" else scaled.softmax(1).amax(1)
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 
 EXEMPT = {
     "attacks.*.method": "what an attack's run asks of the attack",
+    "density.GroupImages": "a result: load_waterbirds and load_celeba make it",
     "masking.Plan*": "a result: make_plan makes it",
     "smoothing.StoppedCertificates.top_k_radius": "refuses whatever it is asked",
     "smoothing.*.from_counts": "makes a result of votes that the package counted",
@@ -155,8 +156,24 @@ OF_ARGUMENT = [
      "any numbers are a pose, for all images or for each"),
     ("ops.spatial_warp", "x", {"tensor [0] * 4"}, FREE),
     ("ops.perceptual_distance", "features reference weights", VALUES, DATA),
+    ("density.*", "start", FINITE | ROWS | itself("with one more at the end", "of one fewer"),
+     "of the model's taking"),
+    ("density.gradient_matching_penalty", "x", VALUES | FLOATING | SIZES | TENSOR, FREE),
+    ("density.group_accuracy density.spurious_gap", "predicted labels", VALUES,
+     "a label that is no class is never met"),
+    ("density.core_accuracy", "x mask", FINITE | FLOATING | {"tensor a number"} | itself("bool",
+     "of half the rows", "of one fewer", "with an inf"), "a mask of any scale that broadcasts"),
+    ("density.GroupDRO.forward", "losses", FINITE | FLOATING, DTYPE),
+    ("density.spuriosity_ranking density.retrain_head", "features", FINITE | FLOATING
+     | itself("of twice the columns", "with one more at the end"), "computed in float64"),
+    ("density.retrain_head", "chosen", {"tensor int64 [3]"} | ROWS, "as many as one likes"),
     # ---- numbers
     ("attacks.Spatial", "max_angle max_shift", {"0", *LARGE}, NO_BOUND),
+    ("density.*", "group_counts train_counts", INTEGERS, "counts, in any sequence"),
+    ("density.*", "eta adjustment noise step_size", LARGE | {"0"}, NO_BOUND),
+    ("density.*", "bounds", PAIR | {"(-1, 2**64)"}, "the first below the other"),
+    ("density.langevin_samples", "step_offset", {"0", "2**31"}, "below 2**40"),
+    ("density.load_*", "transform", CALLABLE, ANY_FUNCTION),
     (ATTACKS, "step_size momentum rho", {"0"}, "0 is in the range"),
     (ATTACKS, "step_size", LARGE, NO_BOUND),
     (ATTACKS, "low", {"0", *NEGATIVE}, "of either sign"),
@@ -245,6 +262,8 @@ def why_accepted(name, argument, label, parameter):
 # ---- errors that name another argument -----------------------------------------------------------
 
 OTHERS = {
+    ("density.GroupDRO", "num_groups"): "group_counts",
+    ("density.group_accuracy", "num_groups"): "train_counts",
     ("smoothing.message_ensemble_certificate", "num_agents"): "counts",
     ("smoothing.message_ensemble_certificate", "k"): "counts",
     ("smoothing.finite_aggregation_certificate", "num_classes"): "votes",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import attack_ops, attacks, influence, tasks
+from bad_input import attack_ops, attacks, groups, influence, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -366,7 +366,7 @@ EXAMPLES = {
     "density.attribution_penalty": penalty(density.attribution_penalty, baseline=None, steps=3),
     "density.integrated_gradients": call(
         density.integrated_gradients, model=network, x=images, target=labels, baseline=None,
-        steps=3,
+        steps=3, create_graph=False,
     ),
     "density.feature_leakage": call(
         density.feature_leakage, model=network, x=images, region=lambda: rand(2, 3, 8, 8) > 0.5,
@@ -375,10 +375,11 @@ EXAMPLES = {
     "density.pixel_perturbation": call(
         density.pixel_perturbation, model=network, x=images,
         attributions=images, target=labels, fractions=(0.5, 1.0), remove="least", fill=0.5,
+        unit="pixel",
     ),
     "density.insertion_game": call(
         density.insertion_game, model=network, x=images, attributions=images, target=labels,
-        fractions=(0.5, 1.0), fill=0.5,
+        fractions=(0.5, 1.0), fill=0.5, unit="pixel",
     ),
     "density.density_curve": call(
         density.density_curve, model=network, x=images, sigmas=(0.1, 0.2), seed=0
@@ -386,11 +387,9 @@ EXAMPLES = {
     "density.gradient_curve": call(
         density.gradient_curve, model=network, x=images, sigmas=(0.1, 0.2), seed=0
     ),
-    "density.ood_auroc": call(
-        density.ood_auroc, model=network, inside=images, outside=images, score="lse"
-    ),
     **tasks.EXAMPLES,
     **attack_ops.EXAMPLES,
     **attacks.EXAMPLES,
+    **groups.EXAMPLES,
     **influence.EXAMPLES,
 }  # fmt: skip

@@ -200,6 +200,7 @@ BAD = [
     (lambda: GroupDRO(2, group_counts=[1, 0]), "group_counts: got 0"),
     (lambda: GroupDRO(2, group_counts=[1]), "group_counts: got 1 counts, want 2"),
     (lambda: GroupDRO(2)(torch.ones(3), torch.tensor([0, 1, 2])), "groups: got 0 to 2"),
+    (lambda: GroupDRO(2)(torch.tensor([torch.nan]), torch.tensor([0])), "losses: got NaN"),
     (lambda: GroupDRO(2)(torch.ones(3, 1), torch.tensor([0, 1, 1])), r"losses: got shape \[3, 1\]"),
     (
         lambda: group_accuracy(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0).long()),

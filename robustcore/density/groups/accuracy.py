@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from robustcore.common.checks import (
 from robustcore.density.gradients import Model, check_logits, check_x, widen
 
 
-class GroupAccuracy(NamedTuple):
+@dataclass(frozen=True)
+class GroupAccuracy:
     """Accuracies in [0, 1], by group and together."""
 
     groups: Tensor
@@ -137,4 +138,5 @@ def core_accuracy(
     weights = (weights / torch.where(largest > 0, largest, 1.0)).view(x.shape)
     noisy = ops.gaussian_noise(x, 1, sigma * weights, seed=seed, image_offset=image_offset)
     logits = check_logits(model(noisy.squeeze(1).clamp(0, 1)), x)
+    require_classes("y", y, len(x), logits.shape[1])
     return float((logits.argmax(1) == y.to(logits.device)).double().mean())

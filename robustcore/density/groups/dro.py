@@ -77,13 +77,16 @@ class GroupDRO(nn.Module):
         """The weighted loss, a scalar, float32 at least; differentiable in ``losses``.
 
         Args:
-            losses: ``[N]``, floating, such as a cross entropy with ``reduction="none"``.
+            losses: ``[N]``, floating and finite, such as a cross entropy with
+                ``reduction="none"``.
             groups: int64 ``[N]`` in [0, num_groups), on the same device.
 
         Raises TypeError or ValueError naming the argument.
         """
         if require_floating("losses", losses).dim() != 1:
             raise ValueError(f"losses: got shape {list(losses.shape)}, want [N]")
+        if not bool(torch.isfinite(losses).all()):  # the weights would never recover from it
+            raise ValueError("losses: got NaN or infinity, want finite numbers")
         require_classes("groups", groups, len(losses), self.num_groups)
         for name, t in (("groups", groups), ("losses", losses)):
             if t.device != self.log_weights.device:

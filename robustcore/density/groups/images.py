@@ -23,7 +23,8 @@ class GroupImages(Dataset[tuple[Any, int, int]]):
     """Items ``(image, label, group)``; a group is a label with a value of the spurious attribute.
 
     Made by :func:`load_waterbirds` and :func:`load_celeba`. An image is what ``transform`` makes of
-    a PIL image in RGB; without one, float32 ``[3, H, W]`` in [0, 1].
+    a PIL image in RGB; without one, float32 ``[3, H, W]`` in [0, 1]. ``rows`` are the names of
+    files in ``folder``, with label and attribute; ``group_names`` says what each group is.
     """
 
     labels: Tensor

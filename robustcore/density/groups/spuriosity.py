@@ -7,7 +7,8 @@ biases", 2023.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from robustcore.common.checks import (
 )
 
 
-class SpuriosityRanking(NamedTuple):
+@dataclass(frozen=True)
+class SpuriosityRanking:
     """The images of each class that has spurious features, in the order of how much they show."""
 
     scores: Tensor
@@ -32,7 +34,8 @@ class SpuriosityRanking(NamedTuple):
     """Of a class, the indices of its images, the most spurious first."""
 
 
-class SpuriousGap(NamedTuple):
+@dataclass(frozen=True)
+class SpuriousGap:
     """How much accuracy is lost without the spurious features."""
 
     mean: float
@@ -64,6 +67,8 @@ def spuriosity_ranking(
     if not isinstance(spurious_features, Mapping):
         got = type(spurious_features).__name__
         raise TypeError(f"spurious_features: got {got}, want {wanted}")
+    if not spurious_features:
+        raise ValueError(f"spurious_features: got no class, want {wanted}")
     rows, labels = features.detach().cpu().double(), labels.cpu()
     scores = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     order = {}
@@ -116,9 +121,9 @@ def spurious_gap(
 
 
 def least_spurious(ranking: SpuriosityRanking, k: int) -> Tensor:
-    """The indices of the k least spurious images of each ranked class, ``[classes * k]`` int64.
+    """The indices of the k least spurious images of each class of ``ranking``, int64.
 
-    Raises TypeError or ValueError naming the argument.
+    ``[classes * k]``, class by class. Raises TypeError or ValueError naming the argument.
     """
     _require_ranking(ranking)
     k = _require_k(ranking, k, 1)
@@ -149,13 +154,15 @@ def retrain_head(
     ValueError naming the argument.
     """
     _require_features(features)
-    require_classes("labels", labels, len(features))
+    require_classes("labels", labels, len(features), 1 << 31)
     if require_integers("chosen", chosen).dim() != 1 or len(chosen) == 0:
         raise ValueError(f"chosen: got shape {list(chosen.shape)}, want [M], not empty")
     require_classes("chosen", chosen, len(chosen), len(features))
     ridge = require_not_negative("ridge", ridge)
     least = int(labels.max()) + 1
-    classes = least if num_classes is None else require_int("num_classes", num_classes, least)
+    classes = (
+        least if num_classes is None else require_int("num_classes", num_classes, least, 1 << 31)
+    )
     x = features.detach()[chosen.to(features.device)].double()
     y = labels.to(features.device)[chosen.to(features.device)]
     head = nn.Linear(x.shape[1], classes, dtype=torch.float64, device="meta")
