@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from robustcore import ops
 from robustcore.ops.autograd import transforming
 from robustcore.ops.density import batch_norm, conv3x3, relu
 
@@ -169,6 +171,14 @@ def _attention(
 ) -> Tensor | None:
     if torch.compiler.is_compiling() or not any(t.requires_grad for t in (query, key, value)):
         return None
+    if dropout_p == 0 and _takes_ours(query, key, value, attn_mask, is_causal):
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+        return ops.attention(query, key, value, scale=scale, causal=is_causal, mask=attn_mask)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        seen = attn_mask
+        attn_mask = query.new_zeros(seen.shape).masked_fill_(~seen, -math.inf)
     device = query.device.type
     if torch.is_autocast_enabled(device):  # which does not know the math backend
         dtype = torch.get_autocast_dtype(device)
@@ -179,6 +189,13 @@ def _attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return result
+
+
+def _takes_ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
+    """Whether attention is ours; float64 on the CPU is not, where our kernel has no vectors."""
+    if not _ours(q, k, v) or (q.dtype == torch.float64 and q.device.type == "cpu"):
+        return False
+    return mask is None or not (mask.requires_grad or causal)
 
 
 _math_attention = torch.ops.aten._scaled_dot_product_attention_math.default

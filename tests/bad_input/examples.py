@@ -62,6 +62,10 @@ EXAMPLES = {
         ops.add_pixel_votes, counts=lambda: torch.zeros(4).int(), logits=lambda: rand(2, 3, 4),
         chosen=lambda: torch.zeros(4).long(),
     ),
+    "ops.attention": call(
+        ops.attention, q=lambda: rand(2, 3, 4), k=lambda: rand(2, 5, 4), v=lambda: rand(2, 5, 2),
+        scale=None, causal=False, mask=lambda: rand(3, 5),
+    ),
     "ops.conv_exp": call(
         ops.conv_exp, x=lambda: rand(2, 4, 6, 6), kernel=skew, radius=1.0, tol=None, degree=4,
         method="chebyshev", contractive=False, recompute=False, check=True,

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_cases.h"
 #include "cases.h"
 #include "density/grad_norm.h"
 #include "density/logsumexp.h"
@@ -190,5 +191,6 @@ int main() {
   cases<double>();
   cases<Half>();
   cases<BFloat16>();
+  attention_cases();
   return finish();
 }

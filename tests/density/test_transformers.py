@@ -208,6 +208,59 @@ def test_reentrant_checkpoints_are_refused():
             run(density.marginal_density_penalty, model, x, style)
 
 
+MASKS = {
+    "none": {},
+    "bool": dict(attn_mask=torch.tensor([[True, False, True], [True, True, False]])),
+    "floating": dict(attn_mask=torch.tensor([[0.5, 1.0, -2.0], [0.0, 1.0, 0.0]]).double()),
+    "causal": dict(is_causal=True),
+    "scale": dict(scale=0.3),
+    "groups": dict(enable_gqa=True),
+    "learned": dict(attn_mask=torch.zeros(2, 3).double().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", MASKS)
+def test_arguments_of_attention(mask, dtype):
+    heads = 2 if mask == "groups" else 4
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(s, generator=generator, dtype=torch.float64)
+        for s in ((2, 4, 2, 5), (2, heads, 3, 5), (2, heads, 3, 6))
+    )
+
+    def derivatives(call, dtype):
+        inputs = [t.to(dtype, copy=True).requires_grad_() for t in (q, k, v)]
+        options = dict(MASKS[mask])
+        if "attn_mask" in options and options["attn_mask"].is_floating_point():
+            options["attn_mask"] = options["attn_mask"].to(dtype)
+        y = call(functional.scaled_dot_product_attention)(*inputs, **options)
+        assert y.dtype == dtype
+        grads = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        total = sum(g.square().sum() for g in grads)
+        return [y, *grads, *torch.autograd.grad(total, inputs)]
+
+    def by_math(function):
+        def call(*arguments, **options):
+            with sdpa_kernel(SDPBackend.MATH):
+                return function(*arguments, **options)
+
+        return call
+
+    def ours(function):
+        def call(*arguments, **options):
+            with density.fast_double_backward():
+                return function(*arguments, **options)
+
+        return call
+
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for got, want in zip(
+        derivatives(ours, dtype), derivatives(by_math, torch.float64), strict=True
+    ):
+        assert (got - want).norm() <= tolerance * want.norm()
+
+
 def test_attention_under_autocast_and_without_gradients():
     q = torch.rand(2, 2, 5, 4, requires_grad=True)
     with density.fast_double_backward():
