@@ -167,6 +167,8 @@ OF_ARGUMENT = [
     ("density.spuriosity_ranking density.retrain_head", "features", FINITE | FLOATING
      | itself("of twice the columns", "with one more at the end"), "computed in float64"),
     ("density.retrain_head", "chosen", {"tensor int64 [3]"} | ROWS, "as many as one likes"),
+    ("ops.attention", "q k v mask", VALUES | SIZES | TENSOR | {"tensor a number"}, DATA),
+    ("ops.attention", "scale", {*NEGATIVE}, "of either sign"),
     # ---- numbers
     ("attacks.Spatial", "max_angle max_shift", {"0", *LARGE}, NO_BOUND),
     ("density.*", "group_counts train_counts", INTEGERS, "counts, in any sequence"),

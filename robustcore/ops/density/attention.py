@@ -65,6 +65,8 @@ def attention(
     """
     mask = _check_arguments(q, k, v, causal, mask)
     number = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else check_number("scale", scale)
+    if not math.isfinite(number):
+        raise ValueError(f"scale: got {number}, want a finite number")
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
 
     def wide(t: Tensor) -> Tensor:
