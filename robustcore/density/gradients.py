@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,8 @@ from robustcore.common.checks import (
     require_floating,
 )
 from robustcore.density.double_backward import fast_double_backward
+from robustcore.density.half import scaled_gradient, scaled_norm
+from robustcore.ops.checks import check_integer, check_tensor
 from robustcore.ops.density.grad_norm import dual_direction
 
 Model = Callable[[Tensor], Tensor]
@@ -41,19 +44,65 @@ class Point(NamedTuple):
     weight: Any = 1.0
 
 
-def lse_score(logits: Tensor) -> Tensor:
+def lse_score(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """The log of the marginal density, up to a constant."""
-    return ops.logsumexp(logits)
+    return over_tokens(ops.logsumexp(logits), weights)
 
 
-def logit_score(target: Tensor) -> Score:
+def logit_score(target: Tensor, weights: Tensor | None = None) -> Score:
     """The raw logit of a class."""
-    return lambda logits: logits.gather(1, target.unsqueeze(1)).squeeze(1)
+    at = target.unsqueeze(-1)
+    return lambda logits: over_tokens(logits.gather(-1, at).squeeze(-1), weights)
 
 
-def loss_score(target: Tensor) -> Score:
+def loss_score(target: Tensor, weights: Tensor | None = None) -> Score:
     """The cross entropy."""
-    return lambda logits: cross_entropy(logits, target, reduction="none")
+
+    def score(logits: Tensor) -> Tensor:
+        loss = cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+        return over_tokens(loss.view(target.shape), weights)
+
+    return score
+
+
+def over_tokens(values: Tensor, weights: Tensor | None) -> Tensor:
+    """``[N]`` of values ``[N]`` or, of tokens, ``[N, T]``: their weighted sum, or their mean."""
+    if weights is not None:
+        values = values * weights
+    if values.dim() == 1:
+        return values
+    return values.mean(1) if weights is None else values.sum(1)
+
+
+def check_tokens(
+    target: Tensor | None, logits: Tensor, ignore_index: Any, token_weights: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """Targets with classes where they are ignored, and what rows or tokens weigh, None: all the
+    same.
+
+    The weights of a sample's tokens sum to 1, or are all 0.
+    """
+    shape, weights = logits.shape[:-1], None
+    if token_weights is not None:
+        require_floating("token_weights", token_weights)
+        if token_weights.shape != shape or token_weights.device != logits.device:
+            raise ValueError(
+                f"token_weights: got shape {list(token_weights.shape)} on {token_weights.device}, "
+                f"want {list(shape)} on {logits.device}"
+            )
+        weights = token_weights.to(logits.dtype)
+    ignore_index = check_integer("ignore_index", ignore_index, -(1 << 62))
+    if target is not None:
+        check_tensor("target", target)
+    if target is not None and target.dtype == torch.int64 and target.shape == shape:
+        ignored = target == ignore_index
+        target = target.masked_fill(ignored, 0)
+        kept = (~ignored).to(logits.dtype)
+        weights = kept if weights is None else weights * kept
+    if weights is not None and weights.dim() == 2:
+        total = weights.sum(1, keepdim=True)
+        weights = weights / torch.where(total == 0, 1, total)
+    return target, weights
 
 
 def check_x(x: Any, name: str = "x") -> None:
@@ -77,20 +126,25 @@ def check_baseline(baseline: Any, x: Tensor) -> Tensor:
     return require_broadcast("baseline", require_floating("baseline", baseline), x)
 
 
-def check_logits(logits: Any, x: Tensor, got: str = "model: gave") -> Tensor:
-    """Logits ``[N, K]`` in float32 at least; an error naming the rows that hold a NaN."""
-    want = f"want floating logits [{x.shape[0]}, K], one row an input"
+def check_logits(logits: Any, x: Tensor, got: str = "model: gave", tokens: bool = False) -> Tensor:
+    """Logits ``[N, K]``, or of ``tokens`` ``[N, T, K]``, in float32 at least; an error naming rows
+    with a NaN."""
+    n = x.shape[0]
+    want = f"want floating logits [{n}, K], one row an input"
+    want += f", or [{n}, T, K] of tokens" if tokens else ""
     if not isinstance(logits, Tensor):
         raise TypeError(f"{got} {type(logits).__name__}, {want}")
     if logits.device != x.device:
         raise ValueError(f"{got} a tensor on {logits.device}, {want}, on {x.device}")
     if not logits.is_floating_point() or logits.layout != torch.strided or logits.is_nested:
         raise TypeError(f"{got} {logits.dtype}, {logits.layout}, {want}")
-    if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+    fits = logits.dim() == 2 or (tokens and logits.dim() == 3)
+    if not fits or logits.shape[0] != n or 0 in logits.shape[1:]:
         raise ValueError(f"{got} shape {list(logits.shape)}, {want}")
     if not (torch.compiler.is_compiling() or _capturing(x)):
         # Looking costs a synchronisation of the device, so not inside a CUDA graph.
         nan = ops.logsumexp(logits.detach()).isnan()
+        nan = nan.any(1) if nan.dim() > 1 else nan
         if nan.any():
             raise ValueError(f"logits: NaN in rows {nan.nonzero().flatten().tolist()}")
     return widen(logits)
@@ -116,12 +170,16 @@ def _capturing(x: Tensor) -> bool:
 
 
 def check_target(target: Any, logits: Tensor) -> Tensor:
-    """A class of each row: as given, or what the model says."""
+    """A class of each row or token: as given, or what the model says."""
     if target is None:
-        return logits.detach().argmax(1)
+        return logits.detach().argmax(-1)
     looks = not (torch.compiler.is_compiling() or _capturing(logits))
-    rows, classes = logits.shape
-    return require_classes("target", target, rows, classes if looks else None)
+    shape, classes = logits.shape[:-1], logits.shape[-1] if looks else None
+    if isinstance(target, Tensor) and len(shape) > 1:
+        if target.shape != shape:
+            raise ValueError(f"target: got shape {list(target.shape)}, want {list(shape)}")
+        return require_classes("target", target.flatten(), shape.numel(), classes).view(shape)
+    return require_classes("target", target, shape[0], classes)
 
 
 # Steps of a forward pass whose backward pass has no derivative of its own.
@@ -157,7 +215,7 @@ def once_differentiable(logits: Tensor) -> set[str]:
 
 
 def resolve_mode(mode: str) -> str:
-    """What "auto" stands for: inside torch.compile there is no double backward, all else has one.
+    """What "auto" stands for (inside torch.compile it comes to a PenaltyOp, before this).
 
     There is a third way to the same derivative, reverse over forward mode along the dual direction.
     It is no mode, since it is slower than double backward on the CPU (bench_penalty.py measures
@@ -165,9 +223,7 @@ def resolve_mode(mode: str) -> str:
     constants when it is differentiated (pytorch/pytorch#196699).
     """
     require_choice("mode", mode, MODES)
-    if mode != "auto":
-        return mode
-    return "finite_difference" if torch.compiler.is_compiling() else "double_backward"
+    return "double_backward" if mode == "auto" else mode
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -177,12 +233,12 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def evaluate(model: Model, x: Tensor, mode: str) -> Tensor:
+def evaluate(model: Model, x: Tensor, mode: str, tokens: bool = False) -> Tensor:
     """The checked logits at x, in a graph that the mode can differentiate."""
     double = mode == "double_backward" and not torch.compiler.is_compiling()
     with torch.enable_grad(), _as_written() if double else nullcontext():
         logits = model(x)
-    logits = check_logits(logits, x)
+    logits = check_logits(logits, x, tokens=tokens)
     if double and (steps := once_differentiable(logits)):
         raise ValueError(f"model: takes steps without a double backward: {', '.join(steps)}")
     return logits
@@ -205,8 +261,10 @@ def _pure(model: Model, x: Tensor) -> Tensor:
     return logits
 
 
-def gradients(model: Model, score: Score, points: Sequence[Point], create_graph: bool) -> Tensor:
-    """The weighted sum of the points' gradients ``[N, *D]``, in float32 at least."""
+def gradients(
+    model: Model, score: Score, points: Sequence[Point], create_graph: bool, scale: float = 1.0
+) -> Tensor:
+    """scale times the weighted sum of the points' gradients ``[N, *D]``, in float32 at least."""
     total: Any = 0
     for x, values, weight in points:
         g: Tensor | None
@@ -217,8 +275,9 @@ def gradients(model: Model, score: Score, points: Sequence[Point], create_graph:
         else:
             g = None
             if values.requires_grad:
+                total_value = values.sum() * scale if scale != 1 else values.sum()
                 (g,) = torch.autograd.grad(
-                    values.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True
+                    total_value, x, create_graph=create_graph, retain_graph=True, allow_unused=True
                 )
         if g is None:
             raise ValueError("logits: do not depend on x; want those of model(x), x requiring grad")
@@ -236,7 +295,13 @@ def gradient_at(model: Model, score: Score, x: Tensor) -> Tensor:
 
 
 def gradient_norm(
-    model: Model, score: Score, points: Sequence[Point], p: float, mode: str, step: float
+    model: Model,
+    score: Score,
+    points: Sequence[Point],
+    p: float,
+    mode: str,
+    step: float,
+    through_float16: bool = False,
 ) -> Tensor:
     """norm_p of :func:`gradients` for each sample, differentiable in the model's parameters.
 
@@ -246,8 +311,11 @@ def gradient_norm(
     """
     track = torch.is_grad_enabled()
     second = track and mode == "double_backward"
+    take = functools.partial(gradients, model, score, points, second)
     with torch.enable_grad():
-        g = gradients(model, score, points, create_graph=second)
+        g = scaled_gradient(take) if through_float16 else take()
+    if second and through_float16:
+        return scaled_norm(g, p)
     norm = ops.grad_norm(g if second else g.detach(), p)
     if second or not track:
         return norm

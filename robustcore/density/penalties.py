@@ -5,17 +5,24 @@ Each is added to a training loss with a weight:
 
 Conventions. ``x`` ``[N, *D]`` is a batch in any units. ``logits``, if given, are ``model(x)`` of an
 x that requires grad: then one forward serves loss and penalty. ``target`` ``[N]`` int64 is the
-class that a penalty on one logit or on the loss looks at (default: the model's own answer). The
-norm is per sample, p in [1, inf], then reduced. The penalty is computed in float32 whatever
+class that a penalty on one logit or on the loss looks at (default: the model's own answer). A
+language model takes x ``[N, T, D]``, embeddings, to logits ``[N, T, K]``: targets are ``[N, T]``,
+those of ``ignore_index`` count for nothing, and a sample's score is the mean over its tokens, by
+``token_weights`` if given.
+
+The norm is per sample, p in [1, inf], then reduced. The penalty is computed in float32 whatever
 autocast does to the model, and differentiable in the model's parameters by one of two modes:
 
-* ``double_backward``: exact; any model, not inside ``torch.compile`` and not through the reentrant
-  kind of activation checkpointing.
+* ``double_backward``: exact; any model, but for the reentrant kind of activation checkpointing.
+  Compiled models and parts of models run uncompiled where the penalty calls them, which it does
+  again where ``logits`` came through compiled code or fused attention. Not inside
+  ``torch.compile``.
 * ``finite_difference``: the value is exact, its derivative a central difference of the score, with
-  an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32.
-  First-order code only: it compiles (the model, or a whole step with fullgraph) and checkpoints.
-  It calls the model twice more.
-* ``auto``: double_backward, but finite_difference where torch.compile is in play.
+  an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32; of
+  a piecewise linear one it can be far off. First-order code only: it compiles (the model, or a
+  whole step with fullgraph) and checkpoints. It calls the model twice more.
+* ``auto``: double_backward; inside ``torch.compile`` the same by a :class:`PenaltyOp` of the model,
+  which calls it once itself.
 
 BatchNorm in training mode: the penalty sees the statistics of the batch that made ``logits``, and
 its derivative goes through them; the gradient of a sample then includes its effect on the others'
@@ -31,6 +38,7 @@ Errors (TypeError, ValueError) name the argument; NaN logits are an error that n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +64,7 @@ from robustcore.density.gradients import (
     check_graph,
     check_logits,
     check_target,
+    check_tokens,
     check_x,
     evaluate,
     gradient_norm,
@@ -69,9 +78,12 @@ from robustcore.density.gradients import (
     resolve_mode,
     unit,
 )
+from robustcore.density.half import has_float16
+from robustcore.density.penalty_op import exact_when_compiled
 from robustcore.ops.checks import check_p
 
 
+@exact_when_compiled
 def marginal_density_penalty(
     model: Model,
     x: Tensor,
@@ -82,6 +94,8 @@ def marginal_density_penalty(
     mode: str = "auto",
     target: Tensor | None = None,
     step: float = STEP,
+    ignore_index: int = -100,
+    token_weights: Tensor | None = None,
 ) -> Tensor:
     """``norm_p(grad_x log sum_k exp f_k(x))``: how steep the model's input density is.
 
@@ -89,16 +103,19 @@ def marginal_density_penalty(
     are the same function; this is it, by one max-shifted log-sum-exp and one gradient.
 
     Args:
-        model: any callable of ``[N, *D]`` to logits ``[N, K]``.
+        model: any callable of ``[N, *D]`` to logits ``[N, K]``, or ``[N, T, K]`` of tokens, whose
+            scores count by their mean.
         x: ``[N, *D]``, floating, in any units; where ``logits`` are given it has to require grad.
         p: of the norm of each sample, in [1, inf].
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         logits: ``model(x)``, if the loss has them already; default: they are computed here.
         mode: ``"double_backward"`` (exact), ``"finite_difference"`` (compiles; the derivative errs)
             or ``"auto"``, see the module.
-        target: int64 ``[N]``, the class that the relatives look at (default: the model's answer);
-            not used here.
+        target: int64 ``[N]``, or ``[N, T]`` of tokens: the class that the relatives look at
+            (default: the model's answer); here only what is ignored matters.
         step: of the finite difference, in the units of x.
+        ignore_index: the target of rows or tokens that count for nothing.
+        token_weights: ``[N, T]``, floating, at least 0: what a token counts in its sample's mean.
 
     Returns:
         A scalar, ``[N]`` for ``"none"``, float32 at least, whatever autocast does to the model.
@@ -108,12 +125,13 @@ def marginal_density_penalty(
     Source: "Regulating model reliance on non-robust features by smoothing input marginal density",
     2024 (arXiv 2407.04370).
     """
-    call = _Call(model, x, p, reduction, logits, mode, step)
+    call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
     if target is not None:
-        call.classes(target)
-    return call.norm(lse_score)
+        call.target()
+    return call.norm(functools.partial(lse_score, weights=call.weights))
 
 
+@exact_when_compiled
 def input_gradient_penalty(
     model: Model,
     x: Tensor,
@@ -124,6 +142,8 @@ def input_gradient_penalty(
     mode: str = "auto",
     target: Tensor | None = None,
     step: float = STEP,
+    ignore_index: int = -100,
+    token_weights: Tensor | None = None,
     of: str = "loss",
 ) -> Tensor:
     """``norm_p`` of the input gradient of the cross entropy, or of the target's logit.
@@ -134,12 +154,13 @@ def input_gradient_penalty(
     Source: Drucker and LeCun, "Improving generalization performance using double backpropagation",
     1992; Ross and Doshi-Velez, 2018.
     """
-    call = _Call(model, x, p, reduction, logits, mode, step)
+    call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
     require_choice("of", of, ("loss", "logit"))
     score_of = loss_score if of == "loss" else logit_score
-    return call.norm(score_of(call.classes(target)))
+    return call.norm(score_of(call.target(), call.weights))
 
 
+@exact_when_compiled
 def score_matching_penalty(
     model: Model,
     x: Tensor,
@@ -150,6 +171,8 @@ def score_matching_penalty(
     mode: str = "auto",
     target: Tensor | None = None,
     step: float = STEP,
+    ignore_index: int = -100,
+    token_weights: Tensor | None = None,
     sigma: float = 0.01,
     tau: float = 1e-3,
 ) -> Tensor:
@@ -164,15 +187,20 @@ def score_matching_penalty(
     Source: Srinivas and Fleuret, "Rethinking the role of gradient-based attribution methods for
     model interpretability", 2021.
     """
-    call = _Call(model, x, p, reduction, logits, mode, step)
-    score = logit_score(call.classes(target))
+    call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
+    score = logit_score(call.target(), call.weights)
     sigma, tau = require_positive("sigma", sigma), require_not_negative("tau", tau)
     norm = call.per_sample(score)
     noisy = call.x.detach() + sigma * torch.randn_like(call.x)
-    trace = 2 / (sigma * sigma) * (score(check_logits(model(noisy), noisy)) - score(call.logits))
+    trace = (
+        2
+        / (sigma * sigma)
+        * (score(check_logits(model(noisy), noisy, tokens=call.tokens)) - score(call.logits))
+    )
     return reduce(trace + norm**2 / 2 + tau * trace**2, reduction)
 
 
+@exact_when_compiled
 def curvature_penalty(
     model: Model,
     x: Tensor,
@@ -183,6 +211,8 @@ def curvature_penalty(
     mode: str = "auto",
     target: Tensor | None = None,
     step: float = STEP,
+    ignore_index: int = -100,
+    token_weights: Tensor | None = None,
     h: float = 3.0,
 ) -> Tensor:
     """CURE: ``norm_p(grad l(x + z) - grad l(x))``, z of l2 norm h along the sign of the gradient.
@@ -194,9 +224,9 @@ def curvature_penalty(
     :func:`marginal_density_penalty`. Source: Moosavi-Dezfooli et al., "Robustness via curvature
     regularization, and vice versa", 2019.
     """
-    call = _Call(model, x, p, reduction, logits, mode, step)
+    call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
     h = require_positive("h", h)
-    score = loss_score(call.classes(target))
+    score = loss_score(call.target(), call.weights)
     here = call.point(score, weight=-1.0)
     with torch.enable_grad():
         sign, _ = unit(-gradients(model, score, [here], create_graph=False).sign())
@@ -204,6 +234,7 @@ def curvature_penalty(
     return call.norm(score, [call.point(score, moved), here])
 
 
+@exact_when_compiled
 def attribution_penalty(
     model: Model,
     x: Tensor,
@@ -214,6 +245,8 @@ def attribution_penalty(
     mode: str = "auto",
     target: Tensor | None = None,
     step: float = STEP,
+    ignore_index: int = -100,
+    token_weights: Tensor | None = None,
     baseline: Tensor | None = None,
     steps: int = 50,
 ) -> Tensor:
@@ -227,10 +260,10 @@ def attribution_penalty(
     :func:`marginal_density_penalty`.
     Source: Chen et al., "Robust attribution regularization", 2019.
     """
-    call = _Call(model, x, p, reduction, logits, mode, step)
+    call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
     require_int("steps", steps, 1, MAX_STEPS)
     start = check_baseline(baseline, x)
-    score = loss_score(call.classes(target))
+    score = loss_score(call.target(), call.weights)
     path = (x - start).detach()
     weight = path / steps
     points = [call.point(score, weight=weight)]
@@ -243,7 +276,17 @@ class _Call:
     """The arguments every penalty has, checked, and the logits at x."""
 
     def __init__(
-        self, model: Model, x: Any, p: Any, reduction: str, logits: Any, mode: str, step: float
+        self,
+        model: Model,
+        x: Any,
+        p: Any,
+        reduction: str,
+        logits: Any,
+        mode: str,
+        step: float,
+        target: Any,
+        ignore_index: Any,
+        token_weights: Any,
     ) -> None:
         require_callable("model", model)
         check_x(x)
@@ -251,19 +294,22 @@ class _Call:
         self.model, self.p, self.step = model, check_p(p), require_positive("step", step)
         self.mode = resolve_mode(mode)
         self.reduction = require_choice("reduction", reduction, REDUCTIONS)
+        self.through_float16 = not torch.compiler.is_compiling() and has_float16(model, x, logits)
+        self.tokens = not (isinstance(target, Tensor) and target.dim() == 1)
         if logits is None:
             self.x = leaf(x)
-            self.logits = evaluate(model, self.x, self.mode)
+            self.logits = evaluate(model, self.x, self.mode, self.tokens)
         else:
-            self.logits = check_logits(logits, x, "logits: got")
+            self.logits = check_logits(logits, x, "logits: got", self.tokens)
             check_graph(x, self.logits)
             self.x = x
             if self.mode == "double_backward" and once_differentiable(self.logits):
-                self.logits = evaluate(model, x, self.mode)
+                self.logits = evaluate(model, x, self.mode, self.tokens)
+        self._target, self.weights = check_tokens(target, self.logits, ignore_index, token_weights)
 
-    def classes(self, target: Any) -> Tensor:
-        """The class of each row that a score looks at."""
-        return check_target(target, self.logits)
+    def target(self) -> Tensor:
+        """The class of each row or token that a score looks at."""
+        return check_target(self._target, self.logits)
 
     def point(self, score: Score, x: Tensor | None = None, weight: Any = 1.0) -> Point:
         """The score's gradient to take, at the call's own x or at another."""
@@ -271,12 +317,14 @@ class _Call:
             if x is None:
                 return Point(self.x, score(self.logits), weight)
             x = leaf(x)
-            return Point(x, score(evaluate(self.model, x, self.mode)), weight)
+            return Point(x, score(evaluate(self.model, x, self.mode, self.tokens)), weight)
 
     def per_sample(self, score: Score, points: Sequence[Point] = ()) -> Tensor:
         """The norms at some points, or at x."""
         points = points or [self.point(score)]
-        return gradient_norm(self.model, score, points, self.p, self.mode, self.step)
+        return gradient_norm(
+            self.model, score, points, self.p, self.mode, self.step, self.through_float16
+        )
 
     def norm(self, score: Score, points: Sequence[Point] = ()) -> Tensor:
         return reduce(self.per_sample(score, points), self.reduction)

@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from robustcore.common.checks import (
     require_module,
 )
 from robustcore.density.gradients import check_x
+from robustcore.ops.autograd import constant_when_compiled
+from robustcore.ops.checks import check_tensor
 
 _numbers = itertools.count()
 _alive: weakref.WeakValueDictionary[int, PenaltyOp] = weakref.WeakValueDictionary()
@@ -66,15 +68,7 @@ class PenaltyOp:
         self._register()
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        check_x(x)
-        if target is not None:
-            require_classes("target", target, len(x))
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # Decided here: inside the op there is no telling.
-        wanted = torch.is_grad_enabled()
-        outputs = torch.ops.robustcore.penalty(x.detach(), target, parameters, wanted, self._number)
-        value: Tensor = outputs[0]
-        return value
+        return _call(self._number, self.model, x, target)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_number"}
@@ -107,10 +101,77 @@ class PenaltyOp:
         return value.detach(), list(gradients)
 
 
+_Penalty = TypeVar("_Penalty", bound=Callable[..., Tensor])
+
+
+def exact_when_compiled(penalty: _Penalty) -> _Penalty:
+    """A penalty that inside torch.compile is a PenaltyOp of its model, in mode "auto"."""
+
+    @functools.wraps(penalty)
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        if torch.compiler.is_compiling() and options.get("mode", "auto") == "auto":
+            return _as_op(penalty, *arguments, **options)
+        return penalty(*arguments, **options)
+
+    return call  # type: ignore[return-value]
+
+
+def _as_op(
+    penalty: Callable[..., Tensor],
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    logits: Tensor | None = None,
+    mode: str = "auto",
+    target: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            'mode: "auto" inside torch.compile wants a torch.nn.Module, whose parameters it sees; '
+            'got a function; want a PenaltyOp, or mode="finite_difference"'
+        )
+    if options.get("reduction", "mean") == "none":
+        raise ValueError(
+            'reduction: got "none"; inside torch.compile want "mean" or "sum", or '
+            'mode="finite_difference"'
+        )
+    return _call(_op_of(penalty, model, tuple(options), tuple(options.values())), model, x, target)
+
+
+@constant_when_compiled
+def _op_of(
+    penalty: Callable[..., Tensor], model: nn.Module, names: Sequence[str], values: Sequence[Any]
+) -> int:
+    """The number of such an op, which lives as long as the model does."""
+    kept: dict[Any, PenaltyOp] = vars(model).setdefault("_robustcore_penalties", {})
+    key = (penalty, *names, *map(repr, values))
+    if key not in kept:
+        kept[key] = PenaltyOp(penalty, model, **dict(zip(names, values, strict=True)))
+    return kept[key]._number
+
+
+def _call(number: int, model: nn.Module, x: Tensor, target: Tensor | None) -> Tensor:
+    check_x(x)
+    if target is not None:
+        check_tensor("target", target)
+        if target.dim() < 2:  # of tokens it is checked when logits are there
+            require_classes("target", target, len(x))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # Decided here: inside the op there is no telling.
+    wanted = torch.is_grad_enabled()
+    outputs = torch.ops.robustcore.penalty(x.detach(), target, parameters, wanted, number)
+    value: Tensor = outputs[0]
+    return value
+
+
 @functools.cache
-def _thread(process: int) -> ThreadPoolExecutor:
-    """A thread for :func:`_penalty`, one a process: a fork leaves threads behind."""
-    return ThreadPoolExecutor(1, "robustcore penalty")
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads for :func:`_penalty`, of each process its own: a fork leaves threads behind.
+
+    One is enough but where a model holds a PenaltyOp itself: its op waits for another.
+    """
+    return ThreadPoolExecutor(1000, "robustcore penalty")
 
 
 @torch.library.custom_op("robustcore::penalty", mutates_args=())
@@ -129,7 +190,7 @@ def _penalty(
 
     # Inside an op's kernel autograd is off for the thread, beyond what enable_grad turns on; in a
     # thread of its own it is not.
-    return _thread(os.getpid()).submit(work).result()
+    return _threads(os.getpid()).submit(work).result()
 
 
 @_penalty.register_fake

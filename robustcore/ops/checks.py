@@ -51,6 +51,15 @@ def check_like(name: str, t: Any, x: Tensor, x_name: str = "x") -> None:
     check_device(name, t, x, x_name)
 
 
+def check_dtype(dtype: Any, x: Tensor) -> torch.dtype:
+    """A floating dtype, or that of x."""
+    if dtype is None:
+        return x.dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise TypeError(f"dtype: got {_shown(dtype)}, want a floating torch.dtype")
+    return dtype
+
+
 def check_filter(name: str, t: Any) -> None:
     """The weights of convolutions, ``[..., O, I, kh, kw]``."""
     check_floating(name, t)

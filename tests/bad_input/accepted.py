@@ -167,8 +167,12 @@ OF_ARGUMENT = [
     ("density.spuriosity_ranking density.retrain_head", "features", FINITE | FLOATING
      | itself("of twice the columns", "with one more at the end"), "computed in float64"),
     ("density.retrain_head", "chosen", {"tensor int64 [3]"} | ROWS, "as many as one likes"),
+    ("ops.linear_logsumexp", "bias", FLOATING, "a head may be narrower than its features"),
+    ("ops.logsumexp", "logits", TENSOR, "of tokens"),
+    ("density.*_penalty", "model", {"a function to [N, 1, 1]"}, "of tokens"),
     ("ops.attention", "q k v mask", VALUES | SIZES | TENSOR | {"tensor a number"}, DATA),
     ("ops.attention", "scale", {*NEGATIVE}, "of either sign"),
+    ("*", "ignore_index", {"0", "2**31", *NEGATIVE}, "any integer"),
     # ---- numbers
     ("attacks.Spatial", "max_angle max_shift", {"0", *LARGE}, NO_BOUND),
     ("density.*", "group_counts train_counts", INTEGERS, "counts, in any sequence"),

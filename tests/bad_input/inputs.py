@@ -59,7 +59,7 @@ NOISE = dict(
 )  # fmt: skip
 PENALTY = dict(
     model=network, x=images, p=2.0, reduction="mean", logits=None, mode="auto", target=labels,
-    step=1e-2,
+    step=1e-2, ignore_index=-100, token_weights=None,
 )  # fmt: skip
 IMAGE_OF_RUN = dict(batch_size=10, image_offset=0, image_stride=1, progress=False)
 

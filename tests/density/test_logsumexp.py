@@ -294,7 +294,6 @@ def test_autocast_leaves_it_alone():
         (np.zeros((2, 3)), "logits: got ndarray"),
         (torch.zeros(2, 3, dtype=torch.int64), "logits: got torch.int64"),
         (torch.zeros(3), r"logits: got shape \[3\], want \[N, K\]"),
-        (torch.zeros(2, 3, 4), r"logits: got shape \[2, 3, 4\]"),
         (torch.zeros(2, 0), "at least one class"),
     ],
 )

@@ -7,26 +7,41 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import needed, needs_grad, present
-from robustcore.ops.checks import check_device, check_floating, check_like, check_tensor
+from robustcore.ops.autograd import arithmetic, needed, needs_grad, present
+from robustcore.ops.checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_integer,
+    check_tensor,
+)
 from robustcore.ops.density.linear_chunks import backward_op, double_backward_op, forward_op
 
 
 def linear_logsumexp(
-    features: Tensor, weight: Tensor, bias: Tensor | None = None, *, targets: Tensor | None = None
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    targets: Tensor | None = None,
+    ignore_index: int = -100,
+    dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``logsumexp(features @ weight.T + bias)`` of each row, without the logits.
 
     Args:
-        features: ``[N, D]``, floating.
-        weight: ``[K, D]`` of the same dtype, K >= 1.
-        bias: ``[K]`` of the same dtype.
-        targets: int64 ``[N]``, a class of each row. Their logits come from the same pass: the
-            cross entropy is ``(lse - target).mean()``. Not checked to be in [0, K): the logit of a
-            class outside is NaN.
+        features: ``[N, D]``, or ``[B, T, D]`` of tokens and the like, floating.
+        weight: ``[K, D]``, K >= 1, of that dtype or a narrower one (a bfloat16 head).
+        bias: ``[K]``, likewise.
+        targets: int64 ``[N]`` or ``[B, T]``, a class of each row. Their logits come from the same
+            pass: the cross entropy is ``(lse - target).mean()``. Not checked to be in [0, K): the
+            logit of a class outside is NaN.
+        ignore_index: a target whose row counts for nothing: both its results are 0, and their
+            gradients. Divide a sum by ``(targets != ignore_index).sum()``.
+        dtype: of the result; default that of features. Narrow features have a float32 result.
 
     Returns:
-        ``[N]`` in the dtype of features; with targets a pair, the second the targets' logits.
+        ``[N]`` or ``[B, T]``; with targets a pair, the second the targets' logits.
 
     Products and sums are in float32 whatever the input, in float64 for float64; the extra memory is
     a buffer of at most 1024 x 1024 of them (on a GPU 4096 x 1024; two in the double backward) and a
@@ -40,26 +55,32 @@ def linear_logsumexp(
     losses in large-vocabulary language models", 2024.
     """
     _check_arguments(features, weight, bias, targets)
+    ignore_index = check_integer("ignore_index", ignore_index, -(1 << 62))
+    dtype = check_dtype(dtype, features)
+    rows, shape = features.flatten(0, -2), features.shape[:-1]
+    flat = None if targets is None else targets.flatten()
     if needs_grad(features, weight, bias):
-        lse, target, _ = _LinearLogSumExp.apply(
-            features, weight, bias, targets, features.requires_grad
-        )
+        lse, target, _ = _LinearLogSumExp.apply(rows, weight, bias, flat, features.requires_grad)
     else:
-        lse, target, _ = forward_op(features, weight, bias, targets, False)
-    lse = lse.to(features.dtype)
-    return lse if targets is None else (lse, target.to(features.dtype))
+        lse, target, _ = forward_op(rows, weight, bias, flat, False)
+    if targets is None:
+        return lse.to(dtype).view(shape)
+    # Not a product with 0: the logit of a target outside the classes is NaN.
+    ignored = flat == ignore_index
+    lse, target = (t.masked_fill(ignored, 0).to(dtype).view(shape) for t in (lse, target))
+    return lse, target
 
 
 def _check_arguments(features: Any, weight: Any, bias: Any, targets: Any) -> None:
     check_floating("features", features)
-    if features.dim() != 2:
-        raise ValueError(f"features: got shape {list(features.shape)}, want [N, D]")
-    n, d = features.shape
-    check_like("weight", weight, features, "features")
+    if features.dim() < 2:
+        raise ValueError(f"features: got shape {list(features.shape)}, want [N, D] or [B, T, D]")
+    d = features.shape[-1]
+    _check_head("weight", weight, features)
     if weight.dim() != 2 or weight.shape[1] != d or weight.shape[0] < 1:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want [K, {d}] with K >= 1")
     if bias is not None:
-        check_like("bias", bias, features, "features")
+        _check_head("bias", bias, features)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias: got shape {list(bias.shape)}, want [{weight.shape[0]}]")
     if targets is not None:
@@ -67,8 +88,18 @@ def _check_arguments(features: Any, weight: Any, bias: Any, targets: Any) -> Non
         if targets.dtype != torch.int64:
             raise TypeError(f"targets: got {targets.dtype}, want an int64 tensor")
         check_device("targets", targets, features, "features")
-        if targets.shape != (n,):
-            raise ValueError(f"targets: got shape {list(targets.shape)}, want [{n}]")
+        if targets.shape != features.shape[:-1]:
+            raise ValueError(
+                f"targets: got shape {list(targets.shape)}, want {list(features.shape[:-1])}"
+            )
+
+
+def _check_head(name: str, t: Any, features: Tensor) -> None:
+    """Of the head, beside features: what products in their arithmetic hold."""
+    check_floating(name, t)
+    if t.dtype.itemsize > arithmetic(features).itemsize:
+        raise TypeError(f"{name}: got {t.dtype}, want {features.dtype} as features, or narrower")
+    check_device(name, t, features, "features")
 
 
 class _LinearLogSumExp(torch.autograd.Function):

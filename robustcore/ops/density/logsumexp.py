@@ -4,22 +4,23 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_rows
-from robustcore.ops.checks import check_floating
+from robustcore.ops.checks import check_dtype, check_floating
 
 _lse = raw.logsumexp.default
 _lse_backward = raw.logsumexp_backward.default
 _lse_double_backward = raw.logsumexp_double_backward.default
 
 
-def logsumexp(logits: Tensor) -> Tensor:
-    """``log sum_k exp(logits[n, k])`` of each row, in one pass over memory.
+def logsumexp(logits: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """``log sum_k exp(logits[..., k])`` of each row, in one pass over memory.
 
     Args:
-        logits: ``[N, K]``, K >= 1, floating, any strides.
+        logits: ``[N, K]``, or ``[N, T, K]`` of tokens and the like; K >= 1, floating, any strides.
+        dtype: of the result; default that of logits. Narrow logits have a float32 result.
 
     Returns:
-        ``[N]`` in the dtype of logits; computed, and kept for backward, in float32 (float64 for
-        float64). A row of -inf gives -inf and the gradient 0; a row with +inf gives +inf, the
+        ``[N]`` or ``[N, T]``; computed, and kept for backward, in float32 (float64 for float64). A
+        row of -inf gives -inf and the gradient 0; a row with +inf gives +inf, the
         gradient NaN at +inf and 0 elsewhere; a NaN gives NaN.
 
     Raises TypeError or ValueError naming the argument. Differentiable to any order: forward,
@@ -31,10 +32,12 @@ def logsumexp(logits: Tensor) -> Tensor:
     tensor([1000.6900,    0.0000])
     """
     check_floating("logits", logits)
-    if logits.dim() != 2:
-        raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K]")
-    lse: Tensor = _LogSumExp.apply(logits) if needs_grad(logits) else _lse(logits)
-    return lse.to(logits.dtype)
+    if logits.dim() < 2:
+        raise ValueError(f"logits: got shape {list(logits.shape)}, want [N, K] or [N, T, K]")
+    dtype = check_dtype(dtype, logits)
+    rows = logits.flatten(0, -2)
+    lse: Tensor = _LogSumExp.apply(rows) if needs_grad(logits) else _lse(rows)
+    return lse.to(dtype).view(logits.shape[:-1])
 
 
 class _LogSumExp(torch.autograd.Function):
