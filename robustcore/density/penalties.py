@@ -192,11 +192,8 @@ def score_matching_penalty(
     sigma, tau = require_positive("sigma", sigma), require_not_negative("tau", tau)
     norm = call.per_sample(score)
     noisy = call.x.detach() + sigma * torch.randn_like(call.x)
-    trace = (
-        2
-        / (sigma * sigma)
-        * (score(check_logits(model(noisy), noisy, tokens=call.tokens)) - score(call.logits))
-    )
+    moved = check_logits(model(noisy), noisy, tokens=call.tokens)
+    trace = 2 / (sigma * sigma) * (score(moved) - score(call.logits))
     return reduce(trace + norm**2 / 2 + tau * trace**2, reduction)
 
 

@@ -177,13 +177,11 @@ def half_and_double():
 
 
 @pytest.mark.parametrize("style", ["itself", "within"])
-@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_float16_does_not_underflow(style, p):
     half, wide, x = half_and_double()
     want = run(density.marginal_density_penalty, wide, x.double(), style, p=p)
-    scale = 1024 / max(
-        t.abs().max() for t in want[1:]
-    )  # the user's own, as a gradient scaler has it
+    scale = 1024 / max(float(t.abs().max()) for t in want[1:])  # a gradient scaler's
 
     def penalty(*arguments, **options):
         return density.marginal_density_penalty(*arguments, **options) * scale
