@@ -199,6 +199,7 @@ CAPTURED = {
     "ablate_pixels": lambda x: ops.ablate_pixels(x, 3, 5, seed=1),
     "ablate_patches": lambda x: ops.ablate_patches(x, 3),
     "count_votes": lambda x: ops.count_votes(x.flatten(2)),
+    "mean_softmax": lambda x: ops.mean_softmax(x.flatten(2))[0],
     "logsumexp": lambda x: ops.logsumexp(x.flatten(1)),
     "grad_norm": lambda x: ops.grad_norm(x, 3.0),
     "random_projection": lambda x: ops.random_projection(x.flatten(1), 300, seed=1),

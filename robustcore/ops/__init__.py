@@ -27,6 +27,7 @@ from robustcore.ops.masking.masked_conv2d import masked_conv2d
 from robustcore.ops.masking.pools import mask_pool, masked_mean, masked_pool
 from robustcore.ops.smoothing.ablation import ablate_patches, ablate_pixels
 from robustcore.ops.smoothing.lattice import lattice_noise
+from robustcore.ops.smoothing.mean_softmax import mean_softmax
 from robustcore.ops.smoothing.noise import (
     gaussian_noise,
     laplace_noise,
@@ -64,6 +65,7 @@ __all__ = [
     "masked_mean",
     "masked_pool",
     "maxmin",
+    "mean_softmax",
     "neighbor_fill",
     "perceptual_distance",
     "project",

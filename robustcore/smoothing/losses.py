@@ -1,8 +1,9 @@
 """Losses of certified training, on the logits ``[B, m, K]`` of m noisy copies of each image.
 
 All are stable at saturated probabilities (they stay in logarithms), differentiable to any order,
-computed in float32 at least, and means over the batch. One forward pass of ``[B * m, C, H, W]``
-makes the logits::
+computed in float32 at least, and means over the batch. The passes over ``[B, m, K]``, forward and
+backward, are those of :func:`robustcore.ops.mean_softmax`; the rest is a few values an image. One
+forward pass of ``[B * m, C, H, W]`` makes the logits::
 
     noisy = robustcore.ops.gaussian_noise(x, m, sigma, seed=step)  # [B, m, C, H, W]
     logits = model(noisy.flatten(0, 1)).unflatten(0, (-1, m))
@@ -22,6 +23,7 @@ from robustcore.common.checks import (
     require_not_negative,
     require_positive,
 )
+from robustcore.ops import mean_softmax
 
 
 def smooth_adv(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,9 +41,9 @@ def smooth_adv(logits: Tensor, labels: Tensor) -> Tensor:
         Source: Salman et al., "Provably robust deep learning via adversarially trained smoothed
         classifiers", 2019.
     """
-    logits = _logits("logits", logits)
+    require_logits("logits", logits)
     require_labels(labels, logits)
-    return -_mean_log(logits).gather(1, labels[:, None]).mean()
+    return -mean_softmax(logits)[0].gather(1, labels[:, None]).mean()
 
 
 def macer(
@@ -73,12 +75,12 @@ def macer(
         Source: Zhai et al., "MACER: attack-free and scalable robust training via maximizing
         certified radius", 2020.
     """
-    logits = _logits("logits", logits, classes=2)
+    require_logits("logits", logits, classes=2)
     require_labels(labels, logits)
     sigma, beta = require_positive("sigma", sigma), require_positive("beta", beta)
     lam, gamma = require_not_negative("lam", lam), require_positive("gamma", gamma)
-    cross_entropy = -_mean_log(logits).gather(1, labels[:, None]).squeeze(1)
-    soft = _mean_log(beta * logits).double()
+    cross_entropy = -mean_softmax(logits)[0].gather(1, labels[:, None]).squeeze(1)
+    soft = mean_softmax(logits, beta)[0].double()
     own = soft.gather(1, labels[:, None]).squeeze(1)
     others = soft.masked_fill(torch.zeros_like(soft).scatter(1, labels[:, None], 1) > 0, -math.inf)
     # 1 - p_y as the sum of the others: a small tail has all its digits.
@@ -106,13 +108,12 @@ def consistency(logits: Tensor, *, lam: float = 10.0, eta: float = 0.5) -> Tenso
         Source: Jeong and Shin, "Consistency regularization for certified robustness of smoothed
         classifiers", 2020.
     """
-    logits = _logits("logits", logits)
+    require_logits("logits", logits)
     lam, eta = require_not_negative("lam", lam), require_not_negative("eta", eta)
-    each, mean = logits.log_softmax(2), _mean_log(logits)
-    share = mean.exp()
-    divergence = (share * (mean - each.mean(1))).sum(1)
-    entropy = -(share * mean).sum(1)
-    return (lam * divergence + eta * entropy).mean()
+    log_mean, mean_log = mean_softmax(logits)
+    # lam KL + eta H, the logarithms of both together.
+    logarithms = (lam - eta) * log_mean - lam * mean_log
+    return (log_mean.exp() * logarithms).sum(1).mean()
 
 
 def smoothmix(logits: Tensor, mixed_logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
@@ -133,20 +134,24 @@ def smoothmix(logits: Tensor, mixed_logits: Tensor, labels: Tensor, share: Tenso
         mixed_logits. Source: Jeong et al., "SmoothMix: training confidence-calibrated smoothed
         classifiers for certified robustness", 2021.
     """
-    logits, mixed_logits = _logits("logits", logits), _logits("mixed_logits", mixed_logits)
+    require_logits("logits", logits)
+    require_logits("mixed_logits", mixed_logits)
     if mixed_logits.shape != logits.shape:
         got = list(mixed_logits.shape)
         raise ValueError(f"mixed_logits: got shape {got}, want {list(logits.shape)} as logits")
     require_labels(labels, logits)
     if require_floating("share", share).shape != labels.shape:
         raise ValueError(f"share: got shape {list(share.shape)}, want {list(labels.shape)}")
-    mean = _mean_log(logits)
+    if share.device.type == "cpu" and not ((share >= 0) & (share < 1)).all():
+        low, high = float(share.amin()), float(share.amax())
+        raise ValueError(f"share: got {low:g} to {high:g}, want [0, 1)")
+    mean = mean_softmax(logits)[0]
     u = share.to(mean)[:, None]
     target = (1 - u) * mean.exp() + u / logits.shape[2]
     # t log t is nothing there, and its derivatives are not finite.
     logarithm = target.where(target > torch.finfo(mean.dtype).eps ** 2, 1.0).log()
     own = mean.gather(1, labels[:, None]).squeeze(1)
-    divergence = (target * (logarithm - mixed_logits.log_softmax(2).mean(1))).sum(1)
+    divergence = (target * (logarithm - mean_softmax(mixed_logits)[1])).sum(1)
     return torch.where(own >= mean.amax(1), divergence, 0.0).mean()
 
 
@@ -158,16 +163,9 @@ def require_labels(labels: Any, logits: Tensor) -> None:
         raise ValueError(f"labels: is on {labels.device}, logits on {logits.device}")
 
 
-def _logits(name: str, logits: Any, classes: int = 1) -> Tensor:
-    """Logits ``[B, m, K]``, in float32 at least."""
+def require_logits(name: str, logits: Any, classes: int = 1) -> None:
+    """``[B, m, K]``, floating, none of them 0 and K at least ``classes``."""
     require_floating(name, logits)
     if logits.dim() != 3 or 0 in logits.shape or logits.shape[2] < classes:
         want = "[B, m, K], none of them 0" if classes == 1 else f"[B, m, K], K at least {classes}"
         raise ValueError(f"{name}: got shape {list(logits.shape)}, want {want}")
-    narrow = logits.dtype in (torch.float16, torch.bfloat16)
-    return logits.float() if narrow else logits  # type: ignore[no-any-return]
-
-
-def _mean_log(logits: Tensor) -> Tensor:
-    """``log mean_i softmax(z_i)``, ``[B, K]``: finite, however sure the copies are."""
-    return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])

@@ -121,6 +121,7 @@ EXAMPLES = {
         ceil_mode=False, kind="max",
     ),
     "ops.maxmin": call(ops.maxmin, x=lambda: rand(2, 4, 3, 3)),
+    "ops.mean_softmax": call(ops.mean_softmax, logits=lambda: rand(2, 3, 4), scale=2.0),
     "ops.neighbor_fill": call(
         ops.neighbor_fill, x=images, mask=mask, iters=2, fill="neighbor", detach=True
     ),

@@ -9,6 +9,7 @@
 
 #include "cases.h"
 #include "smoothing/ablation.h"
+#include "smoothing/mean_softmax.h"
 #include "smoothing/noise.h"
 #include "smoothing/pixel_votes.h"
 #include "smoothing/votes.h"
@@ -277,6 +278,49 @@ void patches_case(int64_t height, int64_t width, int64_t patch, int64_t stride) 
   report("patches " + std::to_string(height) + "x" + std::to_string(width), cpu == gpu);
 }
 
+// `gap` sets copies apart: at 200 the means of most classes are too small for float32.
+template <class T>
+void mean_softmax_case(int64_t images, int64_t copies, int64_t classes, float gap) {
+  using A = Arithmetic<T>;
+  const int64_t means = images * classes, all = means * copies;
+  auto logits = random_values<T>(2 * all, 1);
+  for (int64_t row = 0; row < images * copies; ++row) {
+    T& z = logits[2 * (row * classes + row % classes)];
+    z = convert<T>(convert<float>(z) + gap);
+  }
+  const auto first = random_values<A>(means, 2), second = random_values<A>(means, 3),
+             v = random_values<A>(all, 4);
+  std::vector<A> scratch(classes * copies);
+  std::vector<A> results[2];
+  for (int side = 0; side < 2; ++side) {
+    std::vector<A>& out = results[side];
+    out.assign(4 * means + 2 * all + 5 * images * copies, A(7));
+    MeanSoftmaxDoubleBackwardArgs twice{};
+    MeanSoftmaxBackwardArgs& back = twice.backward;
+    MeanSoftmaxArgs& args = back.forward;
+    args.images = images, args.copies = copies, args.classes = classes, args.scale = 1.25;
+    args.logits.data = logits.data(), args.logits.dtype = kType<T>, args.logits.dims = 1;
+    args.logits.image_stride = 2 * copies * classes, args.logits.sample_stride = 2 * classes;
+    args.logits.sizes[0] = classes, args.logits.strides[0] = 2;
+    args.log_mean = out.data(), args.mean_log = out.data() + means;
+    twice.second_log_mean = out.data() + 2 * means, twice.second_mean_log = out.data() + 3 * means;
+    back.grad = out.data() + 4 * means, twice.second = out.data() + 4 * means + all;
+    args.rows = out.data() + 4 * means + 2 * all;
+    twice.sums = static_cast<A*>(args.rows) + 3 * images * copies;
+    back.grad_log_mean = first.data(), back.grad_mean_log = second.data(), twice.v = v.data();
+    float* const memory = reinterpret_cast<float*>(scratch.data());
+    side ? mean_softmax_cuda(args, nullptr) : mean_softmax_baseline(args, memory, 0, images);
+    side ? mean_softmax_backward_cuda(back, nullptr)
+         : mean_softmax_backward_baseline(back, memory, 0, images);
+    side ? mean_softmax_double_backward_cuda(twice, nullptr)
+         : mean_softmax_double_backward_baseline(twice, 0, images);
+  }
+  report("mean_softmax dtype " + std::to_string(static_cast<int>(kType<T>)) + " " +
+             std::to_string(images) + "x" + std::to_string(copies) + "x" + std::to_string(classes) +
+             " gap " + std::to_string(gap),
+         results[0] == results[1]);
+}
+
 }  // namespace
 
 int main() {
@@ -300,6 +344,13 @@ int main() {
     pixel_votes_case(3, 5, 700, channels_last);
     pixel_votes_case(1, 1, 1, channels_last);
     pixel_votes_case(4, 19, 35, channels_last);
+  }
+  for (const float gap : {0.0f, 200.0f}) {
+    mean_softmax_case<float>(3, 2, 1, gap);
+    mean_softmax_case<float>(2, 9, 33, gap);
+    mean_softmax_case<Half>(2, 3, 10, gap);
+    mean_softmax_case<BFloat16>(1, 2, 1100, gap);
+    mean_softmax_case<double>(2, 3, 7, gap);
   }
   return finish();
 }

@@ -1,5 +1,6 @@
 """Losses of certified training: the published formulas, derivatives, saturation, bad input."""
 
+import inspect
 import math
 
 import pytest
@@ -134,23 +135,53 @@ def test_compiled_and_mapped():
         torch.testing.assert_close(mapped, leaf.grad)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(logits=torch.rand(4, 4)), r"logits: got shape \[4, 4\], want \[B, m, K\]"),
-        (dict(logits=torch.rand(4, 0, 4)), "logits: got shape"),
-        (dict(logits=torch.rand(4, 5, 1)), "logits: got shape .* K at least 2"),
-        (dict(logits=torch.zeros(4, 5, 4).long()), "logits: got torch"),
-        (dict(labels=LABELS.float()), "labels: got torch"),
-        (dict(labels=LABELS + 1), r"labels: got 1 to 4, want \[0, 4\)"),
-        (dict(labels=LABELS[:3]), r"labels: got shape \[3\]"),
-        (dict(sigma=0.0), "sigma: got 0.0"),
-        (dict(lam=-1.0), "lam: got -1.0"),
-        (dict(gamma=math.inf), "gamma: got inf"),
-        (dict(beta=None), "beta: got None"),
-    ],
-)
-def test_bad_input(change, message):
-    good = {"logits": right().float(), "labels": LABELS, "sigma": 0.25}
+LOGITS = {"logits": right().float()}
+LABELLED = {**LOGITS, "labels": LABELS}
+SHARES = {"mixed_logits": right(), "share": torch.full((4,), 0.3)}
+GOOD = {
+    losses.smooth_adv: LABELLED,
+    losses.macer: {**LABELLED, "sigma": 0.25},
+    losses.consistency: LOGITS,
+    losses.smoothmix: {**LABELLED, **SHARES},
+}
+BAD = [
+    (dict(logits=torch.rand(4, 4)), r"logits: got shape \[4, 4\], want \[B, m, K\]"),
+    (dict(logits=torch.rand(4, 0, 4)), "logits: got shape"),
+    (dict(logits=torch.rand(0, 5, 4)), "logits: got shape"),
+    (dict(logits=torch.zeros(4, 5, 4).long()), "logits: got torch"),
+    (dict(logits=[[[0.0]]]), "logits: got list"),
+    (dict(labels=LABELS.float()), "labels: got torch"),
+    (dict(labels=LABELS + 1), r"labels: got 1 to 4, want \[0, 4\)"),
+    (dict(labels=LABELS - 1), r"labels: got -1 to 2, want \[0, 4\)"),
+    (dict(labels=LABELS[:3]), r"labels: got shape \[3\]"),
+    (dict(labels=LABELS.to("meta")), "labels: got a tensor on the meta"),
+    (dict(sigma=0.0), "sigma: got 0.0"),
+    (dict(sigma=math.nan), "sigma: got nan"),
+    (dict(lam=-1.0), "lam: got -1.0"),
+    (dict(eta=-1.0), "eta: got -1.0"),
+    (dict(gamma=math.inf), "gamma: got inf"),
+    (dict(beta=None), "beta: got None"),
+    (dict(mixed_logits=torch.rand(4, 5, 3)), "mixed_logits: got shape"),
+    (dict(mixed_logits=None), "mixed_logits: got NoneType"),
+    (dict(share=torch.rand(3)), r"share: got shape \[3\], want \[4\]"),
+    (dict(share=LABELS), "share: got torch.int64"),
+    (dict(share=torch.tensor([0.1, 0.2, 1.5, 0.3])), r"share: got 0.1 to 1.5, want \[0, 1\)"),
+    (dict(share=torch.full((4,), math.nan)), r"share: got nan"),
+]
+BAD_OF = [
+    (loss, change, message)
+    for loss in GOOD
+    for change, message in BAD
+    if next(iter(change)) in inspect.signature(loss).parameters
+]
+
+
+@pytest.mark.parametrize(("loss", "change", "message"), BAD_OF)
+def test_bad_input(loss, change, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        losses.macer(**{**good, **change})
+        loss(**{**GOOD[loss], **change})
+
+
+def test_macer_wants_another_class():
+    with pytest.raises(ValueError, match=r"logits: got shape .* K at least 2"):
+        losses.macer(torch.rand(4, 5, 1), torch.zeros(4, dtype=torch.int64), 0.25)
