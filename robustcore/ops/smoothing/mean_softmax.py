@@ -94,14 +94,14 @@ class _MeanSoftmaxBackward(torch.autograd.Function):
     def backward(ctx, v):
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a third derivative may follow
-            return *_second_by_formula(v, *tensors[:3], ctx.scale), None, None, None
+            first, second, logits, *_ = tensors
+            return *_second_by_formula(v, (first, second), logits, ctx.scale), None, None, None
         first, second, logits = _double_backward(v.to(arithmetic(v)), *tensors, ctx.scale)
         return first, second, logits.to(tensors[2].dtype), None, None, None
 
 
-def _second_by_formula(v, grad_log_mean, grad_mean_log, logits, scale):
+def _second_by_formula(v, grads, logits, scale):
     """What the double backward kernel computes, of torch's own differentiable ops."""
-    grads = grad_log_mean, grad_mean_log
 
     def gradient(grads, logits):
         return torch.func.vjp(lambda z: formula(z, scale), logits)[1](grads)[0]
