@@ -24,6 +24,7 @@ from robustcore.smoothing.certificates import Certificates
 from robustcore.smoothing.smooth import Smooth
 from robustcore.smoothing.theory.bounds import gaussian_radius
 from robustcore.smoothing.theory.distributions import Gaussian
+from robustcore.smoothing.theory.grids import DOWN
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +37,11 @@ class MixCertificates:
     """float64 ``[B]``: l2, in the units of the images; 0 where it abstains."""
     smooth: Certificates
     """Of the smoothed classifier alone: its radii are larger."""
+
+    def __repr__(self) -> str:
+        abstained = int((self.prediction == ABSTAIN).sum())
+        name = f"{type(self).__name__}({len(self.prediction)} images, {abstained} abstained"
+        return f"{name}, smooth={self.smooth!r})"
 
 
 class AdaptiveMix:
@@ -113,8 +119,9 @@ class AdaptiveMix:
             raise ValueError(f"x: got shape {list(x.shape)}, want a batch")
         certificates = self.smooth.certify(x, n0, n, alpha, **options)
         assert isinstance(certificates, Certificates)  # of a batch
-        lost = gaussian_radius(1 / (2 * self.least), self.smooth.sigma)
-        radius = certificates.radius - lost
+        # Rounded up, and the difference down: a radius is never above the theorem's.
+        lost = gaussian_radius(1 / (2 * self.least), self.smooth.sigma) / DOWN
+        radius = torch.nextafter(certificates.radius - lost, torch.tensor(-torch.inf).double())
         certified = (certificates.prediction != ABSTAIN) & (radius > 0)
         return MixCertificates(
             prediction=torch.where(certified, certificates.prediction, ABSTAIN),

@@ -14,6 +14,7 @@ from robustcore.common.checks import require_int, require_not_negative, require_
 from robustcore.common.progress import Show, sample_bar
 from robustcore.smoothing.copies import FromCopies, SmoothedModel
 from robustcore.smoothing.inputs import require_sizes
+from robustcore.smoothing.theory.grids import DOWN
 from robustcore.smoothing.theory.many_tests import quantile_ranks
 
 
@@ -130,8 +131,10 @@ class SmoothRegression(SmoothedModel):
         from scipy import special
 
         shift = eps / self.sigma
-        low, high = special.ndtr(special.ndtri(q) - shift), special.ndtr(special.ndtri(q) + shift)
-        return max(float(low) - total_variation, 0.0), min(float(high) + total_variation, 1.0)
+        low, above = special.ndtr(special.ndtri(q) - shift), special.ndtr(-special.ndtri(q) - shift)
+        # Both a little further out than they come, as rounding may have moved them in.
+        low, above = (max(float(p) * DOWN - total_variation, 0.0) for p in (low, above))
+        return low, min(math.nextafter(1 - above, 2), 1.0)
 
 
 def _ends(

@@ -182,7 +182,8 @@ class EarlyStop:
 
     def _radius(self, p: Any) -> Any:
         """Radius for bounds of the class's probability, 0 where they certify nothing."""
-        return self.noise.radius(torch.as_tensor(np.maximum(p, 0.5)), self.shape).numpy()
+        radius = self.noise.radius(torch.as_tensor(np.maximum(p, 0.5)), self.shape).numpy()
+        return radius + 0.0  # -0 of a logarithm is 0
 
     def _certificates(self, run: _Run, lower: Any, made: Origin) -> StoppedCertificates:
         bound = torch.from_numpy(lower)

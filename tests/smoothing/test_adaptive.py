@@ -119,3 +119,16 @@ def test_more_errors():
         mix().certify(torch.rand(2))
     with pytest.raises(ValueError, match=r"probabilities: want numbers in \[0, 1\]"):
         great_score(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+
+
+def test_the_radius_is_not_rounded_up():
+    from mpmath import mp, mpf
+
+    x = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+    made = mix(0.8).certify(x, n=1000)
+    assert (made.radius > 0).sum() > 5
+    assert "abstained" in repr(made)
+    with mp.workprec(200):
+        lost = mpf(0.25) * mp.sqrt(2) * mp.erfinv(2 / (2 * mpf(0.8)) - 1)
+        for own, certified in zip(made.radius.tolist(), made.smooth.radius.tolist(), strict=True):
+            assert own == 0 or own < mpf(certified) - lost

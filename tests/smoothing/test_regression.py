@@ -167,3 +167,17 @@ def test_on_a_grid_levels_are_wider():
     first, last = quantile_ranks(500, low - tv, high + tv, 0.1 / 4)
     torch.testing.assert_close(result.lower, outputs[first - 1])
     torch.testing.assert_close(result.upper, outputs[last - 1])
+
+
+@pytest.mark.parametrize("q", [1e-3, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0, 6.0])
+def test_levels_are_rounded_outwards(q, ratio):
+    from mpmath import mp, mpf
+
+    low, high = SmoothRegression(torch.nn.Flatten(), 0.5)._levels(q, 0.5 * ratio, 0.0)
+    with mp.workprec(200):
+        z = mp.sqrt(2) * mp.erfinv(2 * mpf(q) - 1)
+        assert low < mp.ncdf(z - mpf(ratio))
+        assert mp.ncdf(z + mpf(ratio)) < high or high == 1
+    assert low == pytest.approx(stats.norm.cdf(stats.norm.ppf(q) - ratio), rel=1e-9)
+    assert high == pytest.approx(stats.norm.cdf(stats.norm.ppf(q) + ratio), rel=1e-9)

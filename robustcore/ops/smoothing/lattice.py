@@ -1,10 +1,11 @@
 """Noise on a lattice: integers of an exact distribution, so that certificates are exact too."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ _NOISE = {kind: getattr(raw, f"lattice_{kind}_noise").default for kind in KINDS}
 _NOISE_OUT = {kind: getattr(raw, f"lattice_{kind}_noise_out").default for kind in KINDS}
 
 _BITS = 95  # of a threshold: 31 of an element's first word, 64 of two more
+_WORK = 256  # bits that thresholds are computed with
 _MAX_THRESHOLDS = 1 << 20
 
 
@@ -123,7 +125,7 @@ def lattice_table(kind: str, sigma: float, grid: int | tuple[int, int]) -> Latti
     """The table that :func:`lattice_noise` draws from, made once and kept.
 
     Raises TypeError or ValueError naming the argument. Each probability is rounded to 2^-95 from an
-    arithmetic of 192 bits; the rest of the distribution, beyond 11 standard deviations (63 scales
+    arithmetic of 256 bits; the rest of the distribution, beyond 11 standard deviations (63 scales
     of a Laplace), is less than 5e-28 and counted in ``total_variation``.
     """
     require_choice("kind", kind, KINDS)
@@ -135,7 +137,7 @@ def lattice_table(kind: str, sigma: float, grid: int | tuple[int, int]) -> Latti
 
 @lru_cache(maxsize=64)
 def _table(kind: str, sigma: float, q: int, m: int) -> LatticeTable:
-    from mpmath import mp, mpf  # torch's own dependency, by way of sympy
+    from mpmath import mp, mpf
 
     spread = sigma * q * m
     count = {
@@ -148,19 +150,87 @@ def _table(kind: str, sigma: float, q: int, m: int) -> LatticeTable:
             f"sigma: got {sigma}, which on the grid {(q, m)} is noise of up to {count} steps, want "
             f"at most 2**20: take a coarser grid"
         )
-    with mp.workprec(192):
+    with mp.workprec(_WORK + 64):
         width = mpf(sigma) * q * m  # exact, as sigma itself is a binary fraction
-        probability = {
-            "gaussian": lambda v: mp.erf(v / (width * mp.sqrt(2))),
-            "uniform": lambda v: min(v / width, mpf(1)),
-            "laplace": lambda v: -mp.expm1(-v / width),
-        }[kind]
-        values = [int(mp.nint(mp.ldexp(probability(k + mpf(0.5)), _BITS))) for k in range(count)]
-    words = [[v >> 64, v >> 32 & 0xFFFFFFFF, v & 0xFFFFFFFF] for v in values]
-    thresholds = torch.tensor(words, dtype=torch.int64)
-    thresholds = torch.where(thresholds >= 2**31, thresholds - 2**32, thresholds).to(torch.int32)
+        values = {"gaussian": _normal, "uniform": _uniform, "laplace": _laplace}[kind](width, count)
+        rest = _WORK - _BITS
+        half = 1 << (rest - 1)
+        words = b"".join(((v + half) >> rest).to_bytes(12, "big") for v in values)
+    thresholds = torch.from_numpy(np.frombuffer(words, ">i4").astype(np.int32).reshape(-1, 3))
     beyond = 0.0 if kind == "uniform" else 5e-28
     return LatticeTable(thresholds, spread, (count + 1) * 2.0 ** (1 - _BITS) + beyond)
+
+
+# P(|N| <= k) of a width in steps, k from 0, in units of 2^-_WORK: integers, so that a million of
+# them take a second. mpmath is torch's own dependency, by way of sympy.
+
+
+def _normal(width: Any, count: int) -> Iterator[int]:
+    """Sums of integrals of the density over cells, from its Taylor series in the middle of each.
+
+    phi(x + h) is phi(x) r, r the next time r exp(-h^2). The series' terms fall by (11 h)^2 / 8 and
+    more, so it wants a small h: few cells are taken from the error function.
+    """
+    from mpmath import mp, mpf
+
+    if count < 512:
+        for k in range(count):
+            yield _fixed(mp.erf((k + mpf(0.5)) / (width * mp.sqrt(2))))
+        return
+    h = 1 / width
+    phi, ratio, fall = (
+        _fixed(v) for v in (h / mp.sqrt(2 * mp.pi), mp.exp(-h * h / 2), mp.exp(-h * h))
+    )
+    square = _fixed(h * h)
+    series = [_fixed(c) for c in _cell_series(h)]
+    total = 0
+    for k in range(count):
+        y = square * k * k  # x^2
+        cell = 0
+        for c in series:
+            cell = (cell * y >> _WORK) + c
+        cell = cell * phi >> _WORK
+        total += cell if k == 0 else 2 * cell
+        yield total
+        phi, ratio = phi * ratio >> _WORK, ratio * fall >> _WORK
+
+
+def _cell_series(h: Any) -> list[Any]:
+    """Of the mean of phi over [x - h/2, x + h/2] by phi(x): coefficients of x^16, x^14, ..., 1."""
+    from mpmath import mp
+
+    order = 8
+    return [
+        sum(
+            (h / 2) ** (2 * (i + m))
+            * (-1) ** m
+            / (mp.factorial(m) * mp.factorial(2 * i) * (2 * (i + m) + 1) * 2**m)
+            for m in range(order + 1 - i)
+        )
+        for i in reversed(range(order + 1))
+    ]
+
+
+def _uniform(width: Any, count: int) -> Iterator[int]:
+    one = 1 << _WORK
+    step = _fixed(1 / (2 * width))
+    return (min((2 * k + 1) * step, one) for k in range(count))
+
+
+def _laplace(width: Any, count: int) -> Iterator[int]:
+    from mpmath import mp
+
+    one, beyond = 1 << _WORK, _fixed(mp.exp(-1 / (2 * width)))
+    fall = _fixed(mp.exp(-1 / width))
+    for _ in range(count):
+        yield one - beyond
+        beyond = beyond * fall >> _WORK
+
+
+def _fixed(value: Any) -> int:
+    from mpmath import mp
+
+    return int(mp.nint(mp.ldexp(value, _WORK)))
 
 
 def _fake_noise(x, num_samples, *arguments):
