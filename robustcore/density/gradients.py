@@ -22,6 +22,7 @@ from robustcore.common.checks import (
 )
 from robustcore.density.double_backward import fast_double_backward
 from robustcore.density.half import scaled_gradient, scaled_norm
+from robustcore.ops.autograd import transforming
 from robustcore.ops.checks import check_integer, check_tensor
 from robustcore.ops.density.grad_norm import dual_direction
 
@@ -141,7 +142,7 @@ def check_logits(logits: Any, x: Tensor, got: str = "model: gave", tokens: bool 
     fits = logits.dim() == 2 or (tokens and logits.dim() == 3)
     if not fits or logits.shape[0] != n or 0 in logits.shape[1:]:
         raise ValueError(f"{got} shape {list(logits.shape)}, {want}")
-    if not (torch.compiler.is_compiling() or _capturing(x)):
+    if _values_are_seen(x):
         # Looking costs a synchronisation of the device, so not inside a CUDA graph.
         nan = ops.logsumexp(logits.detach()).isnan()
         nan = nan.any(1) if nan.dim() > 1 else nan
@@ -152,6 +153,8 @@ def check_logits(logits: Any, x: Tensor, got: str = "model: gave", tokens: bool 
 
 def check_graph(x: Tensor, logits: Tensor) -> None:
     """Whether logits given with x can be differentiated in it."""
+    if transforming():
+        return
     if not x.requires_grad:
         raise ValueError(
             "x: has to require grad where logits are given, and logits to be model(x) of it"
@@ -165,16 +168,20 @@ def widen(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def _capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+def functional() -> bool:
+    """Inside torch.compile or a torch.func transform, where gradients are those of torch.func."""
+    return torch.compiler.is_compiling() or transforming()
+
+
+def _values_are_seen(x: Tensor) -> bool:
+    return not (functional() or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def check_target(target: Any, logits: Tensor) -> Tensor:
     """A class of each row or token: as given, or what the model says."""
     if target is None:
         return logits.detach().argmax(-1)
-    looks = not (torch.compiler.is_compiling() or _capturing(logits))
-    shape, classes = logits.shape[:-1], logits.shape[-1] if looks else None
+    shape, classes = logits.shape[:-1], logits.shape[-1] if _values_are_seen(logits) else None
     if isinstance(target, Tensor) and len(shape) > 1:
         if target.shape != shape:
             raise ValueError(f"target: got shape {list(target.shape)}, want {list(shape)}")
@@ -228,7 +235,7 @@ def resolve_mode(mode: str) -> str:
 
 def leaf(x: Tensor) -> Tensor:
     """x as something a gradient can be taken in, still part of the graph it may come from."""
-    if x.requires_grad or torch.compiler.is_compiling():  # see gradients()
+    if x.requires_grad or functional():  # see gradients()
         return x
     return x.detach().requires_grad_()
 
@@ -239,7 +246,7 @@ def evaluate(model: Model, x: Tensor, mode: str, tokens: bool = False) -> Tensor
     with torch.enable_grad(), _as_written() if double else nullcontext():
         logits = model(x)
     logits = check_logits(logits, x, tokens=tokens)
-    if double and (steps := once_differentiable(logits)):
+    if double and not transforming() and (steps := once_differentiable(logits)):
         raise ValueError(f"model: takes steps without a double backward: {', '.join(steps)}")
     return logits
 
@@ -253,7 +260,7 @@ def _as_written() -> Iterator[None]:
 
 
 def _pure(model: Model, x: Tensor) -> Tensor:
-    """model(x) without its effects on buffers, which torch.func.grad cannot have; for compiling."""
+    """model(x) without its effects on buffers, which torch.func.grad cannot have."""
     if not isinstance(model, torch.nn.Module):
         return model(x)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -269,9 +276,11 @@ def gradients(
     for x, values, weight in points:
         g: Tensor | None
         # Rows are independent, so the gradient of the sum holds every row's own.
-        if torch.compiler.is_compiling():
-            # The one form of an input gradient that torch.compile traces; it calls the model anew.
-            g = torch.func.grad(lambda at: score(widen(_pure(model, at))).sum())(x.detach())
+        if functional():
+            # The one form of an input gradient that torch.compile traces and torch.func transforms;
+            # it calls the model anew.
+            with nullcontext() if torch.compiler.is_compiling() else _as_written():
+                g = torch.func.grad(lambda at: score(widen(_pure(model, at))).sum())(x.detach())
         else:
             g = None
             if values.requires_grad:

@@ -67,6 +67,7 @@ from robustcore.density.gradients import (
     check_tokens,
     check_x,
     evaluate,
+    functional,
     gradient_norm,
     gradients,
     leaf,
@@ -211,11 +212,13 @@ def curvature_penalty(
     ignore_index: int = -100,
     token_weights: Tensor | None = None,
     h: float = 3.0,
+    loss_reduction: str = "mean",
 ) -> Tensor:
     """CURE: ``norm_p(grad l(x + z) - grad l(x))``, z of l2 norm h along the sign of the gradient.
 
-    l is the cross entropy at ``target``, and ``h`` is in the units of x. The released code's weight
-    of 4 belongs to the gradient of a batch's mean loss; here, of each sample's, it is 4 / N.
+    l is the cross entropy at ``target``, and ``h`` is in the units of x. ``loss_reduction`` is
+    "mean", a batch's mean loss, as in the released code, whose weight of 4 belongs to it; or "sum",
+    a sample's own loss, which gives N times as much whatever the batch: its weight is 4 / N.
 
     The other arguments, the result, its derivative and what is raised are as in
     :func:`marginal_density_penalty`. Source: Moosavi-Dezfooli et al., "Robustness via curvature
@@ -223,12 +226,14 @@ def curvature_penalty(
     """
     call = _Call(model, x, p, reduction, logits, mode, step, target, ignore_index, token_weights)
     h = require_positive("h", h)
+    require_choice("loss_reduction", loss_reduction, ("mean", "sum"))
     score = loss_score(call.target(), call.weights)
     here = call.point(score, weight=-1.0)
     with torch.enable_grad():
         sign, _ = unit(-gradients(model, score, [here], create_graph=False).sign())
     moved = call.x.detach() + (h * sign).to(x.dtype)
-    return call.norm(score, [call.point(score, moved), here])
+    value = call.norm(score, [call.point(score, moved), here])
+    return value / max(len(x), 1) if loss_reduction == "mean" else value
 
 
 @exact_when_compiled
@@ -291,7 +296,7 @@ class _Call:
         self.model, self.p, self.step = model, check_p(p), require_positive("step", step)
         self.mode = resolve_mode(mode)
         self.reduction = require_choice("reduction", reduction, REDUCTIONS)
-        self.through_float16 = not torch.compiler.is_compiling() and has_float16(model, x, logits)
+        self.through_float16 = not functional() and has_float16(model, x, logits)
         self.tokens = not (isinstance(target, Tensor) and target.dim() == 1)
         if logits is None:
             self.x = leaf(x)

@@ -20,7 +20,7 @@ PENALTIES = [
     density.input_gradient_penalty,
     functools.partial(density.input_gradient_penalty, of="logit"),
     density.score_matching_penalty,
-    density.curvature_penalty,
+    functools.partial(density.curvature_penalty, loss_reduction="sum"),
     functools.partial(density.attribution_penalty, steps=4),
 ]
 NAMES = ["density", "input gradient", "logit gradient", "score", "curvature", "attribution"]
@@ -90,8 +90,15 @@ def test_the_relatives_are_as_published():
     sign = g.sign()
     z = 3 * sign / rows(sign).norm(dim=1).view(-1, 1, 1, 1)
     moved = (x + z).requires_grad_()
+    change = rows(gradient(loss(moved), moved) - g).norm(dim=1)
+    for loss_reduction, factor in (("sum", 1), ("mean", 1 / len(x))):  # of the loss, not the norms
+        got = density.curvature_penalty(
+            model, x, target=y, reduction="none", loss_reduction=loss_reduction
+        )
+        torch.testing.assert_close(got, change * factor)
+    mean = lambda at: gradient(cross_entropy(model(at), y), at)  # noqa: E731
     got = density.curvature_penalty(model, x, target=y, reduction="none")
-    torch.testing.assert_close(got, rows(gradient(loss(moved), moved) - g).norm(dim=1))
+    torch.testing.assert_close(got, rows(mean(moved) - mean(leaf)).norm(dim=1))
     path = [(x * k / 50).requires_grad_() for k in range(1, 51)]
     ig = x * sum(gradient(loss(at), at) for at in path) / 50
     got = density.attribution_penalty(model, x, target=y, p=1, reduction="none")
