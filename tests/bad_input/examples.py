@@ -367,9 +367,7 @@ EXAMPLES = {
     "density.score_matching_penalty": penalty(
         density.score_matching_penalty, sigma=0.01, tau=1e-3
     ),
-    "density.curvature_penalty": penalty(
-        density.curvature_penalty, h=3.0, loss_reduction="mean"
-    ),
+    "density.curvature_penalty": penalty(density.curvature_penalty, h=3.0, loss_reduction="mean"),
     "density.attribution_penalty": penalty(density.attribution_penalty, baseline=None, steps=3),
     "density.integrated_gradients": call(
         density.integrated_gradients, model=network, x=images, target=labels, baseline=None,
