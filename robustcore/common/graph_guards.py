@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import sysconfig
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -80,13 +82,14 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """torch.export logs and prints what it also raises."""
+    """torch.export logs, prints and warns of what it also raises, and of what does no harm."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -123,7 +126,12 @@ def _normalization(module: Any) -> Any:
 def line_of_model(error: Exception) -> str:
     """The last line that ran and is neither torch's nor ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
+    python = sysconfig.get_path("stdlib")
+    theirs = [
+        f for f in frames
+        if not f.filename.startswith(_LIBRARIES)
+        and ("site-packages" in f.filename or not f.filename.startswith(python))
+    ]  # fmt: skip
     if not theirs:
         return ""
     return f", at line {theirs[-1].lineno} of {theirs[-1].filename}: {theirs[-1].line}"

@@ -8,13 +8,15 @@ part of another by rules that hold whatever is visible, so it may miss that, but
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from robustcore.masking.windows import Window
 
 Shape = tuple[int, ...]
+_WINDOWS = ("pool", "seen")
+_JOINS = ("both", "either", "majority")
 
 
 @dataclass(eq=False)
@@ -197,14 +199,17 @@ class Masks:
         key = (a, b)
         if key not in self._inside:
             self._inside[key] = False  # while it is being proved
-            self._inside[key] = any(rule(a, b) for rule in self._rules())
+            self._inside[key] = len(a.shape) == len(b.shape) and self._proved(a, b)
         return self._inside[key]
 
-    def _rules(self) -> list[Callable[[Mask, Mask], bool]]:
-        return [
-            self._wider_window, self._centred, self._part_of_all, self._all_parts,
-            self._of_dimensions, self._moved_alike,
-        ]  # fmt: skip
+    def _proved(self, a: Mask, b: Mask) -> bool:
+        if b.kind in _WINDOWS and (self._wider_window(a, b) or self._centred(a, b)):
+            return True
+        if b.kind in _JOINS and self._part_of_all(a, b):
+            return True
+        if a.kind in _JOINS and self._all_parts(a, b):
+            return True
+        return self._of_dimensions(a, b) or self._moved_alike(a, b)
 
     def _window(self, mask: Mask) -> tuple[Mask, Window] | None:
         if mask in self._merged:
@@ -220,23 +225,24 @@ class Masks:
         return False
 
     def _last(self, mask: Mask) -> tuple[Mask, Window] | None:
-        return (mask.parents[0], mask.params) if mask.kind in ("pool", "seen") else None
+        return (mask.parents[0], mask.params) if mask.kind in _WINDOWS else None
 
     def _centred(self, a: Mask, b: Mask) -> bool:
-        if b.kind not in ("pool", "seen") or b.params.stride != (1, 1):
+        if b.params.stride != (1, 1):
             return False
         return all(0 in b.params.offsets(d) for d in (0, 1)) and self.inside(a, b.parents[0])
 
     def _part_of_all(self, a: Mask, b: Mask) -> bool:
-        votes = sum(self.inside(a, part) for part in b.parents)
-        needed = {"both": len(b.parents), "either": 1, "majority": len(b.parents) // 2 + 1}
-        return b.kind in needed and votes >= needed[b.kind]
+        inside = (self.inside(a, part) for part in b.parents)
+        if b.kind == "majority":
+            return sum(inside) > len(b.parents) // 2
+        return all(inside) if b.kind == "both" else any(inside)
 
     def _all_parts(self, a: Mask, b: Mask) -> bool:
-        votes = sum(self.inside(part, b) for part in a.parents)
-        n = len(a.parents)
-        needed = {"both": 1, "either": n, "majority": n - n // 2}
-        return a.kind in needed and votes >= needed[a.kind]
+        inside = (self.inside(part, b) for part in a.parents)
+        if a.kind == "majority":
+            return sum(inside) >= len(a.parents) - len(a.parents) // 2
+        return any(inside) if a.kind == "both" else all(inside)
 
     def _of_dimensions(self, a: Mask, b: Mask) -> bool:
         if a.kind == b.kind == "any" and set(a.params) <= set(b.params):

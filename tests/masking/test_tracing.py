@@ -123,16 +123,86 @@ def test_saved_copied_and_wrapped(tmp_path):
     assert MaskedModel(torch.compile(model)).model is model
 
 
-def test_vmap_over_masks():
+@pytest.mark.parametrize("kind", ["ones and zeros", "bool", "soft"])
+def test_vmap_over_masks(kind):
     model, (x, mask) = small(), images()
+    mask = {"bool": mask.bool(), "soft": 0.2 + 0.6 * mask}.get(kind, mask)
     masked = MaskedModel(model)
     with torch.no_grad():
         got = torch.vmap(lambda m: masked(x, m[None]))(mask)
         want = torch.stack([masked(x, m[None]) for m in mask])
+        both = torch.vmap(lambda x, m: masked(x[None], m[None])[0])(x, mask)
     torch.testing.assert_close(got, want)
+    torch.testing.assert_close(both, masked(x, mask).detach())
+
+
+def test_gradients_by_torch_func():
+    model, (x, mask) = small(), images()
+    masked = MaskedModel(model)
+    leaf = x.clone().requires_grad_()
+    masked(leaf, mask).square().sum().backward()
+    got = torch.func.vmap(torch.func.grad(lambda x, m: masked(x[None], m[None]).square().sum()))(
+        x, mask
+    )
+    torch.testing.assert_close(got, leaf.grad)
+    parameters = {k: 2 * v.detach() for k, v in masked.named_parameters()}
+    twice = torch.func.functional_call(masked, parameters, (x, mask))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(2)
+    torch.testing.assert_close(twice, MaskedModel(twin)(x, mask))
+
+
+def test_hooks_of_a_masked_model():
+    model, (x, mask) = small(), images()
+    masked, calls = MaskedModel(model), []
+    masked.register_forward_hook(lambda module, inputs, output: calls.append(output))
+    masked(x, mask)
+    assert len(calls) == 1
+
+
+class Kuangliu(nn.Module):
+    """The forward of the CIFAR ResNets that many train."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6)
+        self.layer = nn.Sequential(nets.Basic(6, 6), nets.Basic(6, 8, 2))
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x):
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = self.layer(out)
+        out = functional.avg_pool2d(out, out.size()[3])
+        out = out.view(out.size(0), -1)
+        return self.linear(out)
+
+
+class UNet(nn.Module):
+    """Skips that are resized to what they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.middle, self.up = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(12, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        a = functional.relu(self.down1(x))
+        b = functional.relu(self.down2(functional.max_pool2d(a, 2)))
+        c = functional.relu(self.middle(functional.max_pool2d(b, 2)))
+        c = functional.interpolate(c, size=b.shape[2:], mode="bilinear", align_corners=False)
+        d = functional.relu(self.up(torch.cat([c, b], 1)))
+        d = functional.interpolate(d, size=a.shape[2:])
+        return self.last(torch.cat([d, a], 1))
 
 
 KINDS = {
+    "kuangliu's": Kuangliu,
+    "a U-Net": UNet,
+    "a learned norm of weights": lambda: parametrizations.orthogonal(nn.Conv2d(3, 3, 1)),
+    "an old weight norm": lambda: nn.utils.spectral_norm(nn.Conv2d(3, 4, 3, padding=1)),
     "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv2d(3, 4, 3, padding=1)),
     "function": lambda: Part(lambda x, c: functional.conv2d(x, c.weight), nn.Conv2d(3, 4, 3)),
@@ -148,13 +218,30 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_layers_of_other_kinds(name):
     make = KINDS[name]
-    model = (make(3, 4, 3) if isinstance(make, type) else make()).double().eval()
+    takes_sizes = isinstance(make, type) and issubclass(make, nn.Conv2d)
+    model = nets.randomized(make(3, 4, 3)) if takes_sizes else make().double().eval()
     masked, (x, mask) = MaskedModel(model), images()
     with torch.no_grad():
         assert_same(masked(x, torch.ones_like(mask)), model(x))
         got = masked(x, mask)
         assert_same(masked(torch.where(mask > 0, x, torch.nan), mask), got)
         assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["basic blocks", "squeeze-excite", "dense blocks"])
+def test_half_precision(name, dtype):
+    model = nets.build(name, dtype=dtype)
+    masked, x, mask = MaskedModel(model), nets.image(2, dtype=dtype), nets.blocks(2)
+    with torch.no_grad():
+        assert_same(masked(x, torch.ones_like(mask)), model(x))
+        got = masked(x, mask)
+        assert got.dtype == dtype
+        assert got.isfinite().all()
+        assert_same(masked(torch.where(mask > 0, x, torch.nan), mask), got)
+        want = MaskedModel(copy.deepcopy(model).double())(x.double(), mask)
+        eager = (model(x).double() - copy.deepcopy(model).double()(x.double())).abs().max()
+        assert (got.double() - want).abs().max() <= 4 * eager + 0.02 * want.abs().max()
 
 
 def test_several_outputs_keep_their_form():

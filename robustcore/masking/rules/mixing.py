@@ -61,7 +61,9 @@ def _product(call: Call, operands: list[tuple[fx.Node, int, int]]) -> Row:
     try:
         mask = call.masks.all_of(masks)
     except ValueError:
-        raise call.refuse("the batches of its inputs lie in different dimensions") from None
+        raise call.refuse(
+            "the batches of its inputs lie in different dimensions; keep them in one"
+        ) from None
     return call.row(call.value_of(mask), "mix", inputs=call.maps, cleans=cleans)
 
 
@@ -142,7 +144,7 @@ def softmax(call: Call) -> Row:
     if not call.mask.varies(dim):
         return pointwise(call)
     if "log" in call.op:
-        raise call.refuse(f"dim {dim} mixes pixels")
+        raise call.refuse(f"dim {dim} mixes pixels; want softmax, or channels")
     arguments = (call.source, call.mask, dim, call.args.get("dtype"))
     then = Then("of what is visible", calls.visible_softmax, arguments, instead=True)
     return call.row(Value("map", call.mask, zero=True), "mix", then=then)
@@ -161,7 +163,9 @@ def attention(call: Call) -> Row:
         if mask is not None:
             call.want_apart(mask, len(mask.shape) - 2, len(mask.shape) - 1)
     if any(m is not None and m.varies(len(m.shape) - 1) for m in (*keys, queries)):
-        raise call.refuse("features of a token are hidden apart from one another")
+        raise call.refuse(
+            "features of a token are hidden one by one; want tokens that are hidden whole"
+        )
     shown = call.masks.all_of([m for m in keys if m is not None]) if keys else None
     then = None
     if shown is not None and shown.varies(len(shown.shape) - 2):

@@ -21,7 +21,7 @@ def pointwise(call: Call) -> Row:
         return vector(call)
     masks = [aligned(call, n) for n in maps]
     if not all(m.beside(masks[0]) for m in masks):
-        raise call.refuse("the batches of its inputs lie in different dimensions")
+        raise call.refuse("the batches of its inputs lie in different dimensions; keep them in one")
     mask = call.masks.all_of(masks)
     zero = len(call.tensors) == 1 and call.op.rstrip("_") in KEEPS_ZERO and call.x.zero
     return call.row(Value("map", mask, zero=zero), "pointwise", inputs=maps)
@@ -48,7 +48,8 @@ def vector(call: Call) -> Row:
     """A vector | the last dense layer: a sample that shows nothing enters as 0"""
     if call.maps:
         raise call.refuse(
-            "no rule for it where a part is hidden; the rules: help(robustcore.masking.rules)"
+            "no rule for it where a part is hidden; write it in operations that have one (the "
+            "family's README has the table), or hide by values: robustcore.masking.replaced"
         )
     if not call.tensors:
         return call.row(CONSTANT)

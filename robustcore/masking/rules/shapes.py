@@ -170,7 +170,7 @@ def concat(call: Call) -> Row:
     shown = [(p, v.mask) for p, v in zip(parts, values, strict=True) if v.kind == "map"]
     masks = [m for _, m in shown if m is not None]
     if not all(m.beside(masks[0]) for m in masks):
-        raise call.refuse("the batches of its inputs lie in different dimensions")
+        raise call.refuse("the batches of its inputs lie in different dimensions; keep them in one")
     if any(m.varies(dim) for m in masks) or (dim == masks[0].axis):
         return _joined(call, parts, dim)
     nested = any(a is not b and _depends(b, a) for a, _ in shown for b, _ in shown)
@@ -192,7 +192,7 @@ def _joined(call: Call, parts: list[fx.Node], dim: int) -> Row:
         sizes = [traced.sizes(part)[d] if d == dim else own.shape[d] for d in range(own.dim())]
         numbers.append(own.expand(*sizes))
     if len(set(bases)) > 1:
-        raise call.refuse("joins what different masks hide; no rule yet")
+        raise call.refuse("joins what different masks hide; apply what follows to each part")
     given = [n for n in numbers if n is not None]
     widest = [max(n.shape[d] for n in given) for d in range(given[0].dim())]
     wide = []
@@ -227,7 +227,7 @@ def stack(call: Call) -> Row:
     dim = int(call.args["dim"]) % rank
     shown = [m for m in (call.value(part).mask for part in call.maps) if m is not None]
     if not all(m.beside(shown[0]) for m in shown):
-        raise call.refuse("the batches of its inputs lie in different dimensions")
+        raise call.refuse("the batches of its inputs lie in different dimensions; keep them in one")
     union, sizes = call.masks.either(shown), traced.sizes(call.maps[0])
     mask = call.moved(union, sizes, lambda numbers: numbers.unsqueeze(dim))[0]
     if all(m is union for m in shown):

@@ -123,7 +123,9 @@ def spread(call: Call) -> Row:
         return vector(call)
     dims, hides = _over(call)
     if hides:
-        raise call.refuse(f"dims {dims} mix what is hidden with what is not; no rule yet")
+        raise call.refuse(
+            f"dims {dims} mix what is hidden with what is not; want what reads visible pixels alone"
+        )
     mask = _reduced(call, dims)
     value = call.value_of(mask)
     results = call.node.meta["val"]

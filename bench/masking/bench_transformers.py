@@ -1,0 +1,60 @@
+"""MaskedModel on timm's ViT-tiny: masks that differ in a batch, and one that all samples share.
+
+Random weights, 224 x 224, batch 8, half of the 16 x 16 patches visible. `plain` is the eager
+network without a mask; `visible tokens` is that on 98 of the 196 tokens, which no masking can go
+below. timm has to be installed.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustcore.masking import MaskedModel
+
+BATCH, SIDE = 8, 14
+
+
+def build():
+    path = Path(__file__).parents[2] / "tests" / "masking" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo", path)
+    zoo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(zoo)
+    return zoo.build("timm", "vit_tiny_patch16_224")
+
+
+def masks(device):
+    """Of half of the patches each, random: ``[BATCH, 1, 224, 224]``."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(BATCH, SIDE * SIDE, generator=generator).argsort(1)
+    mask = (order < SIDE * SIDE // 2).view(BATCH, 1, SIDE, SIDE).to(device)
+    return mask.repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+
+def alone(model, x, shown):
+    """The network on visible patches ``[K]`` alone."""
+    t = model._pos_embed(model.patch_embed(x))
+    keep = torch.cat([shown.new_zeros(1), shown + 1])
+    return model.forward_head(model.norm(model.blocks(t[:, keep])))
+
+
+@pytest.mark.parametrize(
+    "impl", ["robustcore, shared mask", "robustcore", "plain", "visible tokens"]
+)
+def test_vit_tiny(impl, measure, device):
+    model, mask = build().to(device), masks(device)
+    masked, x = MaskedModel(model), torch.randn(BATCH, 3, 224, 224, device=device)
+    shown = mask[0, 0, ::16, ::16].flatten().nonzero().flatten()
+    implementations = {
+        "robustcore, shared mask": lambda: masked(x, mask[:1]),
+        "robustcore": lambda: masked(x, mask),
+        "plain": lambda: model(x),
+        "visible tokens": lambda: alone(model, x, shown),
+    }
+    with torch.inference_mode():
+        want = alone(model, x, shown)
+        near = 1e-2 if device.type == "cuda" else 1e-4  # cuDNN: TF32
+        assert (masked(x, mask[:1]) - want).abs().max() < near * want.abs().max()
+        assert (masked(x[:2], mask[:2])[:1] - want[:1]).abs().max() < near * want.abs().max()
+        measure("ViT-tiny, half of its patches", impl, implementations[impl], rounds=7)
