@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from robustcore.common import demo
 from robustcore.common.plots import save
 from robustcore.common.table import write_table
+from robustcore.density import spurious_demo
 from robustcore.density.blockdigits import BlockDigits, load_block_digits
 from robustcore.density.evaluate import feature_leakage, integrated_gradients
 from robustcore.density.penalties import input_gradient_penalty, marginal_density_penalty
@@ -64,11 +65,18 @@ class Score(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The demo has no options beyond the common ones."""
+    """Adds ``--spurious``."""
+    parser.add_argument(
+        "--spurious", action="store_true",
+        help="instead: digits with a coloured corner, and the groups that leaning on it hurts",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains three ways from each of a few seeds; prints and writes a table, and a picture."""
+    if args.spurious:
+        spurious_demo.run(args)
+        return
     settings = FAST if args.fast else FULL
     names = ["blockdigits.tsv", "blockdigits.png"]
     seeds = range(args.seed, args.seed + settings.seeds)

@@ -1,13 +1,13 @@
-"""The demo's picture."""
+"""The demos' pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from robustcore.common.plots import new_figure
+from robustcore.common.plots import new_figure, restrain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,4 +32,20 @@ def attribution_figure(
     figure.suptitle(
         "Integrated gradients: what falls on the lower block has leaked", fontsize="medium"
     )
+    return figure
+
+
+def group_figure(worst: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Accuracy in the worst group: a panel a data set, a column a training, a point a seed."""
+    figure = new_figure(8, 3.2)
+    panels = figure.subplots(1, len(worst), sharey=True, squeeze=False)[0]
+    for axes, (title, trainings) in zip(panels, worst.items(), strict=True):
+        for column, values in enumerate(trainings.values()):
+            axes.plot([column] * len(values), values, "o", color="tab:blue", alpha=0.5)
+            mean = sum(values) / len(values)
+            axes.hlines(mean, column - 0.3, column + 0.3, color="tab:red")
+        axes.set_xticks(range(len(trainings)), list(trainings))
+        axes.set_title(title, fontsize="medium")
+        restrain(axes)
+    panels[0].set(ylabel="accuracy in the worst group", ylim=(0, 1))
     return figure
