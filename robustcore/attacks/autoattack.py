@@ -64,13 +64,13 @@ class AutoAttack(Attack):
         model: what is attacked, see :class:`Attack`; any number of classes from 2 on.
         norm: "Linf", "L2" or "L1".
         eps: radius of the ball, in pixel units.
-        version: "standard"; "plus", with restarts and the untargeted DLR loss as well; "rand" for a
-            random model, with gradients averaged over 20 passes.
+        version: "standard"; "plus", with restarts, the untargeted DLR loss and the untargeted FAB
+            as well; "rand" for a random model, with gradients averaged over 20 passes.
         seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Budgets are the published ones: 100 steps of APGD and of FAB, 9 targets (5 of APGD in l1), 5000
-    queries of Square; in l1 APGD begins with larger radii and 5 restarts. FAB goes for targets in
-    every version. Source: Croce and Hein, 2020.
+    queries of Square; in l1 APGD begins with larger radii and 5 restarts.
+    Source: Croce and Hein, 2020.
     """
 
     def __init__(
@@ -125,14 +125,19 @@ class AutoAttack(Attack):
             return {f"APGD-{k}": APGD(model, eps, loss=k, **shared) for k in ("ce", "dlr")}
         plus = self.version == "plus"
         apgd = {"restarts": 5 if plus or sparse else 1, "larger_radii": sparse, **shared}
-        made: dict[str, StepAttack] = {"APGD-ce": APGD(model, eps, loss="ce", **apgd)}
-        if plus:
-            made["APGD-dlr"] = APGD(model, eps, loss="dlr", **apgd)
+        fab = {"steps": 100, "restarts": 5 if plus else 1, **shared}
         targets = 5 if sparse and not plus else 9
-        made["APGD-t"] = APGDT(model, eps, targets=targets, **{**apgd, "restarts": 1})
-        made["FAB-t"] = FAB(model, eps, steps=100, restarts=5 if plus else 1, **shared)
-        made["Square"] = Square(model, eps, queries=5000, **shared)
-        return made
+        towards: dict[str, StepAttack] = {
+            "APGD-t": APGDT(model, eps, targets=targets, **{**apgd, "restarts": 1}),
+            "FAB-t": FAB(model, eps, **fab),
+        }
+        made: dict[str, StepAttack] = {"APGD-ce": APGD(model, eps, loss="ce", **apgd)}
+        square: dict[str, StepAttack] = {"Square": Square(model, eps, queries=5000, **shared)}
+        if not plus:
+            return made | towards | square
+        made["APGD-dlr"] = APGD(model, eps, loss="dlr", **apgd)
+        made["FAB"] = FAB(model, eps, targets=0, **fab)
+        return made | square | towards
 
 
 class _Evaluating:

@@ -16,6 +16,9 @@ from robustcore.attacks.losses import LOSSES
 from robustcore.attacks.result import distances
 from robustcore.common.checks import require_int, require_positive, require_probability
 
+# The norm in which a gradient measures distances of the other.
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+
 
 class FAB(StepAttack):
     """FAB: goes to the boundary of a class as linearised, biased towards the image.
@@ -25,14 +28,15 @@ class FAB(StepAttack):
         eps: within which a success counts, in pixel units; an image leaves at the first.
         steps: projections for each target, at least 1.
         norm: "Linf", "L2" or "L1".
-        targets: the likeliest wrong classes, at most; a model of K classes has K - 1.
+        targets: the likeliest wrong classes, at most; a model of K classes has K - 1. 0: none; each
+            step is to the nearest boundary of all classes, which takes K backward passes.
         restarts: the first from the image, the others from random points of half the ball.
         alpha_max: most weight of the image's own projection, in (0, 1).
         eta: extrapolation beyond the boundary, at least 1 as published.
         beta: what is kept of the way to an adversarial point, in (0, 1).
         eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
-    Source: Croce and Hein, 2020, the targeted version.
+    Source: Croce and Hein, 2020.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class FAB(StepAttack):
             batch_size=batch_size, grid=grid, predict=predict, norms=NORMS,
         )  # fmt: skip
         self.steps = require_int("steps", steps, 1, 1 << 30)
-        self.targets = require_int("targets", targets, 1, 1 << 31)
+        self.targets = require_int("targets", targets, 0, 1 << 31)
         self.restarts = require_int("restarts", restarts, 1, 1 << 31)
         self.alpha_max = require_probability("alpha_max", alpha_max)
         self.eta = require_positive("eta", eta)
@@ -68,7 +72,7 @@ class FAB(StepAttack):
 
     def method(self, seed: int) -> Boundary:
         """The attack as steps on rows."""
-        return Boundary(self, seed)
+        return Boundary(self, seed) if self.targets else Nearest(self, seed)
 
 
 class Boundary(GradientMethod):
@@ -91,7 +95,7 @@ class Boundary(GradientMethod):
     def begin(self, rows: Rows) -> None:
         x0, state = rows["x0"], rows.state
         state["x"] = x0.clone()
-        later = state["variant"] >= self.targets
+        later = state["variant"] >= max(1, self.targets)
         if bool(later.any()):
             where: dict[str, Any] = {"norm": self.norm, "eps": self.eps / 2, "seed": self.seed}
             start = ops.random_start(x0, state["index"], state["variant"], **where)
@@ -122,6 +126,50 @@ class Boundary(GradientMethod):
         state["projections"] += ~pull
         state["ended"] |= state["projections"] >= attack.steps
         return following
+
+
+class Nearest(Boundary):
+    """FAB on rows, each step to the boundary that is nearest as linearised, whatever its class.
+
+    The gradients of all classes are its own backward passes, of a forward pass beside the engine's.
+    """
+
+    gradients = False
+
+    def check(self, session: Session) -> None:
+        self._classifier, self._indices = session.classifier, session.indices
+        self.variants = self._attack.restarts
+
+    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        # The margin, which no difference of two logits is above.
+        self.keep_best(rows, x, loss.masked_fill(~self.counts(rows, x), -torch.inf))
+        return super().advance(rows, x, *self._nearest(rows, x))
+
+    def _nearest(self, rows: Rows, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``z_t - z_y`` and its gradient, for the class t whose linearised boundary is nearest."""
+        indices = self._indices[torch.from_numpy(rows.image)]
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits = self._classifier.logits(leaf, indices)
+            own = logits.gather(1, rows["label"].unsqueeze(1))
+            differences = (logits - own).to(x.dtype).unbind(1)
+        least = torch.full_like(differences[0], torch.inf, requires_grad=False)
+        value, slope = torch.zeros_like(least), torch.zeros_like(x)
+        for t, difference in enumerate(differences if logits.requires_grad else ()):
+            (grad,) = torch.autograd.grad(
+                difference, leaf, torch.ones_like(difference), retain_graph=True, allow_unused=True
+            )
+            if grad is None:
+                continue
+            size = _norm(grad, DUAL[self.norm])
+            away = difference.detach().abs() / size
+            # Not its own class, nor one that has no gradient, or none that is a number.
+            away = away.masked_fill((rows["label"] == t) | ~(size > 0), torch.inf)
+            nearer = away < least
+            least = torch.where(nearer, away, least)
+            value = torch.where(nearer, difference.detach(), value)
+            slope = torch.where(column(nearer, x), grad, slope)
+        return value, slope
 
 
 def _norm(d: Tensor, norm: str) -> Tensor:

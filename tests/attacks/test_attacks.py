@@ -270,7 +270,7 @@ def test_autoattack_for_any_number_of_classes(classes):
     ("version", "names"),
     [
         ("standard", ["APGD-ce", "APGD-t", "FAB-t", "Square"]),
-        ("plus", ["APGD-ce", "APGD-dlr", "APGD-t", "FAB-t", "Square"]),
+        ("plus", ["APGD-ce", "APGD-dlr", "FAB", "Square", "APGD-t", "FAB-t"]),
         ("rand", ["APGD-ce", "APGD-dlr"]),
     ],
 )
