@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from robustcore.ops.autograd import (
-    apply,
     arithmetic,
     graph_wanted,
     joined,
@@ -78,7 +76,7 @@ def attention(
     if mask is not None:
         mask = wide(mask.expand(*batch, q.shape[-2], k.shape[-2]))
     options = _Options(causal, number)
-    run = functools.partial(apply, _Attention) if needs_grad(q, k, v) else _forward
+    run = _Attention.apply if needs_grad(q, k, v) else _forward
     out: Tensor = run(q4, k4, v4, mask, options)[0]
     return out.to(q.dtype).reshape(*batch, q.shape[-2], v.shape[-1])
 
@@ -156,8 +154,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad, _):
         q, k, v, mask, out, lse = ctx.saved_tensors
         # Detached: constants, or the engine would come back here with gradients of zeros.
-        grads = apply(
-            _AttentionBackward, grad, q, k, v, mask, out.detach(), lse.detach(), ctx.options
+        grads = _AttentionBackward.apply(
+            grad, q, k, v, mask, out.detach(), lse.detach(), ctx.options
         )
         return *grads, None, None
 
