@@ -15,7 +15,8 @@ from robustcore import density
 
 def gradients(model, x, y):
     x = x.clone().requires_grad_()
-    logits = model(x)
+    with density.fast_double_backward():
+        logits = model(x)
     penalty = density.marginal_density_penalty(model, x, logits=logits)
     model.zero_grad()
     (cross_entropy(logits, y) + penalty).backward()
@@ -26,7 +27,11 @@ def main(rank, store, result):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 3))
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(6, 24), nn.Softplus(), nn.Unflatten(1, (3, 8)), layer, nn.Flatten(),
+        nn.Linear(24, 3),
+    )  # fmt: skip
     x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
     alone = gradients(model, x, y)
     half = slice(2 * rank, 2 * rank + 2)

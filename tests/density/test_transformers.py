@@ -261,6 +261,24 @@ def test_arguments_of_attention(mask, dtype):
         assert (got - want).norm() <= tolerance * want.norm()
 
 
+def test_accumulation_and_autocast():
+    model, x, y = build("encoder")
+    whole = run(density.input_gradient_penalty, model, x, target=y)
+    parts = [
+        run(density.input_gradient_penalty, model, x[i : i + 1], target=y[i : i + 1])
+        for i in (0, 1)
+    ]
+    same([(a + b) / 2 for a, b in zip(*parts, strict=True)], whole)
+    model, x = model.float(), x.float()
+    for style in STYLES:
+        with torch.autocast("cpu", torch.bfloat16):
+            value, *grads = run(density.input_gradient_penalty, model, x, style, target=y)
+        assert value.dtype == torch.float32
+        got = torch.cat([g.flatten() for g in grads]).double()
+        want = torch.cat([g.flatten() for g in whole[1:]])
+        assert functional.cosine_similarity(got, want, dim=0) > 0.98
+
+
 def test_attention_under_autocast_and_without_gradients():
     q = torch.rand(2, 2, 5, 4, requires_grad=True)
     with density.fast_double_backward():
