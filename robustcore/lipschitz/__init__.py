@@ -10,6 +10,7 @@ from robustcore.lipschitz.certificates import (
     lipschitz_bound,
     margin_certificate,
 )
+from robustcore.lipschitz.curvature import curvature_certificate, curvature_penalty
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
@@ -53,6 +54,8 @@ __all__ = [
     "conv_norm_bound",
     "conv_spectral_bound",
     "crc_certificate",
+    "curvature_certificate",
+    "curvature_penalty",
     "exact_products",
     "lipschitz_bound",
     "margin_certificate",

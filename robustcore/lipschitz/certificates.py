@@ -250,8 +250,9 @@ class Certificate:
     """int64 ``[N]``."""
     radius: Tensor
     """float64 ``[N]``, in the input's units (usually pixels in [0, 1])."""
-    bound: float
-    """The Lipschitz bound used: of the features where a head is taken apart, else of the logits."""
+    bound: float | None
+    """The Lipschitz bound used: of the features where a head is taken apart, else of the logits;
+    None where curvature was used."""
 
     def __len__(self) -> int:
         return len(self.prediction)
