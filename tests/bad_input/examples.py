@@ -30,6 +30,7 @@ from bad_input.inputs import (
     network,
     penalty,
     penalty_op,
+    perceptron,
     rand,
     saved,
     segments,
@@ -287,6 +288,13 @@ EXAMPLES = {
     ),
     "lipschitz.Normalize.forward": call(
         lambda: lipschitz.Normalize(torch.zeros(1), torch.ones(1)), x=images
+    ),
+    "lipschitz.curvature_certificate": call(
+        lipschitz.curvature_certificate, model=perceptron, x=lambda: rand(2, 4), steps=3
+    ),
+    "lipschitz.curvature_penalty": call(
+        lipschitz.curvature_penalty, model=perceptron, x=lambda: rand(2, 4),
+        labels=lambda: torch.tensor([0, 1]),
     ),
     "lipschitz.lipschitz_bound": call(lipschitz.lipschitz_bound, model=lipschitz_network),
     "lipschitz.certify": call(

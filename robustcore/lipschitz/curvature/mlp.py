@@ -84,6 +84,9 @@ def read_mlp(model: nn.Module, x: Tensor, *, known: bool = False) -> Mlp:
     if require_values("x", x).dim() < 2 or not x.is_floating_point() or len(x) == 0:
         raise ValueError(f"x: got {x.dtype} {list(x.shape)}, want floating images [N, *D], N >= 1")
     model = traced.unwrap(model)
+    own = next((p.dtype for p in model.parameters()), x.dtype)
+    if x.dtype != own:
+        raise TypeError(f"x: got {x.dtype}, want {own} as the model")
     reader = _Reader(_graph(model, x, known), model)
     reader.run(x[: traced.BATCH].detach())
     found = reader.found
