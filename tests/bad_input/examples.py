@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import attack_ops, attacks, groups, influence, tasks
+from bad_input import attack_ops, attacks, curvature, groups, influence, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -30,7 +30,6 @@ from bad_input.inputs import (
     network,
     penalty,
     penalty_op,
-    perceptron,
     rand,
     saved,
     segments,
@@ -289,13 +288,6 @@ EXAMPLES = {
     "lipschitz.Normalize.forward": call(
         lambda: lipschitz.Normalize(torch.zeros(1), torch.ones(1)), x=images
     ),
-    "lipschitz.curvature_certificate": call(
-        lipschitz.curvature_certificate, model=perceptron, x=lambda: rand(2, 4), steps=3
-    ),
-    "lipschitz.curvature_penalty": call(
-        lipschitz.curvature_penalty, model=perceptron, x=lambda: rand(2, 4),
-        labels=lambda: torch.tensor([0, 1]),
-    ),
     "lipschitz.lipschitz_bound": call(lipschitz.lipschitz_bound, model=lipschitz_network),
     "lipschitz.certify": call(
         lipschitz.certify, model=lipschitz_network, x=lambda: rand(2, 3, 4, 4)
@@ -307,10 +299,6 @@ EXAMPLES = {
     "lipschitz.margin_certificate": call(
         lipschitz.margin_certificate, logits=lambda: rand(2, 3), bound=1.0,
         head=lambda: nn.Linear(4, 3), labels=labels,
-    ),
-    "lipschitz.crc_certificate": call(
-        lipschitz.crc_certificate, head=lambda: lipschitz.CRCHead(4, 3),
-        features=lambda: rand(2, 4), bound=1.0, labels=labels,
     ),
     "lipschitz.Certificate.certified_accuracy": method(
         lambda: lipschitz.certify(lipschitz_network(), rand(2, 3, 4, 4)), "certified_accuracy",
@@ -403,6 +391,7 @@ EXAMPLES = {
     **tasks.EXAMPLES,
     **attack_ops.EXAMPLES,
     **attacks.EXAMPLES,
+    **curvature.EXAMPLES,
     **groups.EXAMPLES,
     **influence.EXAMPLES,
 }  # fmt: skip

@@ -100,12 +100,6 @@ def lipschitz_network():
     return lipschitz.LipConvNet(1, CLASSES, init_channels=2, input_size=4, stages=1).eval()
 
 
-def perceptron():
-    torch.manual_seed(0)
-    layers = torch.nn.Linear(4, 5), torch.nn.Softplus(), torch.nn.Linear(5, CLASSES)
-    return torch.nn.Sequential(*layers).eval()
-
-
 def call(function, **arguments):
     """An entry. Functions of these files make what they stand for, anew for each call."""
 
