@@ -1,16 +1,15 @@
 """1-Lipschitz networks: orthogonal convolutions and deterministic l2 certificates."""
 
 from robustcore.lipschitz.base import LipschitzModule
+from robustcore.lipschitz.bounds import lipschitz_bound
 from robustcore.lipschitz.certificates import (
     Certificate,
     certificate_loss,
-    certify,
     crc_certificate,
-    exact_products,
-    lipschitz_bound,
     margin_certificate,
 )
 from robustcore.lipschitz.curvature import curvature_certificate, curvature_penalty
+from robustcore.lipschitz.certify import certify
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
@@ -28,6 +27,7 @@ from robustcore.lipschitz.orthogonal import (
     OrthogonalConvTranspose3d,
     OrthogonalLinear,
 )
+from robustcore.lipschitz.precision import exact_products
 from robustcore.lipschitz.soc import SOC
 from robustcore.ops import conv_norm_bound, conv_spectral_bound
 

@@ -18,6 +18,7 @@ from robustcore.common.checks import (
     require_positive,
     require_real,
 )
+from robustcore.lipschitz.norms import matrix_norm_bound
 
 
 class MaxMin(nn.Module):
@@ -249,11 +250,6 @@ def of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: got {x.dtype}, want {dtype} as the weight")
     return x
-
-
-def matrix_norm_bound(matrix: Tensor) -> float:
-    """The spectral norm in float64, with a margin of 1e-12 for its rounding."""
-    return float(torch.linalg.matrix_norm(matrix.detach().double(), ord=2)) * (1 + 1e-12)
 
 
 def _channels(x: Any, channels: int) -> Tensor:

@@ -18,7 +18,7 @@ from robustcore.common.checks import (
     require_sequence,
     require_values,
 )
-from robustcore.lipschitz.certificates import lipschitz_bound
+from robustcore.lipschitz.bounds import lipschitz_bound
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
@@ -220,14 +220,16 @@ class LipConvNet(nn.Module):
         head: nn.Module = getattr(self, self._head_name)
         body = [Normalize(self.shift, self.scale), *self._blocks()]
         body += [nn.Flatten(), nn.Unflatten(1, (-1, 1, 1))]
-        if isinstance(head, (NormalizedLinear, CRCHead)):
-            return nn.Sequential(*body), head
-        return nn.Sequential(*body, head, nn.Flatten()), None
+        apart = isinstance(head, (NormalizedLinear, CRCHead))
+        parts = nn.Sequential(*body) if apart else nn.Sequential(*body, head, nn.Flatten())
+        for new in (parts, *(child for child in parts if child not in self.children())):
+            new.training = self.training
+        return parts, head if apart else None
 
     def lipschitz_bound(self) -> float:
         """Of the logits, in eval mode; see :func:`robustcore.lipschitz.lipschitz_bound`."""
-        body, head = self.body_and_head()
-        return lipschitz_bound(body) * (1.0 if head is None else lipschitz_bound(head))
+        size = (1, len(self.shift), self._input_size, self._input_size)
+        return lipschitz_bound(self, self.shift.new_zeros(size))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from lipschitz.dense import matrix_of
 from robustcore import lipschitz as lip
 
 NETWORKS = [
@@ -90,94 +89,6 @@ def unit(t):
     return t / t.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, 1, 1, 1)
 
 
-# Layers, and the size of the images they take.
-PLAIN = {
-    "linear": (nn.Sequential(nn.Flatten(), nn.Linear(18, 7)), 3),
-    "convolution": (nn.Conv2d(2, 3, 3, padding=1), 5),
-    "strided and dilated": (nn.Conv2d(2, 3, 3, stride=2, dilation=2, padding=2), 6),
-    "grouped": (nn.Conv2d(2, 4, 3, groups=2, padding=1), 5),
-    "circular": (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), 5),
-    "even kernel": (nn.Conv2d(2, 3, 2), 5),
-    "batch norm": (nn.BatchNorm2d(2), 4),
-    "average pool": (nn.AvgPool2d(2), 4),
-    "sparse pool": (nn.AvgPool2d(2, stride=3), 7),
-    "shuffles": (nn.Sequential(nn.PixelUnshuffle(2), nn.ChannelShuffle(2), nn.PixelShuffle(2)), 4),
-    "stack": (nn.Sequential(nn.Conv2d(2, 4, 3), lip.SOC(4, 4), nn.Dropout(), nn.Identity()), 5),
-}
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_linear_layers_are_bounded(name):
-    torch.manual_seed(0)
-    layer, side = PLAIN[name]
-    for module in layer.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight)
-            module.running_var.uniform_(0.1, 2)
-    layer = layer.eval().double()
-    true = float(torch.linalg.svdvals(matrix_of(layer, 2, side, side)).max())
-    bound = lip.lipschitz_bound(layer)
-    assert true <= bound * (1 + 1e-12)
-    assert bound <= 2.5 * true
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.ReLU(), nn.LeakyReLU(1.7), nn.LeakyReLU(-2.0), nn.ELU(2.5), nn.Tanh(), nn.Sigmoid(),
-        nn.Softplus(3.0), nn.Hardtanh(), nn.MaxPool2d(2), nn.MaxPool2d(2, 3),
-    ],
-    ids=repr,
-)  # fmt: skip
-def test_activations_are_bounded(layer):
-    x = torch.randn(40, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    steepest = torch.linalg.svdvals(jacobians(layer, x)).max()
-    bound = lip.lipschitz_bound(layer)
-    assert 0.8 * bound <= steepest <= bound * (1 + 1e-12)
-
-
-class Doubled(nn.Linear):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def hooked():
-    layer = nn.Linear(2, 2)
-    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
-    return layer
-
-
-REFUSED = [
-    (nn.Sequential(nn.ReLU(), nn.Sequential(nn.GELU())), "model.1.0: nothing bounds a GELU"),
-    (nn.Sequential(Doubled(2, 2)), "model.0: nothing bounds a Doubled"),
-    (nn.Sequential(nn.ReLU(), hooked()), "model.1: has forward hooks"),
-    (nn.MaxPool2d(3, 2), "model: nothing bounds a MaxPool2d"),
-    (nn.AvgPool2d(2, divisor_override=1), "model: nothing bounds a AvgPool2d"),
-    (nn.BatchNorm2d(2), "model: nothing bounds a BatchNorm2d"),  # in training mode
-    (nn.Dropout(), "model: nothing bounds a Dropout"),
-    (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "model: nothing bounds a Conv2d"),
-    (nn.ModuleList([nn.ReLU()]), "model: nothing bounds a ModuleList"),
-]
-
-
-@pytest.mark.parametrize(("model", "message"), REFUSED)
-def test_unbounded_layers_are_refused_by_name(model, message):
-    with pytest.raises(TypeError, match=message):
-        lip.lipschitz_bound(model)
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_certify_refuses_what_taking_apart_would_hide(index):
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
-    model[index].register_forward_hook(lambda module, inputs, output: 2 * output)
-    with pytest.raises(TypeError, match=f"model.{index}: has forward hooks"):
-        lip.certify(model, torch.zeros(1, 2))
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
-    model.register_forward_hook(lambda module, inputs, output: 2 * output)
-    with pytest.raises(TypeError, match="model: has forward hooks"):
-        lip.certify(model, torch.zeros(1, 2))
-
-
 def test_certify_refuses_modes_and_precisions():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="model: is in training mode"):
@@ -202,7 +113,7 @@ def test_certify_turns_tf32_off():
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             lip.certify(nn.Sequential(Spy(), nn.Flatten()).eval(), torch.rand(2, 3))
-        assert seen == [(False, False)]
+        assert set(seen) == {(False, False)}
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = before

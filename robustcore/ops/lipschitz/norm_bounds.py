@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,33 +37,37 @@ def conv_norm_bound(kernel: Tensor, grid: int = 32) -> Tensor:
     Source: Ehlich and Zeller, 1964; Sedghi, Gupta, Long, 2019, for the symbol.
     """
     check_filter("kernel", kernel)
-    sides = kernel.shape[-2:]
     if kernel.is_meta or 0 in kernel.shape[-4:]:
         got = f"shape {list(kernel.shape)} on {kernel.device}"
         raise ValueError(f"kernel: got {got}, want filters that are not empty, with values")
-    grid = check_integer("grid", grid, max(sides), 1 << 12)
-    with torch.no_grad(), torch.autocast(kernel.device.type, enabled=False):
-        wide = kernel.detach().to(torch.float64)
+    grid = check_integer("grid", grid, max(kernel.shape[-2:]), 1 << 12)
+    return symbol_norm(kernel.reshape(-1, *kernel.shape[-4:]), grid).reshape(kernel.shape[:-4])
+
+
+@torch.no_grad()
+def symbol_norm(filters: Tensor, grid: int) -> Tensor:
+    """:func:`conv_norm_bound` of filters ``[B, O, I, *k]`` of any number of dimensions."""
+    with torch.autocast(filters.device.type, enabled=False):
+        wide = filters.detach().to(torch.float64)
+        sides = wide.shape[3:]
         factor = math.prod(1 / math.cos(math.pi * (k - 1) / (2 * grid)) for k in sides)
-        batch = wide.reshape(-1, *wide.shape[-4:])
-        values = [_largest_symbol(one, grid) * factor * _ROUNDING for one in batch]
-        return torch.stack(values).reshape(kernel.shape[:-4]) if values else wide.new_empty(
-            kernel.shape[:-4]
-        )  # fmt: skip
+        values = [_largest_symbol(one, grid) * factor * _ROUNDING for one in wide]
+        return torch.stack(values) if values else wide.new_empty(0)
 
 
 def _largest_symbol(filter: Tensor, grid: int) -> Tensor:
     """Largest spectral norm of the symbol on the grid, exceeded by at most 1e-6, relative."""
-    rows, columns, h, w = filter.shape
+    rows, columns, *sides = filter.shape
     if rows < columns:
         filter = filter.transpose(0, 1)
         rows, columns = columns, rows
-    flat = filter.reshape(rows * columns, h * w)
+    flat = filter.reshape(rows * columns, -1)
     scale = flat.abs().sum(1).max()
     if not 0 < float(scale) < math.inf:
         return scale  # zero, or nothing that can be bounded
-    is_skew = rows == columns and torch.equal(filter, -filter.transpose(0, 1).flip(2, 3))
-    phases = _phases(h, w, grid, filter.device)
+    adjoint = filter.transpose(0, 1).flip(tuple(range(2, filter.dim())))
+    is_skew = rows == columns and torch.equal(filter, -adjoint)
+    phases = _phases(sides, grid, filter.device)
     per_chunk = max(1, _SYMBOL_BYTES // (16 * rows * columns))
     # Skew kernels have symbols i H with Hermitian H, and H and -H both count: the other half of the
     # frequencies has the conjugates. Of others the Gram matrix is Hermitian, and one sign counts.
@@ -98,17 +103,19 @@ def _raised(best: Tensor, hermitian: Tensor) -> Tensor:
     return best * (1 + 1e-7)
 
 
-def _phases(h: int, w: int, grid: int, device: torch.device) -> Tensor:
-    """``[h * w, F]`` complex: exp(-i (p y + q x)) of the taps, over half of the frequencies."""
-    p, q = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    # A real filter has conjugate symbols at (p, q) and (-p, -q): one of each such pair.
-    mirrored = (-p % grid) * grid + (-q % grid)
-    half = (p * grid + q <= mirrored).flatten()
-    p, q = (2 * math.pi / grid * f.flatten()[half].double() for f in (p, q))
-    y = torch.arange(h, dtype=torch.float64) - (h - 1) / 2
-    x = torch.arange(w, dtype=torch.float64) - (w - 1) / 2
-    angle = y[:, None, None] * p + x[None, :, None] * q
-    return torch.polar(torch.ones_like(angle), -angle).reshape(h * w, -1).to(device)
+def _phases(sides: Sequence[int], grid: int, device: torch.device) -> Tensor:
+    """``[taps, F]`` complex: exp(-i (p y + q x ...)) of the taps, over half of the frequencies."""
+    # Along a side of one tap the symbol is constant.
+    grids = [1 if k == 1 else grid for k in sides]
+    waves = torch.cartesian_prod(*(torch.arange(n) for n in grids)).reshape(-1, len(grids))
+    # A real filter has conjugate symbols at a frequency and at its negative: one of each such pair.
+    sizes = torch.tensor(grids)
+    places = torch.tensor([math.prod(grids[i + 1 :]) for i in range(len(grids))])
+    half = (waves * places).sum(1) <= (-waves % sizes * places).sum(1)
+    waves = 2 * math.pi * waves[half].double() / sizes
+    taps = [torch.arange(k, dtype=torch.float64) - (k - 1) / 2 for k in sides]
+    angle = torch.cartesian_prod(*taps).reshape(-1, len(sides)) @ waves.T
+    return torch.polar(torch.ones_like(angle), -angle).to(device)
 
 
 def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
@@ -123,9 +130,9 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
         stride: of both dimensions.
 
     Returns:
-        A number of kernel's dtype (float32 for lower ones), differentiable to any order where the
-        largest singular value is simple; the gradient is the outer product of its vectors. Raises
-        TypeError or ValueError naming the argument.
+        A number of kernel's dtype (float32 for lower ones), rounded up; differentiable to any order
+        where the largest singular value is simple, with the outer product of its vectors as
+        gradient. Raises TypeError or ValueError naming the argument.
     Source: Singla and Feizi, "Fantastic four", 2021; CONV-SV, 2021.
     """
     check_filter("kernel", kernel)
@@ -140,8 +147,13 @@ def conv_spectral_bound(kernel: Tensor, stride: int = 1) -> Tensor:
         (wide.reshape(o, -1), -(-h // stride) * -(-w // stride)),
         (wide.transpose(0, 1).reshape(i, -1), h * w),
     )
-    norms = [matrix_norm("kernel", m) * math.sqrt(count) for m, count in reshapes]
+    norms = [_above(matrix_norm("kernel", m), m) * math.sqrt(count) for m, count in reshapes]
     return torch.stack(norms).min()
+
+
+def _above(norm: Tensor, matrix: Tensor) -> Tensor:
+    """A computed norm with room for the rounding of its decomposition and of a product."""
+    return norm * (1 + 8 * math.sqrt(max(matrix.shape)) * torch.finfo(norm.dtype).eps)
 
 
 def matrix_norm(name: str, matrix: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""Float32 at its own precision, whatever was set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_BACKENDS: tuple[Any, ...] = (torch.backends, torch.backends.cudnn, torch.backends.mkldnn)
+_OPERATIONS: tuple[Any, ...] = (
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    torch.backends.mkldnn.rnn,  # type: ignore[attr-defined]
+)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 convolutions and matrix products at full precision: no TF32, no autocast.
+
+    A context; :func:`robustcore.lipschitz.certify` is inside it already. Whatever
+    ``torch.backends`` was set to, by either of its interfaces, is as before afterwards.
+    """
+    flags = _flags()
+    before = _own_settings()
+    off = (False, "highest")
+    _set_flags(tuple(None if f is None else o for f, o in zip(flags, off, strict=True)))
+    _set(("ieee",) * len(_OPERATIONS))
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        _set_flags(flags)
+        _set(before)
+
+
+def _flags() -> tuple[Any, ...]:
+    """The older interface's, None where what was set by the newer one makes it raise."""
+    found: list[Any] = []
+    for read in (lambda: torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    return tuple(found)
+
+
+def _set_flags(flags: tuple[Any, ...]) -> None:
+    tf32, matmul = flags
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = tf32
+    if matmul is not None:
+        torch.set_float32_matmul_precision(matmul)
+
+
+def _set(values: Iterable[str]) -> None:
+    for operation, value in zip(_OPERATIONS, values, strict=True):
+        operation.fp32_precision = value
+
+
+def _own_settings() -> list[str]:
+    """Of each operation; "none" where it follows its backend, whose value a look alone gives."""
+    backends = []
+    for backend in _BACKENDS:
+        backends.append(backend.fp32_precision)
+        backend.fp32_precision = "none"
+    own = [operation.fp32_precision for operation in _OPERATIONS]
+    for backend, value in reversed(list(zip(_BACKENDS, backends, strict=True))):
+        backend.fp32_precision = value
+    return own
