@@ -105,7 +105,7 @@ class Bounds:
     @property
     def result(self) -> Value:
         """Of all outputs together."""
-        outputs = [self.values.get(o) for o in self.outputs]  # type: ignore[union-attr,arg-type]
+        outputs = [self.values.get(o) for o in self.outputs]
         if any(isinstance(o, tuple) for o in outputs):
             raise TypeError("model: gives a list of results, want tensors")
         values = [o for o in outputs if o is not None]

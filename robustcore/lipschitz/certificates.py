@@ -70,7 +70,8 @@ def margin_certificate(
 def rows_apart(rows: Tensor, order: float = 2) -> Tensor:
     """``[K, K]`` float64, rounded up: how far a head's rows ``[K, F]`` are from one another."""
     wide = rows.double()
-    return torch.linalg.vector_norm(wide[:, None] - wide[None], ord=order, dim=2) * (1 + 1e-12)
+    apart: Tensor = torch.linalg.vector_norm(wide[:, None] - wide[None], ord=order, dim=2)
+    return apart * (1 + 1e-12)
 
 
 def radii_of_margins(

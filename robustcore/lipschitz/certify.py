@@ -93,8 +93,8 @@ class _Head:
 
 def _head(bounds: Bounds) -> _Head:
     whole = _Head(bounds.result)
-    node: Any = bounds.outputs[0]  # type: ignore[index]
-    if len(bounds.outputs) != 1 or not isinstance(node, fx.Node):  # type: ignore[arg-type]
+    node: Any = bounds.outputs[0]
+    if len(bounds.outputs) != 1 or not isinstance(node, fx.Node):
         return whole
     while traced.name_of(node) in _KEEP_CLASSES and isinstance(node.args[0], fx.Node):
         before = traced.sizes(node.args[0])
@@ -111,7 +111,7 @@ def _head(bounds: Bounds) -> _Head:
             return _Head(value, rows=module.normalized_weight())
         once = sum(is_leaf(n) and n.args[1] == node.args[1] for n in bounds.values) == 1
         usable = isinstance(module, CRCHead) and once and bounds.norm.l2 and not value.slack
-        return _Head(value, module=module) if usable else whole  # type: ignore[arg-type]
+        return _Head(value, module=module) if usable else whole
     if traced.name_of(node) == "linear" and bounds.values.get(node) is not None:
         source = call.args["input"]
         if len(traced.sizes(source)) == 2 and call.source is source:

@@ -19,9 +19,9 @@ from robustcore.common.table import COLUMNS, certificate_cells, write_table
 from robustcore.lipschitz.certificates import (
     Certificate,
     certificate_loss,
-    certify,
     margin_certificate,
 )
+from robustcore.lipschitz.certify import certify
 from robustcore.lipschitz.networks import LipConvNet
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)

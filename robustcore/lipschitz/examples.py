@@ -45,7 +45,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
     channels, dimensions = 4, 2  # where no layer says
     for module in model.modules():
         if hasattr(module, "in_features"):
-            yield (int(module.in_features),)
+            yield (int(str(module.in_features)),)
             return
         size = getattr(module, "in_channels", getattr(module, "num_features", None))
         size = getattr(module, "channels", None) if size is None else size

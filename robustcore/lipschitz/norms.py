@@ -105,7 +105,8 @@ def without_stride(weight: Tensor, stride: tuple[int, ...], dilation: tuple[int,
     if max(dilation) > 1:
         dilated = [(k - 1) * d + 1 for k, d in zip(weight.shape[3:], dilation, strict=True)]
         wide = weight.new_zeros((*weight.shape[:3], *dilated))
-        wide[(..., *(slice(None, None, d) for d in dilation))] = weight
+        every: Any = (..., *(slice(None, None, d) for d in dilation))
+        wide[every] = weight
         weight = wide
     groups, rows, columns, *sides = weight.shape
     steps = [-(-k // s) for k, s in zip(sides, stride, strict=True)]

@@ -10,7 +10,7 @@ import torch
 
 _BACKENDS: tuple[Any, ...] = (torch.backends, torch.backends.cudnn, torch.backends.mkldnn)
 _OPERATIONS: tuple[Any, ...] = (
-    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    torch.backends.cudnn.conv,
     torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
     torch.backends.cuda.matmul,
     torch.backends.mkldnn.conv,  # type: ignore[attr-defined]

@@ -226,8 +226,8 @@ class Call:
         """Of the result for the whole batch; unbounded where sizes are made up."""
         if self._walk.sizes_are_made_up:
             return math.inf
-        count = math.prod(traced.sizes(self.node))
-        return count / traced.BATCH * self._walk.batch
+        images: int = self._walk.batch
+        return math.prod(traced.sizes(self.node)) / traced.BATCH * images
 
     # ---- results ---------------------------------------------------------------------------------
 

@@ -25,14 +25,15 @@ def rearrange(call: Call) -> Value:
 
 def take(call: Call) -> Value:
     """1; pieces that do not overlap count together as what they were taken of"""
-    dim, size = call.dims(call.args["dim"])[0], None
+    dim = call.dims(call.args["dim"])[0]
     size = call.known_size(dim)
     value = call.value(call.source)
     if size is None or value is None or value.power != 1 or value.mark:
         return rearrange(call)
+    indices: range | None
     if call.op == "select":
         index = call.args["index"]
-        indices = [index % size] if isinstance(index, int) else None
+        indices = range(index % size, index % size + 1) if isinstance(index, int) else None
     elif call.op == "narrow":
         start, length = call.args["start"], call.args["length"]
         plain = isinstance(start, int) and isinstance(length, int)
@@ -43,8 +44,7 @@ def take(call: Call) -> Value:
         indices = range(size)[slice(*bounds)] if plain else None
     if indices is None:
         return rearrange(call)
-    found = range(indices[0], indices[0] + 1) if isinstance(indices, list) else indices
-    return call.piece(("slices", call.source), call.x, dim, found)
+    return call.piece(("slices", call.source), call.x, dim, indices)
 
 
 def split(call: Call) -> tuple[Value, ...]:
@@ -86,7 +86,7 @@ def repeat(call: Call) -> Value:
 
 def index(call: Call) -> Value:
     """The root of how often a constant index comes | indices of several dimensions"""
-    given = call.args.get("indices", call.args.get("index"))
+    given: Any = call.args.get("indices", call.args.get("index"))
     tensors = [i for i in (given if isinstance(given, (list, tuple)) else [given]) if i is not None]
     if len(tensors) != 1 or call.value(tensors[0]) is not None or call.op == "gather":
         raise call.refuse("wants one constant index")
