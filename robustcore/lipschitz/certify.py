@@ -105,7 +105,7 @@ def _head(bounds: Bounds) -> _Head:
         return whole
     call = Call(node, bounds)
     if is_leaf(node):
-        module = bounds.model.get_submodule(leaf_path(node))
+        module: Any = bounds.model.get_submodule(leaf_path(node))
         value = call.plain(node.args[0])
         if isinstance(module, NormalizedLinear):
             return _Head(value, rows=module.normalized_weight())

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-_BACKENDS: tuple[Any, ...] = (torch.backends, torch.backends.cudnn, torch.backends.mkldnn)
+_CUDNN: Any = torch.backends.cudnn
+_MKLDNN: Any = torch.backends.mkldnn
+_BACKENDS: tuple[Any, ...] = (torch.backends, _CUDNN, _MKLDNN)
 _OPERATIONS: tuple[Any, ...] = (
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul,
-    torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    torch.backends.mkldnn.rnn,  # type: ignore[attr-defined]
-)
+    _CUDNN.conv, _CUDNN.rnn, torch.backends.cuda.matmul,
+    _MKLDNN.conv, _MKLDNN.matmul, _MKLDNN.rnn,
+)  # fmt: skip
 
 
 @contextmanager

@@ -285,7 +285,7 @@ def test_activations(layer):
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "mish"])
 def test_slopes_are_above_and_near_the_largest(name):
-    """The derivative on a fine grid; between its points it is at most h^2 / 8 times the third derivative higher."""
+    """On a fine grid; between its points the slope is at most h^2 times its curvature higher."""
     from robustcore.lipschitz.rules import pointwise
 
     function = {
