@@ -66,12 +66,15 @@ def states_bound(module: nn.Module) -> bool:
     if "lipschitz_bound" in vars(module):
         return True
     order = type(module).__mro__
-    says = next(i for i, kind in enumerate(order) if "lipschitz_bound" in vars(kind))
-    replaced = {name for kind in order[:says] for name in vars(kind)} | {
-        name for name in vars(module) if callable(getattr(order[says], name, None))
-    }
-    inherited = {n for n in replaced - _HARMLESS if hasattr(order[says], n)}
-    return not any(not n.startswith("__") for n in inherited)
+    says = next(
+        i for i, kind in enumerate(order)
+        if "lipschitz_bound" in vars(kind)
+        or (kind.__module__.startswith("robustcore.") and hasattr(kind, "lipschitz_bound"))
+    )  # fmt: skip
+    speaks_of = order[says]
+    replaced = {name for kind in order[:says] for name in vars(kind) if hasattr(speaks_of, name)}
+    replaced |= {name for name in vars(module) if callable(getattr(speaks_of, name, None))}
+    return all(name in _HARMLESS or name.startswith("__") for name in replaced)
 
 
 def trace_with_leaves(model: nn.Module, x: Tensor) -> fx.GraphModule:
