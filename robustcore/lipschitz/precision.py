@@ -16,6 +16,9 @@ _OPERATIONS: tuple[Any, ...] = (
     _MKLDNN.conv, _MKLDNN.matmul, _MKLDNN.rnn,
 )  # fmt: skip
 
+# One of them agrees with any state of the older interface.
+_AGREEING = (("ieee",) * 6, ("tf32",) * 6, ("tf32", "tf32", "tf32", "bf16", "bf16", "bf16"))
+
 
 @contextmanager
 def exact_products() -> Iterator[None]:
@@ -24,10 +27,10 @@ def exact_products() -> Iterator[None]:
     A context; :func:`robustcore.lipschitz.certify` is inside it already. Whatever
     ``torch.backends`` was set to, by either of its interfaces, is as before afterwards.
     """
-    flags = _flags()
+    seen = [operation.fp32_precision for operation in _OPERATIONS]
     before = _own_settings()
-    off = (False, "highest")
-    _set_flags(tuple(None if f is None else o for f, o in zip(flags, off, strict=True)))
+    flags = _flags()
+    _set_flags((False, "highest"))
     _set(("ieee",) * len(_OPERATIONS))
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
@@ -35,15 +38,23 @@ def exact_products() -> Iterator[None]:
     finally:
         _set_flags(flags)
         _set(before)
+        for operation, value in zip(_OPERATIONS, seen, strict=True):
+            if operation.fp32_precision != value:  # what it follows is not all that it looks at
+                operation.fp32_precision = value
 
 
 def _flags() -> tuple[Any, ...]:
-    """The older interface's, None where what was set by the newer one makes it raise."""
+    """The older interface's, which raises unless the newer one's settings agree with it."""
     found: list[Any] = []
     for read in (lambda: torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision):
-        try:
-            found.append(read())
-        except RuntimeError:
+        for settings in _AGREEING:
+            _set(settings)
+            try:
+                found.append(read())
+            except RuntimeError:
+                continue
+            break
+        else:
             found.append(None)
     return tuple(found)
 

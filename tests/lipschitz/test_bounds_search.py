@@ -58,7 +58,7 @@ def resizes(draw):
     return layer, (1, draw(st.integers(4, 6)), draw(st.integers(4, 6)))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.one_of(convolutions(), transposed(), pools(), resizes()), st.integers(0, 99))
 def test_random_operations(case, seed):
     torch.manual_seed(seed)
@@ -112,7 +112,7 @@ def small_net(seed):
     return net.double().eval()
 
 
-def ascent(net, x, steps=60):
+def ascent(net, x, steps=25):
     """The largest quotient of distances that gradient ascent finds."""
     y = (x + 1e-3 * torch.randn_like(x)).requires_grad_()
     x = x.clone().requires_grad_()
@@ -121,17 +121,19 @@ def ascent(net, x, steps=60):
     for _ in range(steps):
         apart = (net(x) - net(y)).flatten(1).norm(dim=1)
         quotient = apart / (x - y).flatten(1).norm(dim=1)
-        best = max(best, float(quotient.max()))
+        best = max(best, float(quotient.detach().max()))
         optimizer.zero_grad()
         (-quotient.log().sum()).backward()
         optimizer.step()
     return best
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(i, marks=pytest.mark.slow) for i in range(8, 40))]
+)
 def test_nets_keep_their_bound(seed):
     net = small_net(seed)
-    x = torch.randn(6, 2, 6, 6, dtype=torch.float64)
+    x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
     found = ascent(net, x)
     assert 0 < found <= lip.lipschitz_bound(net, x) * (1 + 1e-12)
 
