@@ -27,7 +27,7 @@ def exact_products() -> Iterator[None]:
     A context; :func:`robustcore.lipschitz.certify` is inside it already. Whatever
     ``torch.backends`` was set to, by either of its interfaces, is as before afterwards.
     """
-    seen = [operation.fp32_precision for operation in _OPERATIONS]
+    seen = [place.fp32_precision for place in (*_BACKENDS, *_OPERATIONS)]
     before = _own_settings()
     flags = _flags()
     _set_flags((False, "highest"))
@@ -38,9 +38,9 @@ def exact_products() -> Iterator[None]:
     finally:
         _set_flags(flags)
         _set(before)
-        for operation, value in zip(_OPERATIONS, seen, strict=True):
-            if operation.fp32_precision != value:  # what it follows is not all that it looks at
-                operation.fp32_precision = value
+        for place, value in zip((*_BACKENDS, *_OPERATIONS), seen, strict=True):
+            if place.fp32_precision != value:  # what it follows is not all that it looks at
+                place.fp32_precision = value
 
 
 def _flags() -> tuple[Any, ...]:
