@@ -52,6 +52,15 @@ def lipschitz_bound(model: nn.Module, example: Tensor | None = None, *, norm: st
     if example is not None:
         if require_floating("example", example).dim() < 2:
             raise ValueError(f"example: got shape {list(example.shape)}, want a batch [N, *D]")
+        one = example.new_zeros((1, *example.shape[1:]))
+        try:
+            with torch.no_grad():
+                model(one)
+        except Exception as error:
+            got = f"{example.dtype} of shape {list(example.shape)}"
+            raise ValueError(
+                f"example: got {got}, {type(model).__name__} takes others ({error})"
+            ) from error
         return Bounds(model, example, norm).result.bound
     return Bounds(model, made_up(model), norm, sizes_are_made_up=True).result.bound
 

@@ -285,13 +285,12 @@ EXAMPLES = {
     "lipschitz.Normalize": call(
         lipschitz.Normalize, shift=lambda: rand(3, 1, 1), scale=lambda: rand(3, 1, 1) + 1
     ),
-    "lipschitz.Normalize.forward": call(
-        lambda: lipschitz.Normalize(torch.zeros(1), torch.ones(1)), x=images
-    ),
-    "lipschitz.lipschitz_bound": call(lipschitz.lipschitz_bound, model=lipschitz_network),
-    "lipschitz.certify": call(
-        lipschitz.certify, model=lipschitz_network, x=lambda: rand(2, 3, 4, 4)
-    ),
+    "lipschitz.Normalize.forward": call(lambda: lipschitz.Normalize(*torch.ones(2, 1)), x=images),
+    **{
+        f"lipschitz.{f.__name__}": call(
+            f, model=lipschitz_network, norm="l2", **{x: lambda: rand(2, 3, 4, 4)}
+        ) for f, x in ((lipschitz.lipschitz_bound, "example"), (lipschitz.certify, "x"))
+    },
     "lipschitz.certificate_loss": call(
         lipschitz.certificate_loss, logits=lambda: rand(2, 3), labels=labels,
         certificates=lambda: rand(2).double(), gamma=0.5,
