@@ -8,8 +8,8 @@ from robustcore.lipschitz.certificates import (
     crc_certificate,
     margin_certificate,
 )
-from robustcore.lipschitz.curvature import curvature_certificate, curvature_penalty
 from robustcore.lipschitz.certify import certify
+from robustcore.lipschitz.curvature import curvature_certificate, curvature_penalty
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
