@@ -134,7 +134,7 @@ class AutoSteps(GradientMethod):
         self.stages = _stages(attack.steps, attack.eps, attack.larger_radii)
         self.points = sum(stage.steps + 1 for stage in self.stages)
         self._sparse = self.norm == "l1"
-        self._widths = torch.zeros(self.points, dtype=torch.int64)  # of what ends there, else 0
+        self._widths = np.zeros(self.points, dtype=np.int64)  # of what ends there, else 0
         for stage in self.stages:
             for end, width in _checkpoints(stage.steps, self._sparse):
                 self._widths[stage.first + end] = width
@@ -149,6 +149,7 @@ class AutoSteps(GradientMethod):
         state["best_grad"], state["previous"] = torch.zeros_like(state["x"]), state["x"].clone()
         state["rate"] = zeros + eps * (1 if self._sparse else 2)
         state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
+        state["no_width"] = torch.zeros_like(state["age"])
         state["rises"], state["cut"] = zeros.clone(), torch.ones_like(state["found"])
         if self._sparse:
             state["eps"], state["topk"] = zeros + eps, zeros + SPARSE
@@ -162,12 +163,14 @@ class AutoSteps(GradientMethod):
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         state, here = rows.state, rows["x"]
-        width = self._widths[torch.from_numpy(np.minimum(rows.age, self.points - 1))]
-        due, width = bool(width.any()), width.to(x.device)
+        widths = self._widths[np.minimum(rows.age, self.points - 1)]
+        due, width = widths.any(), state["no_width"]
+        if due:
+            width = torch.from_numpy(widths).to(x.device)
         ops.apgd_update(
             x, grad, loss, state["best"], state["best_grad"], state["best_loss"], state["last"],
             state["rate"], state["rises"], state["checked"], state["cut"],
-            width * 0 if self._sparse else width, rho=RISES,
+            state["no_width"] if self._sparse else width, rho=RISES,
         )  # fmt: skip
         if due and self._sparse:
             back = self._check(rows, width)

@@ -186,6 +186,8 @@ class Classifier:
 
     def _normalized(self, x: Tensor) -> Tensor:
         mean, std = self._normalization.on(x)
+        if mean is None and std is None:
+            return x
         shape = (1, -1, *[1] * (x.dim() - 2))
         x = x if mean is None else x - mean.view(shape).to(x.dtype)
         return x if std is None else x / std.view(shape).to(x.dtype)

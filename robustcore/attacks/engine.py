@@ -40,6 +40,8 @@ class Rows:
         self.job, self.image, self.variant, self.state = job, image, variant, state
         self.age = np.zeros(len(job), dtype=np.int64)
         """Points that each has evaluated; ``state["age"]`` is the same on the device."""
+        self.indices: Tensor | None = None
+        """Of the images in the stream, on the CPU; None until they are asked for."""
 
     def __len__(self) -> int:
         return len(self.job)
@@ -54,7 +56,7 @@ class Rows:
         self.job, self.image, self.variant = (
             a[chosen] for a in (self.job, self.image, self.variant)
         )
-        self.age = self.age[chosen]
+        self.age, self.indices = self.age[chosen], None
 
     def put(self, places: Ints, other: Rows) -> None:
         """Other rows in some places."""
@@ -63,6 +65,7 @@ class Rows:
             self.state[name].index_copy_(0, index, value)
         self.job[places], self.image[places] = other.job, other.image
         self.variant[places], self.age[places] = other.variant, other.age
+        self.indices = None
 
 
 class Method(ABC):
@@ -195,7 +198,9 @@ class Engine:
     def _step(self, rows: Rows) -> None:
         """Every row one point further."""
         method, state = self._method, rows.state
-        x, indices = method.shown(rows), self._indices[torch.from_numpy(rows.image)]
+        if rows.indices is None:
+            rows.indices = self._indices[torch.from_numpy(rows.image)]
+        x, indices = method.shown(rows), rows.indices
         loss = RowLoss(method.loss, state["label"], state.get("target"))
         last = bool((rows.age >= method.points - 1).all())
         if method.gradients and not last:
