@@ -201,8 +201,8 @@ RC_COLD typename L::Float exact_counts(const Lattice& lattice, typename L::Uint 
   uint32_t words[L::kFloats];
   L::store(counts, count);
   memcpy(words, &word, sizeof(words));
-  for (int i = 0; i < L::kFloats; ++i) {
-    if (!(unsure >> i & 1)) continue;
+  for (; unsure; unsure &= unsure - 1) {
+    const int i = __builtin_ctz(unsure);
     LatticePlace at = place;
     at.element += i;
     counts[i] =

@@ -11,7 +11,7 @@ from robustcore.common.checks import require_int
 from robustcore.smoothing.theory.ablations import PixelAblation
 from robustcore.smoothing.theory.bounds import clopper_pearson_lower
 from robustcore.smoothing.theory.distributions import Distribution
-from robustcore.smoothing.theory.grids import less_variation
+from robustcore.smoothing.theory.grids import DOWN, less_variation
 
 
 def radius(
@@ -67,4 +67,5 @@ def radius(
             break
         inside = holds(middle)
         low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return torch.where(stays, low, 0.0)
+    # Whole numbers of pixels are exact; the others are rounded down.
+    return torch.where(stays, low if discrete else low * DOWN, 0.0)
