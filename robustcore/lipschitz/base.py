@@ -37,12 +37,15 @@ class LipschitzModule(nn.Module):
         return ()
 
     def kept(self) -> Any:
-        """What :meth:`derive` gave for the present parameters; None if compiled and never done."""
-        if torch.compiler.is_compiling():
-            return None if self._kept is None else self._kept[-1]
+        """What :meth:`derive` gave for the present parameters."""
+        if not torch.compiler.is_compiling():
+            return self._current()
+        return self._uncompiled() if self._kept is None else self._kept[-1]
+
+    @not_compiled  # its first call imports torch._dynamo, which takes a second
+    def _uncompiled(self) -> Any:
         return self._current()
 
-    @not_compiled
     def _current(self) -> Any:
         tensors = (*self.parameters(recurse=False), *self.buffers(recurse=False))
         # Nothing tells whether a tensor of inference mode has changed.

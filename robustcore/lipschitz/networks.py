@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ from robustcore.lipschitz.soc import SOC
 _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "maxmin": MaxMin,
     "householder": Householder,
-    "householder2": lambda channels: Householder(channels, order=2),
+    "householder2": partial(Householder, order=2),
 }
 _POOLINGS: dict[str, Callable[[int], nn.Module]] = {
-    "max": lambda channels: ProjectionPool2d(channels, "max"),
+    "max": partial(ProjectionPool2d, theta="max"),
     "projection": ProjectionPool2d,
 }
 

@@ -54,7 +54,8 @@ class _Orthogonal(LipschitzModule):
     @property
     def filter(self) -> Tensor:
         """The filter as ``torch.nn`` would hold it; in eval that of the certificates."""
-        kept = None if self.training else self.kept()
+        whole = torch.compiler.is_compiling() and self._kept is None  # the graph makes the filter
+        kept = None if self.training or whole else self.kept()
         if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
             return kept[0]  # type: ignore[no-any-return]
         with torch.autocast(self.weight.device.type, enabled=False):
@@ -64,7 +65,7 @@ class _Orthogonal(LipschitzModule):
 
     def lipschitz_bound(self) -> float:
         """1, by the filter's scaling. Raises ValueError if a parameter is not finite."""
-        bound: float = self._current()[1]
+        bound: float = self.kept()[1]
         return bound
 
     def derive(self) -> tuple[Tensor, float]:
@@ -87,7 +88,7 @@ class _Orthogonal(LipschitzModule):
 
     def _fill(self, module: Any) -> Any:
         """A module of ``torch.nn`` with this layer's filter and bias."""
-        module.weight = nn.Parameter(self._current()[0].clone(), self.weight.requires_grad)
+        module.weight = nn.Parameter(self.kept()[0].clone(), self.weight.requires_grad)
         if self.bias is not None:
             module.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return module.train(self.training)

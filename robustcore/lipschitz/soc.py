@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, pixel_unshuffle
+from torch.nn.functional import pad, pixel_unshuffle
 
 from robustcore.common.checks import (
     require_flag,
@@ -16,12 +16,14 @@ from robustcore.common.checks import (
     require_parameter_form,
     require_positive,
 )
-from robustcore.ops import conv_norm_bound, exp_series
-from robustcore.ops.autograd import not_compiled
+from robustcore.lipschitz.base import LipschitzModule, with_gradient
+from robustcore.ops import exp_series
+from robustcore.ops.autograd import transforming
 from robustcore.ops.lipschitz.conv_exp import apply_series
-from robustcore.ops.lipschitz.recurrence import Prepared, evaluate, form_for, prepare
+from robustcore.ops.lipschitz.recurrence import Prepared, evaluate, form_for, prepare, reference
 from robustcore.ops.lipschitz.series import Series
 from robustcore.ops.lipschitz.skew import skew
+from robustcore.ops.lipschitz.skew_norm import skew_norm_bound
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
     normalised_filter,
@@ -31,6 +33,10 @@ from robustcore.ops.lipschitz.soc import (
 
 # Training forwards between two looks at the operator's norm, and what it may grow in between.
 _REFRESH, _MARGIN = 200, 1.05
+# Channels up to which a 1 x 1 kernel's exponential is made; up to which a grid bounds a norm: a
+# finer one is tighter, by a degree or two in all.
+_WIDEST_MATRIX = 512
+_GRIDS = ((64, 32), (128, 16), (256, 8), (512, 5), (math.inf, None))
 # What the published layers keep that follows from the rest, by either repository's names.
 _DERIVED = ("u2", "v2", "u4", "v4")
 
@@ -38,26 +44,32 @@ _DERIVED = ("u2", "v2", "u4", "v4")
 class _Frozen(NamedTuple):
     """What eval needs, derived from one state of the parameters."""
 
-    key: tuple[Any, ...]
     vectors: SingularVectors
-    kernel: Tensor  # or, 1 x 1, its exponential
+    kernel: Tensor  # or, of a narrow 1 x 1 one, its exponential
     series: Series | None  # None: the kernel is the layer's matrix
     prepared: dict[Any, Prepared]  # the kernel, by the form that some images want
 
 
-class SOC(nn.Module):
+class SOC(LipschitzModule):
     """Orthogonal convolution ``y = exp(L) x``, L the convolution with a normalised skew kernel.
 
-    A drop-in for ``nn.Conv2d(..., padding=kernel_size // 2)``: ``[N, in, H, W]`` to ``[N, out, H /
-    stride, W / stride]``. The free parameter is ``weight`` ``[C, C, k, k]``, C = max(out, in *
-    stride**2), and ``L = scale * S / sigma`` with its skew part S and the smallest norm sigma of
-    S's reshapes. A stride rearranges pixels into channels first; missing channels are padded with
-    zeros, surplus ones dropped.
+    ``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``, zero padding of ``kernel_size // 2``:
+    it takes the place of such an ``nn.Conv2d``, but has no dilation, groups, even or oblong kernels
+    or other paddings, wants sides that the stride divides, and its weight is no filter.
+
+    The free parameter is ``weight`` ``[C, C, k, k]``, C = max(out, in * stride**2), and ``L = scale
+    * S / sigma`` with its skew part S and the smallest norm sigma of S's reshapes. A stride
+    rearranges pixels into channels first; missing channels are padded with zeros, surplus ones
+    dropped.
 
     In training a polynomial of degree ``train_degree`` stands for the exponential, with power
     iterations for sigma. In eval the degree follows from ``tol`` and a rigorous bound of L's norm,
     and the polynomial is scaled so that the layer is 1-Lipschitz; kernel, norms and degree are kept
-    until a parameter or buffer changes (an in-place change through ``.data`` cannot be seen).
+    until a parameter or buffer changes. An in-place change through ``.data`` is not seen, and the
+    layer stays what it was. To compile eval whole (``fullgraph``), run it once before.
+
+    A weight whose skew part is below a thousandth of its largest entry, or that is nearly zero, is
+    not blown up to norm ``scale``: the layer tends to the identity there.
 
     Args:
         in_channels, out_channels, kernel_size, stride, bias: as ``nn.Conv2d``; kernel_size is odd.
@@ -132,8 +144,9 @@ class SOC(nn.Module):
             ("_v3", (c, 1, 1, 1)),
         ):
             self.register_buffer(name, self.weight.new_empty(shape))
-        self._frozen: _Frozen | None = None
-        self._radius, self._until_refresh = 1.0, 0
+        # Of the published initialisation, about; looked at before the first step, unless compiled.
+        self._radius, self._until_refresh = 1.8 * scale, 0
+        self._series = exp_series(min(self._radius, 700.0), degree=train_degree)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -153,11 +166,7 @@ class SOC(nn.Module):
             raise ValueError(f"x: got shape {list(x.shape)}, want [N, {self.in_channels}, H, W]")
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(f"x: got shape {list(x.shape)}, want sides that {self.stride} divides")
-        if self.stride > 1:
-            x = pixel_unshuffle(x, self.stride)
-        channels = self.weight.shape[0]
-        if x.shape[1] < channels:
-            x = pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+        x = _with_channels(x, self.stride, self.weight.shape[0])
         if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         y = self._train_map(x) if self.training else self._eval_map(x)
@@ -171,57 +180,53 @@ class SOC(nn.Module):
         norm(x)``, with the eps of the convolutions' precision. Raises ValueError if the weight is
         not finite.
         """
-        series = self._freeze().series
+        series = self.kept().series
         return 1.0 if series is None else series.lipschitz
 
     # ---- eval ------------------------------------------------------------------------------------
 
     def _eval_map(self, x: Tensor) -> Tensor:
-        frozen = self._freeze()
+        frozen: _Frozen = self.kept()
         kernel, series = frozen.kernel, frozen.series
         tracked = torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad)
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        if series is not None and series.degree and x.numel() and not tracked and not transformed:
+        plain = not (tracked or torch.compiler.is_compiling() or transforming())
+        if series is not None and series.degree and x.numel() and plain:
             form = form_for(x, kernel, series)
             if form not in frozen.prepared:
                 frozen.prepared[form] = prepare(x, kernel.to(x.dtype), series)
             return evaluate(x, frozen.prepared[form], series, keep=False)[0]
         if torch.is_grad_enabled() and self.weight.requires_grad:
             # The same values, with a way back to the weight.
-            kernel = normalised_filter(self.weight, self.scale, frozen.vectors)
-            if series is None:
-                kernel = self._exponential(kernel)
+            fresh = normalised_filter(self.weight, self.scale, frozen.vectors)
+            kernel = with_gradient(kernel, self._exponential(fresh) if series is None else fresh)
         kernel = kernel.to(x.dtype)
         if series is None:
             return torch.conv2d(x, kernel)
         return apply_series(x, kernel, series, self.recompute)
 
-    @not_compiled
-    def _freeze(self) -> _Frozen:
-        tensors = (self.weight, self.scale, self._u1, self._v1, self._u3, self._v3)
-        if any(t.is_inference() for t in tensors):
-            return self._derive(())  # nothing tells whether such a tensor has changed
-        key = tuple((t._version, t.data_ptr(), t.dtype, t.device) for t in tensors)
-        if self._frozen is None or self._frozen.key[0] != key or self._frozen.key[2] != self.tol:
-            # The aliases keep the memory from being used again at the same address.
-            self._frozen = self._derive((key, tuple(t.detach() for t in tensors), self.tol))
-        return self._frozen
+    def settings(self) -> tuple[Any, ...]:
+        """The error wanted."""
+        return (self.tol,)
 
-    @torch.no_grad()
-    def _derive(self, key: tuple[Any, ...]) -> _Frozen:
+    def derive(self) -> _Frozen:
+        """Kernel, series and vectors of eval."""
         if not bool(self.weight.isfinite().all()):
             raise ValueError("weight: is not finite, the layer has no bound")
-        with torch.autocast(self.weight.device.type, enabled=False):
-            vectors = self._iterated(skew(self.weight), 30)
-            kernel = normalised_filter(self.weight, self.scale, vectors)
-            if self.kernel_size == 1:
-                return _Frozen(key, vectors, self._exponential(kernel), None, {})
-            # A finer grid is tighter; wide kernels leave time for a coarse one.
-            channels = kernel.shape[0]
-            grid = 32 if channels <= 64 else 16 if channels <= 256 else 8
-            radius = float(conv_norm_bound(kernel, max(grid, 2 * self.kernel_size)))
+        channels = self.weight.shape[0]
+        wide = channels > _WIDEST_MATRIX  # where an iteration takes long
+        vectors = self._iterated(skew(self.weight), 12 if wide else 30)
+        kernel = normalised_filter(self.weight, self.scale, vectors)
+        if self.kernel_size == 1 and not wide:
+            return _Frozen(vectors, self._exponential(kernel), None, {})
+        grid = next(grid for width, grid in _GRIDS if channels <= width)
+        radius = skew_norm_bound(kernel, grid and max(grid, 2 * self.kernel_size - 1))
         series = exp_series(radius, self.tol, contractive=True)
-        return _Frozen(key, vectors, kernel, series, {})
+        return _Frozen(vectors, kernel, series, {})
+
+    def export(self) -> nn.Module:
+        """The layer in operations of torch, without parameters."""
+        frozen: _Frozen = self.kept()
+        return _Exported(self, frozen).train(self.training)
 
     def _exponential(self, kernel: Tensor) -> Tensor:
         """``exp(kernel)`` as a 1 x 1 kernel, of norm at most 1 with its entries rounded."""
@@ -238,46 +243,53 @@ class SOC(nn.Module):
             # Many positions a channel: one matrix exponential costs less than the series.
             kernel = normalised_filter(self.weight, self.scale, vectors)
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
-        series = exp_series(self._radius, degree=self.train_degree)
-        return skew_conv_exp(x, self.weight, self.scale, vectors, series, self.recompute)
+        if not torch.compiler.is_compiling():
+            self._series = exp_series(self._radius, degree=self.train_degree)
+        return skew_conv_exp(x, self.weight, self.scale, vectors, self._series, self.recompute)
 
-    @not_compiled
     @torch.no_grad()
     def _train_vectors(self, height: int, width: int) -> SingularVectors:
         """This step's singular vectors; every so often, also the radius."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            refresh = self._until_refresh == 0
-            vectors = self._iterated(skew(self.weight), 50 if refresh else 1)
-            for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
-                old.copy_(new)
-            if refresh:
-                kernel = normalised_filter(self.weight, self.scale, vectors)
-                self._radius = _MARGIN * _operator_norm(kernel, height, width)
-        self._until_refresh = (_REFRESH if refresh else self._until_refresh) - 1
+            if torch.compiler.is_compiling() or transforming():  # neither looks at values
+                vectors = self._iterated(skew(self.weight), 1)
+            else:
+                refresh = self._until_refresh == 0
+                vectors = self._iterated(skew(self.weight), 50 if refresh else 1)
+                self._until_refresh = _REFRESH if refresh else self._until_refresh
+                if refresh:
+                    self._refresh(
+                        normalised_filter(self.weight, self.scale, vectors), height, width
+                    )
+                self._until_refresh -= 1
+            if not transforming():
+                for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
+                    old.copy_(new)
         return vectors
+
+    def _refresh(self, kernel: Tensor, height: int, width: int) -> None:
+        scale, norm = float(self.scale), _operator_norm(kernel, height, width)
+        # A kernel that is all but zero says nothing of the next one.
+        self._radius = max(_MARGIN * norm, scale)
+        if norm < scale / 2:
+            self._until_refresh = 1
 
     @torch.no_grad()
     def _iterated(self, skewed: Tensor, iterations: int) -> SingularVectors:
         """The singular vectors after power iterations."""
         u1, v1, u3, v3 = (t.flatten() for t in (self._u1, self._v1, self._u3, self._v3))
+        # Its scale does not matter, but what is large has no squares.
+        skewed = skewed / skewed.abs().amax().clamp(min=torch.finfo(skewed.dtype).tiny)
         mixed, flat = reshapes(skewed)
         for _ in range(iterations):
-            v1 = normalize(mixed @ u1, dim=0)
-            u1 = normalize(v1 @ mixed, dim=0)
-            v3 = normalize(flat @ u3, dim=0)
-            u3 = normalize(v3 @ flat, dim=0)
+            v1 = _unit(mixed @ u1, v1)
+            u1 = _unit(v1 @ mixed, u1)
+            v3 = _unit(flat @ u3, v3)
+            u3 = _unit(v3 @ flat, u3)
         shaped = zip((u1, v1, u3, v3), (self._u1, self._v1, self._u3, self._v3), strict=True)
         return SingularVectors(*(new.view_as(old) for new, old in shaped))
 
     # ---- state -----------------------------------------------------------------------------------
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SOC:
-        self._frozen = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frozen": None}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -296,7 +308,6 @@ class SOC(nn.Module):
         scale = state_dict.setdefault(prefix + "scale", self.scale.detach())
         state_dict[prefix + "scale"] = scale.reshape(())
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        self._frozen = None
         self._until_refresh = 0
 
     def extra_repr(self) -> str:
@@ -319,4 +330,43 @@ def _operator_norm(kernel: Tensor, height: int, width: int) -> float:
     for _ in range(16):
         x = torch.conv2d(x / norm.clamp(min=1e-30), kernel, padding=k // 2)
         norm = torch.linalg.vector_norm(x)
-    return max(float(norm), 1e-3)
+    return float(norm)
+
+
+def _unit(vector: Tensor, before: Tensor) -> Tensor:
+    """The vector over its norm, or the one before it where it is zero."""
+    norm = torch.linalg.vector_norm(vector)
+    return torch.where(norm > 0, vector / norm, before)
+
+
+def _with_channels(x: Tensor, stride: int, channels: int) -> Tensor:
+    """``[N, channels, H / stride, W / stride]``: pixels as channels, and channels of zeros."""
+    if stride > 1:
+        x = pixel_unshuffle(x, stride)
+    if x.shape[1] < channels:
+        x = pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+    return x
+
+
+class _Exported(nn.Module):
+    """A SOC of eval mode in operations of torch."""
+
+    kernel: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: SOC, frozen: _Frozen) -> None:
+        super().__init__()
+        self.series, self.stride, self.out = frozen.series, layer.stride, layer.out_channels
+        self.register_buffer("kernel", frozen.kernel.clone())
+        bias = None if layer.bias is None else layer.bias.detach().clone().view(-1, 1, 1)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        x = _with_channels(x, self.stride, self.kernel.shape[0])
+        if self.series is None:
+            y = torch.conv2d(x, self.kernel)
+        else:
+            y = reference(x, self.kernel, self.series)
+        y = y[:, : self.out]
+        return y if self.bias is None else y + self.bias

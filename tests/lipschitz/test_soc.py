@@ -105,11 +105,13 @@ def test_gradients_reach_the_weight():
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     for size in (1, 3):
         layer = SOC(3, 4, size).double()
-        layer(x)  # singular vectors converge at the first forward
+        for _ in range(400):
+            layer(x)  # until the singular vectors, constant in the gradient, have converged
         layer.eval()
 
         def of_weight(weight, layer=layer):
-            return torch.func.functional_call(layer, {"weight": weight}, x)
+            # A product: what is kept does not see writes through .data, which gradcheck makes.
+            return torch.func.functional_call(layer, {"weight": 1 * weight}, x)
 
         assert torch.autograd.gradcheck(of_weight, layer.weight.detach().requires_grad_())
         layer.train()
@@ -131,10 +133,10 @@ def test_recompute_gives_the_same_gradients():
 
 def cached(layer, x):
     """The layer's output, and whether it came from what was kept."""
-    before = layer._frozen
+    before = layer._kept
     with torch.no_grad():
         y = layer(x)
-    return y, layer._frozen is before
+    return y, layer._kept is before
 
 
 def fresh(layer, x):
@@ -211,7 +213,7 @@ def test_cache_follows_to():
     torch.save(layer, buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
-    assert loaded._frozen is None
+    assert loaded._kept is None
     assert_same(cached(loaded, x.bfloat16())[0], half)
 
 
@@ -281,7 +283,7 @@ def test_zero_weights_are_the_identity():
     layer = SOC(3, 3, bias=False)
     nn.init.zeros_(layer.weight)
     x = torch.randn(2, 3, 4, 4)
-    assert_close(layer(x), x)
+    assert (layer(x) - x).norm() < 1e-3 * x.norm()  # of degree 4
     assert_close(layer.eval()(x), x)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from robustcore.common.checks import require_flag
 from robustcore.ops.autograd import loop, needs_grad, transforming
@@ -113,6 +114,8 @@ def apply_series(x: Tensor, filter: Tensor, series: Series, recompute: bool = Fa
     """The polynomial ``series`` of the convolution with ``filter``, applied to x, unchecked."""
     if series.degree == 0 or x.numel() == 0:
         return x * series.coefficients[0] + 0 * filter.sum()
+    if forward_ad._current_level >= 0:  # Functions have no rule for it
+        return reference(x, filter, series)
     if needs_grad(x, filter) or transforming():  # which our own kernel does not know
         y: Tensor = _ConvExp.apply(x, filter, series, recompute)[0]
         return y

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from robustcore.ops.autograd import arithmetic, needs_grad, raw, register_loop
 from robustcore.ops.checks import check_filter
@@ -52,6 +53,8 @@ def skew(weight: Tensor) -> Tensor:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want [C, C, kh, kw]")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want odd sides kh, kw")
+    if forward_ad._current_level >= 0:
+        return (weight - weight.transpose(0, 1).flip(2, 3)) / 2
     return _Skew.apply(weight) if needs_grad(weight) else _skew(weight.contiguous())
 
 

@@ -43,11 +43,12 @@ def normalised_filter(weight: Tensor, scale: Tensor, vectors: SingularVectors) -
     """``scale S / sigma``, S the skew part of ``weight [C, C, k, k]``, sigma its smallest norm.
 
     ``sigma`` is that of ``v^T S u`` over the two reshapes; the vectors count as constants.
-    Differentiable to any order in the weight. A zero filter stays zero.
+    Differentiable to any order in the weight. Below ``_least_norm`` sigma counts as that, which
+    is constant in the gradient.
     """
     skewed = skew(weight)
     sigma = torch.minimum(*_norms(skewed, vectors))
-    return skewed * (scale / sigma.clamp(min=_tiny(weight)))
+    return skewed * (scale / torch.maximum(sigma, _least_norm(weight)))
 
 
 def skew_conv_exp(
@@ -59,21 +60,28 @@ def skew_conv_exp(
     Keeps the weight and what :func:`conv_exp` keeps of x; L, as large as the weight, is built again
     in backward.
     """
-    if series.degree and x.numel() and not transforming():
+    # A compiled graph keeps what it likes, and its tracer does not go through our checks.
+    if series.degree and x.numel() and not (transforming() or torch.compiler.is_compiling()):
         y: Tensor = _SkewConvExp.apply(x, weight, scale, *vectors, series, recompute)[0]
         return y
     filter = normalised_filter(weight, scale, vectors).to(x.dtype)
     return apply_series(x, filter, series, recompute)
 
 
-def _tiny(weight: Tensor) -> float:
-    return float(torch.finfo(weight.dtype).tiny ** 0.5)
+def _least_norm(weight: Tensor) -> Tensor:
+    """What sigma is at least: where the skew part is next to nothing its quotient says nothing.
+
+    A thousandth of the largest entry, or of a tenth of the initialisation's.
+    """
+    least = 0.1 * weight.shape[0] ** -0.5
+    return 1e-3 * weight.detach().abs().amax().clamp(min=least)
 
 
 def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
     u1, v1, u3, v3 = (t.flatten() for t in vectors)
     mixed, flat = reshapes(skewed)
-    return torch.dot(v1, mixed @ u1), torch.dot(v3, flat @ u3)
+    with torch.autocast(skewed.device.type, enabled=False):
+        return torch.dot(v1, mixed @ u1), torch.dot(v3, flat @ u3)
 
 
 def _built(
@@ -82,7 +90,8 @@ def _built(
     """The normalised filter, in the memory of the skew one, and the norms."""
     skewed = skew(weight)
     norms = _norms(skewed, vectors)
-    return skewed.mul_(scale / torch.minimum(*norms).clamp(min=_tiny(weight))), norms
+    least = _least_norm(weight)
+    return skewed.mul_(scale / torch.maximum(torch.minimum(*norms), least)), norms
 
 
 class _SkewConvExp(torch.autograd.Function):
@@ -134,12 +143,13 @@ def _weight_gradient(
     """The gradient of ``scale S / sigma`` in the weight, out of that of its value; in place."""
     grad = grad_filter.to(weight.dtype).contiguous()
     sigma = torch.minimum(*norms)
-    factor = scale / sigma.clamp(min=_tiny(weight))
+    least = _least_norm(weight)
+    factor = scale / torch.maximum(sigma, least)
     # <grad, S> = <skew(grad), weight>
     inner = torch.dot(skew(grad).flatten(), weight.flatten())
     grad.mul_(factor)
     # d sigma = v^T dS u of the smaller norm, spread over its entries; none where it is clamped.
-    slope = torch.where(sigma > _tiny(weight), -factor * inner / sigma, 0.0 * inner)
+    slope = torch.where(sigma > least, -factor * inner / sigma, 0.0 * inner)
     mixed = norms[0] < norms[1]
     c, _, k, _ = weight.shape
     grad.view(c, -1).addr_((slope * ~mixed) * vectors.v3.flatten(), vectors.u3.flatten())
