@@ -119,7 +119,9 @@ OF_ARGUMENT = [
     ("smoothing.noise_augment", "x sigma mean std", VALUES | FLOATING | SIZES | TENSOR | {"0",
      "tensor a 0-d nan", "tensor a 0-d int"}, "of the op"),
     ("lipschitz.certify masking.*", "x image images", VALUES | FLOATING, "of the model's taking"),
-    ("lipschitz.lipschitz_bound", "example", VALUES | FLOATING | SIZES | FINITE | ROWS, "not read"),
+    ("lipschitz.lipschitz_bound", "example", VALUES | FLOATING | SIZES | FINITE | ROWS
+     | itself("of 2**40 rows"), "not read"),
+    ("lipschitz.lipschitz_bound", "model", {"a module"}, "has a bound"),
     ("masking.MaskedModel", "example", VALUES | ROWS | itself("with one more at the end",
      "of 2**40 rows"),
      "its values are not read"),
