@@ -68,7 +68,11 @@ struct Image {
   // The sum over a copy's classes, in every lane of its warp.
   template <class Term>
   __device__ T sum_of_copy(const Term& term) const {
-    return sum_over(team, true, args.classes, T(0), [&](int64_t k, T s) { return s + term(k); });
+    return sum_over(team, true, args.classes, T(0), [&](int64_t first, int64_t end, T s) {
+      RC_ROLL
+      for (int i = 0; i < kAhead && first + i * kWarp < end; ++i) s += term(first + i * kWarp);
+      return s;
+    });
   }
 };
 
