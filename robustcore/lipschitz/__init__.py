@@ -1,6 +1,13 @@
 """1-Lipschitz networks: orthogonal convolutions and deterministic l2 certificates."""
 
 from robustcore.lipschitz.base import LipschitzModule
+from robustcore.lipschitz.blocks import (
+    Abs,
+    BatchCentering,
+    GroupSort,
+    L2NormPool2d,
+    Residual,
+)
 from robustcore.lipschitz.bounds import lipschitz_bound
 from robustcore.lipschitz.certificates import (
     Certificate,
@@ -17,6 +24,7 @@ from robustcore.lipschitz.layers import (
     NormalizedLinear,
     ProjectionPool2d,
 )
+from robustcore.lipschitz.losses import hkr, tau_cross_entropy
 from robustcore.lipschitz.networks import LipConvNet, Normalize
 from robustcore.lipschitz.orthogonal import (
     OrthogonalConv1d,
@@ -28,14 +36,21 @@ from robustcore.lipschitz.orthogonal import (
     OrthogonalLinear,
 )
 from robustcore.lipschitz.precision import exact_products
+from robustcore.lipschitz.rescaled import AOLConv2d, CayleyLinear, SLLConv2d
 from robustcore.lipschitz.soc import SOC
 from robustcore.ops import conv_norm_bound, conv_spectral_bound
 
 __all__ = [
     "SOC",
+    "AOLConv2d",
+    "Abs",
+    "BatchCentering",
     "CRCHead",
+    "CayleyLinear",
     "Certificate",
+    "GroupSort",
     "Householder",
+    "L2NormPool2d",
     "LipConvNet",
     "LipschitzModule",
     "MaxMin",
@@ -49,6 +64,8 @@ __all__ = [
     "OrthogonalConvTranspose3d",
     "OrthogonalLinear",
     "ProjectionPool2d",
+    "Residual",
+    "SLLConv2d",
     "certificate_loss",
     "certify",
     "conv_norm_bound",
@@ -57,6 +74,8 @@ __all__ = [
     "curvature_certificate",
     "curvature_penalty",
     "exact_products",
+    "hkr",
     "lipschitz_bound",
     "margin_certificate",
+    "tau_cross_entropy",
 ]

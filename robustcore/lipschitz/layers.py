@@ -18,10 +18,11 @@ from robustcore.common.checks import (
     require_positive,
     require_real,
 )
+from robustcore.lipschitz.base import LipschitzModule
 from robustcore.lipschitz.norms import matrix_norm_bound
 
 
-class MaxMin(nn.Module):
+class MaxMin(LipschitzModule):
     """``cat(max(a, b), min(a, b))`` of the halves of the channels, see :func:`ops.maxmin`.
 
     Args:
@@ -45,7 +46,7 @@ class MaxMin(nn.Module):
         return 1.0
 
 
-class Householder(nn.Module):
+class Householder(LipschitzModule):
     """Channel pairs folded along learnable angles, see :func:`ops.householder`.
 
     Args:
@@ -99,7 +100,7 @@ class Householder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class ProjectionPool2d(nn.Module):
+class ProjectionPool2d(LipschitzModule):
     """Channel pairs pooled to one by a learnable signed distance, see :func:`ops.projection_pool`.
 
     Args:
@@ -185,7 +186,7 @@ class NormalizedLinear(nn.Linear):
         return matrix_norm_bound(self.normalized_weight())
 
 
-class CRCHead(nn.Module):
+class CRCHead(LipschitzModule):
     """Linear, softplus, Linear: a head whose curvature bounds give larger certificates.
 
     Args:

@@ -19,6 +19,7 @@ from robustcore.common.checks import (
     require_sequence,
     require_values,
 )
+from robustcore.lipschitz.base import LipschitzModule
 from robustcore.lipschitz.bounds import lipschitz_bound
 from robustcore.lipschitz.layers import (
     CRCHead,
@@ -40,7 +41,7 @@ _POOLINGS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class Normalize(nn.Module):
+class Normalize(LipschitzModule):
     """``(x - shift) / scale`` of images ``[N, C, H, W]``.
 
     ``shift`` and ``scale`` are buffers that broadcast to the image, in the units of x; scale is
@@ -68,7 +69,7 @@ class Normalize(nn.Module):
         return 1 / float(self.scale.double().abs().min())
 
 
-class LipConvNet(nn.Module):
+class LipConvNet(LipschitzModule):
     """Orthogonal convolutions and isometric activations: a 1-Lipschitz classifier of images.
 
     ``depth`` convolutions in ``stages`` equal stages, the last of a stage with stride 2; the last

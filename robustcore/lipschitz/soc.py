@@ -126,7 +126,7 @@ class SOC(LipschitzModule):
             raise ValueError(f"scale: got {scale}, want a number that its dtype holds")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
-        self.train_degree, self.tol, self.recompute = train_degree, tol, recompute
+        self.train_degree, self.tol, self.recompute = int(train_degree), tol, recompute
         inner, k = in_channels * stride**2, kernel_size
         c = max(out_channels, inner)
         self.weight = nn.Parameter(torch.empty(c, c, k, k, device=device, dtype=dtype))
@@ -146,7 +146,7 @@ class SOC(LipschitzModule):
             self.register_buffer(name, self.weight.new_empty(shape))
         # Of the published initialisation, about; looked at before the first step, unless compiled.
         self._radius, self._until_refresh = 1.8 * scale, 0
-        self._series = exp_series(min(self._radius, 700.0), degree=train_degree)
+        self._series = exp_series(min(self._radius, 700.0), degree=self.train_degree)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

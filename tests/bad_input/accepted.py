@@ -103,7 +103,10 @@ OF_ARGUMENT = [
      TENSOR, FREE),
     ("lipschitz.Normalize", "shift", {"tensor 2**40 elements"} | itself("of 2**40 rows"),
      "kept as it is"),
-    ("lipschitz.MaxMin.forward lipschitz.Normalize*", "x shift scale", TENSOR, FREE),
+    ("lipschitz.MaxMin.forward lipschitz.Normalize* lipschitz.Abs.* lipschitz.Residual.* "
+     "lipschitz.GroupSort.* lipschitz.L2NormPool2d.*", "x shift scale", TENSOR, FREE),
+    ("lipschitz.Residual", "inner", CALLABLE, "lipschitz_bound refuses what it cannot bound"),
+    ("lipschitz.hkr", "alpha margin", LARGE, NO_BOUND),
     (NOISE, "sigma scale", NUMBER_TENSOR, "a map that broadcasts to x"),
     ("ops.gaussian_noise", "sigma", itself("bool", "uint8", "int64", "of one fewer")
      | itself("of half the rows"), "a map of any dtype that broadcasts to x"),

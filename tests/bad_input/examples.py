@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robustcore
-from bad_input import attack_ops, attacks, curvature, groups, influence, tasks
+from bad_input import attack_ops, attacks, curvature, groups, influence, lipschitz_layers, tasks
 from bad_input.inputs import (
     CLASSES,
     IMAGE_OF_RUN,
@@ -217,6 +217,7 @@ EXAMPLES = {
         std=None, dtype=None,
     ),
     # ---- lipschitz
+    **lipschitz_layers.EXAMPLES,
     "lipschitz.SOC": call(
         lipschitz.SOC, in_channels=3, out_channels=4, kernel_size=3, stride=1, bias=True,
         train_degree=4, tol=1e-6, scale=1.0, recompute=False, device=None, dtype=None,

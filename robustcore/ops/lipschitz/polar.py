@@ -1,4 +1,4 @@
-"""Orthonormal matrices from free ones: the polar factor, and a basis of the columns' span."""
+"""Orthonormal matrices from free ones: polar factor, basis of the columns, Cayley transform."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def orthonormal_basis(matrix: Tensor) -> Tensor:
         lower, _ = torch.linalg.cholesky_ex(gram + eps * size * identity)
         basis = torch.linalg.solve_triangular(lower, basis.mT, upper=False).mT
     return basis
+
+
+def cayley(matrix: Tensor) -> Tensor:
+    """``[m, n]`` with orthonormal columns, or rows where m < n, by one solve.
+
+    The upper square U and the rest V of a tall matrix give ``A = U - U^T + V^T V`` and ``[(I - A)
+    (I + A)^(-1); -2 V (I + A)^(-1)]``. Differentiable to any order.
+    Source: Trockman and Kolter, 2021.
+    """
+    rows, columns = matrix.shape
+    if rows < columns:
+        return cayley(matrix.mT).mT
+    upper, rest = matrix[:columns], matrix[columns:]
+    identity = torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
+    skewed = upper - upper.mT + rest.mT @ rest
+    numerator = torch.cat([identity - skewed, -2 * rest])
+    return torch.linalg.solve(identity + skewed, numerator, left=False)
 
 
 def _unit_scale(matrix: Tensor) -> Tensor:
