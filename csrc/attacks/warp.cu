@@ -65,7 +65,7 @@ __device__ __forceinline__ T gathered_at(const WarpArgs& args, int64_t image, in
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     warp_transposed_kernel(const __grid_constant__ WarpArgs args) {
   const int columns = static_cast<int>(args.columns);
   const int64_t pixels = args.rows * args.columns;
