@@ -115,7 +115,8 @@ def limits():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_bad_input(name, limits, record_property):
+def test_bad_input(name, limits, record_property, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a string is the name of a file
     make, name = EXAMPLES[name], name.split("/")[0]
     callee, arguments = make()
     callee(**arguments)

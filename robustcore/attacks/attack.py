@@ -122,7 +122,7 @@ class Attack(ABC):
         indices = require_indices(image_offset, image_stride, len(images))
         return self._work(images, labels, indices, self.batch_size, self._attacked)
 
-    def distances(self, images: Tensor, x0: Tensor) -> Tensor:
+    def _distances(self, images: Tensor, x0: Tensor) -> Tensor:
         """float64 ``[B]`` between images and what was made of them, in the norm of the attack."""
         return distances(images, x0, self.norm)
 
@@ -251,7 +251,7 @@ class Session:
             success=success,
             prediction=prediction,
             loss=-loss if self.targeted else loss,
-            distance=attack.distances(images, self.images),
+            distance=attack._distances(images, self.images),
             steps=torch.from_numpy(np.where(self.fooled, 0, found.steps)),
             queries=torch.from_numpy(queries),
             norm=attack.norm,

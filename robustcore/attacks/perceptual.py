@@ -44,21 +44,21 @@ class PerceptualAttack(StepAttack):
         self.features, self.weights = features, _checked(weights)
         self.steps = require_int("steps", steps, 1, 1 << 31)
 
-    def distances(self, images: Tensor, x0: Tensor) -> Tensor:
+    def _distances(self, images: Tensor, x0: Tensor) -> Tensor:
         parts = zip(images.split(self.batch_size), x0.split(self.batch_size), strict=True)
-        return torch.cat([self.distance(self.features_of(a), b) for a, b in parts]).double()
+        return torch.cat([self._distance(self._features_of(a), b) for a, b in parts]).double()
 
-    def features_of(self, x: Tensor) -> list[Tensor]:
+    def _features_of(self, x: Tensor) -> list[Tensor]:
         """What the network gives, checked."""
         made = self.features(x)
         if isinstance(made, Tensor) or not isinstance(made, Sequence):
             raise TypeError(f"features: gave {type(made).__name__}, want a list of tensors")
         return list(made)
 
-    def distance(self, features: Sequence[Tensor], reference: Tensor | Sequence[Tensor]) -> Tensor:
+    def _distance(self, features: Sequence[Tensor], reference: Tensor | Sequence[Tensor]) -> Tensor:
         """``[B]`` from images, or their features."""
         if isinstance(reference, Tensor):
-            reference = self.features_of(reference)
+            reference = self._features_of(reference)
         # The root has no derivative where images are equal; there it is 0.
         square = ops.perceptual_distance(features, reference, self.weights)
         return torch.where(square > 0, square.clamp_min(1e-20).sqrt(), square)
@@ -170,7 +170,7 @@ class Perceptual(GradientMethod):
 
     def begin(self, rows: Rows) -> None:
         x0, state = rows["x0"], rows.state
-        reference = self._attack.features_of(x0)
+        reference = self._attack._features_of(x0)
         self._layers = len(reference)
         state |= {f"features{layer}": f for layer, f in enumerate(reference)}
         spread = START * x0[0].numel() ** 0.5
@@ -195,8 +195,8 @@ class Perceptual(GradientMethod):
         if self._seen is None or self._seen[0] is not x:
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                distance = self._attack.distance(
-                    self._attack.features_of(leaf), self._reference(rows)
+                distance = self._attack._distance(
+                    self._attack._features_of(leaf), self._reference(rows)
                 )
                 (grad,) = torch.autograd.grad(distance.sum(), leaf)
             self._seen = x, distance.detach(), grad
@@ -209,7 +209,7 @@ class Perceptual(GradientMethod):
 
         def inside(share: Tensor) -> Tensor:
             points = x0 + column(share, x0) * (away - x0)
-            return self._attack.distance(self._attack.features_of(points), reference) <= self.eps
+            return self._attack._distance(self._attack._features_of(points), reference) <= self.eps
 
         low, high = away.new_zeros(len(index)), away.new_ones(len(index))
         low = torch.where(inside(high), high, low)
@@ -247,8 +247,8 @@ class Lagrangian(Perceptual):
             multiplier = torch.where(again & outside, grown, state["multiplier"])
             state["multiplier"] = multiplier
         direction = _unit(grad - column(multiplier * outside, x) * away)
-        probe = self._attack.features_of(x + PROBE * direction)
-        slope = self._attack.distance(probe, x) / PROBE
+        probe = self._attack._features_of(x + PROBE * direction)
+        slope = self._attack._distance(probe, x) / PROBE
         size = self.eps * DECAY**share / slope.clamp_min(torch.finfo(x.dtype).tiny)
         size = size.masked_fill(slope == 0, 0.0)
         following = (x + column(size, x) * direction).clamp(0, 1)
@@ -277,7 +277,7 @@ class Steepest(Perceptual):
         """``(J^T J)^-1 grad`` by conjugate gradients, of a length that the features see."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            seen = self._flat(self._attack.features_of(leaf))
+            seen = self._flat(self._attack._features_of(leaf))
             dual = torch.zeros_like(seen, requires_grad=True)
             (back,) = torch.autograd.grad(seen, leaf, dual, create_graph=True)
 

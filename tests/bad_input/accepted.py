@@ -231,6 +231,8 @@ OF_ARGUMENT = [
     ("attacks.*", "beta", {"0"}, "0 is in the range"),
     ("attacks.*", "bs", LARGE_INTEGER, "what is too large is all there is"),
     ("attacks.*", "predict", {"{}"}, "no arguments"),
+    ("attacks.FAB", "targets", {"0"}, "without targets"),
+    ("influence.TRAK.fit", "folder", {"'rubbish'"}, "a name of a folder"),
     ("attacks.*", "mean std", {"tensor float8 [3]"}, ONE_EACH),
     ("attacks.*", "x images", itself("with one more at the end"), "of the model's taking"),
     ("lipschitz.*", "device", {"torch.device('meta')"}, "is one"),
