@@ -28,10 +28,10 @@ COLUMNS = (
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(784, 1024), nn.Softplus(), nn.Linear(1024, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1024), nn.Softplus(), nn.Linear(1024, 10))
 
 
-def trained(x: Tensor, labels: Tensor, weight: float, epochs: int = 30) -> nn.Sequential:
+def trained(x: Tensor, labels: Tensor, weight: float, epochs: int = 10) -> nn.Sequential:
     torch.manual_seed(0)
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -81,11 +81,15 @@ def main() -> None:
     args = parser.parse_args()
     images, labels = (torch.from_numpy(a) for a in mnist_data())
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images, labels = images[order].float() / 255, labels[order].long()
+    images = images[order].float().view(-1, 1, 28, 28) / 255
+    labels = labels[order].long()
     test, training = slice(0, TEST), slice(TEST, None)
     nets = {
         "plain": trained(images[training], labels[training], 0.0),
-        "with the penalty, .01": trained(images[training], labels[training], 0.01),
+        **{
+            f"with the penalty, {weight}": trained(images[training], labels[training], weight)
+            for weight in (0.1, 1.0)
+        },
     }
     if args.checkpoint:
         nets["published (CRT)"] = published(args.checkpoint)

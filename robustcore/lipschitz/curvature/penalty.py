@@ -21,7 +21,7 @@ def curvature_penalty(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A 0-d tensor, differentiable in the parameters and not in x: the larger of how concave and
         how convex a margin may be, by power iteration, so an estimate where a certificate takes an
-        upper bound. Add it to the loss times a weight such as .01, that of the published networks.
+        upper bound. Add it to the loss times a weight, such as 0.1 or 1.
 
     Raises TypeError or ValueError naming the argument, or the module that is no part of a smooth
     perceptron.
