@@ -62,17 +62,20 @@ void lattice_noise_out(const Tensor& x, int64_t num_samples, const Tensor& thres
              x, channels_last, out);
 }
 
-void lattice_check_cpu(const LatticeCheckArgs& args) {
-  run_units(RC_PICK(lattice_check), args, kLatticeCheckUnits, kLatticeCheckUnits << 20);
+void lattice_check_cpu(const LatticeCheckArgs& args, int64_t units) {
+  run_units(RC_PICK(lattice_check), args, units, units << 20);
 }
 
-// [2] int64: of 2^31 values, those left to the thresholds and those decided wrongly.
+// [2] int64: of the values of `units` from the first on, those left to the thresholds and those
+// decided wrongly.
 template <Domain kDomain>
-Tensor lattice_check(const Tensor& thresholds, double spread) {
+Tensor lattice_check(const Tensor& thresholds, double spread, int64_t first, int64_t units) {
   const Lattice lattice = lattice_of(thresholds, spread);
+  check(first >= 0 && units >= 1 && first + units <= kLatticeCheckUnits, "first: got ", first,
+        " and units: ", units, ", want some of ", kLatticeCheckUnits);
   Tensor counts = torch::stable::new_zeros(thresholds, {2}, ScalarType::Long);
   auto* data = counts.mutable_data_ptr<int64_t>();
-  lattice_check_cpu({kDomain, lattice, data, data + 1});
+  lattice_check_cpu({kDomain, lattice, first, data, data + 1}, units);
   return counts;
 }
 
@@ -86,7 +89,7 @@ Tensor lattice_check(const Tensor& thresholds, double spread) {
         "ScalarType dtype, bool channels_last) -> Tensor"); \
   m.def("lattice_" name "_noise_out(" RC_LATTICE_SCHEMA     \
         "bool channels_last, Tensor(a!) out) -> ()");       \
-  m.def("lattice_" name "_check(Tensor thresholds, float spread) -> Tensor")
+  m.def("lattice_" name "_check(Tensor thresholds, float spread, int first, int units) -> Tensor")
 
 STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
   RC_DEFINE_LATTICE("gaussian");

@@ -23,10 +23,11 @@ struct Lattice {
 };
 
 // Tries the 2^31 values that 31 bits of V can have: adds up where the float approximation leaves
-// the decision to the thresholds, and where it decides wrongly. A unit is 2^20 of them.
+// the decision to the thresholds, and where either decides wrongly. A unit is 2^20 of them.
 struct LatticeCheckArgs {
   Domain domain;
   Lattice lattice;
+  int64_t first;  // unit
   int64_t *unsure, *wrong;
 };
 constexpr int64_t kLatticeCheckUnits = int64_t{1} << 11;
@@ -173,10 +174,11 @@ RC_HOST_DEVICE bool at_or_above(const Lattice& lattice, uint32_t word, int64_t k
 }
 
 // |N| from the thresholds: from a guess down to one that V reaches, then up to one that it does
-// not. One loop for both, because the comparison is long.
+// not. One loop for both, because the comparison is long. Any guess will do: far out in the tail
+// the polynomial of one may even be below 0.
 RC_HOST_DEVICE int64_t exact_count(const Lattice& lattice, uint32_t word, int64_t guess,
                                    const LatticePlace& place) {
-  int64_t k = guess < lattice.count ? guess : lattice.count;
+  int64_t k = guess < 0 ? 0 : guess < lattice.count ? guess : lattice.count;
   bool down = true;
   RC_ROLL
   for (;;) {

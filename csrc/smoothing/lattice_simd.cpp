@@ -28,9 +28,11 @@ void check_buckets(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
       while (!split && count < args.lattice.count && threshold(count) == words[i]) ++count;
       if (unsure >> i & 1) {
         ++unsure_count;
-      } else if (split || counts[i] != static_cast<float>(count)) {
-        ++wrong;
+        if (split) continue;
+        counts[i] = static_cast<float>(
+            exact_count(args.lattice, words[i], static_cast<int64_t>(counts[i]), {}));
       }
+      wrong += split || counts[i] != static_cast<float>(count);
     }
   }
   __atomic_fetch_add(args.unsure, unsure_count, __ATOMIC_RELAXED);
@@ -43,7 +45,7 @@ void check_buckets(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
 void RC_VARIANT(lattice_check)(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
   const auto run = [&](auto domain) {
     constexpr int64_t kBuckets = int64_t{1} << 20;  // of a unit
-    check_buckets<domain()>(args, begin * kBuckets, end * kBuckets);
+    check_buckets<domain()>(args, (args.first + begin) * kBuckets, (args.first + end) * kBuckets);
   };
   if (args.domain == Domain::kLatticeGaussian) {
     run(std::integral_constant<Domain, Domain::kLatticeGaussian>{});

@@ -72,19 +72,33 @@ def test_table_is_the_distribution(kind, sigma, grid):
     assert 0 < table.total_variation < 1e-22
 
 
-# Five seconds each with vectors; the baseline is slow, and runs the same formula as AVX2.
-@pytest.mark.slow
-@needs_vectors
-@pytest.mark.parametrize(
+def check_words(kind, sigma, first, units):
+    table = lattice_table(kind, sigma, 255)
+    check = getattr(torch.ops.robustcore, f"lattice_{kind}_check")
+    unsure, wrong = check(table.thresholds, table.spread, first, units).tolist()
+    assert wrong == 0
+    return unsure
+
+
+every_law = pytest.mark.parametrize(
     ("kind", "sigma"),
     [("gaussian", 0.12), ("gaussian", 1.0), ("uniform", 0.5), ("laplace", 0.25)],
 )
-def test_fast_decisions_are_exact_for_all_words(kind, sigma):
-    table = lattice_table(kind, sigma, 255)
-    check = getattr(torch.ops.robustcore, f"lattice_{kind}_check")
-    unsure, wrong = check(table.thresholds, table.spread).tolist()
-    assert wrong == 0
-    assert 0 < unsure < 2**31 * 0.01
+
+
+# Five seconds each with vectors; the baseline is slow, and runs the same formula as AVX2.
+@pytest.mark.slow
+@needs_vectors
+@every_law
+def test_decisions_are_exact_for_all_words(kind, sigma):
+    assert 0 < check_words(kind, sigma, 0, 2**11) < 2**31 * 0.01
+
+
+@every_law
+@pytest.mark.parametrize("unit", [0, 1024, 2047])
+def test_decisions_are_exact_in_the_middle_and_in_the_tail(simd, kind, sigma, unit):
+    simd()
+    check_words(kind, sigma, unit, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
