@@ -3,7 +3,7 @@
 :func:`trace` gives a GraphModule of one image tensor in which every node is an ATen operation with
 known sizes. Parameters and buffers are read from the model itself at each call, so what an
 optimiser, ``load_state_dict`` or ``.to()`` does to them is seen. What a trace freezes (image size,
-dtype, device, modes, which modules and hooks there are) is what :func:`state` and the image make
+dtype, device, modules, their modes, attributes and hooks) is what :func:`state` and the image make
 up; a caller keeps one trace for each. This file knows nothing of what the graph is for.
 """
 
@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from robustcore.common.fingerprint import held
 from robustcore.common.graph_guards import (
     line_of_model,
     plain_attention,
@@ -52,10 +53,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def state(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace freezes of the model: its modules, their modes and their hooks."""
-    modules = tuple(model.modules())
-    hooks = tuple(hook for m in modules for table in _hooks(m) if table for hook in table.values())
-    return modules, tuple(m.training for m in modules), hooks
+    """What a trace freezes of the model: its modules, what they hold, and their hooks.
+
+    Whatever plain value a forward reads, the trace has it as a constant: a stride changed later
+    would not be seen.
+    """
+    hooks = [
+        hook for m in model.modules() for table in _hooks(m) if table for hook in table.values()
+    ]
+    return held(model), hooks
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:

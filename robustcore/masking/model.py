@@ -75,7 +75,8 @@ class MaskedModel(nn.Module):
             network inside.
         example: images that the model is traced for at once, ``[N, C, H, W]``; their values are not
             read. Else it is traced at its first masks, once for each size, dtype and device; and
-            anew when its modules, their modes or their hooks have changed.
+            anew when its modules, what they hold beside the values of parameters, or their hooks
+            have changed.
         fill: ``"neighbor"``, ``"zero"`` or ``"partial"`` (see
             :func:`robustcore.ops.masked_conv2d`).
         fold: fold BatchNorm into the convolutions: faster, equal to about 1e-5, with a copy of the
@@ -145,12 +146,15 @@ class MaskedModel(nn.Module):
             except Untraceable as error:
                 raise UnsupportedOperation(str(error)) from error
             self._traces[key] = _Trace(plain, self.fill, self.fold)
+            self._state = state(self.model)  # a forward may count its calls
         self._plan = self._traces[key].plan
         return self._traces[key]
 
     @not_compiled
-    def _network(self, x: Tensor, kind: str) -> Any:
-        return self._trace(x).network(kind)
+    def _network(self, x: Tensor, *kinds: str) -> Any:
+        """The first of use."""
+        trace = self._trace(x)
+        return next(n for n in map(trace.network, kinds) if n is not None)
 
     def forward(
         self,
@@ -196,14 +200,12 @@ class MaskedModel(nn.Module):
 
     def _run(self, x: Tensor, masks: _Masks, begin: int, end: int) -> Any:
         mask = masks.batch(begin, end)
-        if masks.shared(begin, end):
-            network = self._network(x, "shared")
-            if network is not None:
-                try:
-                    return run(network, x, mask)
-                except NothingShown:  # what is hidden takes part, with weight 0
-                    pass
-        return run(self._network(x, "soft" if masks.soft else "binary"), x, mask)
+        usual = "soft" if masks.soft else "binary"
+        kinds = ("shared", usual) if masks.shared(begin, end) else (usual,)
+        try:
+            return run(self._network(x, *kinds), x, mask)
+        except NothingShown:  # what is hidden takes part, with weight 0
+            return run(self._network(x, usual), x, mask)
 
 
 def _is_mapped(x: Tensor) -> bool:
