@@ -56,7 +56,9 @@ def test_resnet50(layout, impl, measure, device):
             want = published.resnet(model, x, mask)
             error = (implementations[impl]() - want).abs().max()
             assert error < (1e-2 if cuda else 1e-4) * want.abs().max()  # cuDNN: TF32
-        measure(f"ResNet-50, batch {batch}, {layout}", impl, implementations[impl], rounds=7)
+        against = ("plain", implementations["plain"]) if impl.startswith("robustcore") else None
+        group = f"ResNet-50, batch {batch}, {layout}"
+        measure(group, impl, implementations[impl], rounds=7, against=against)
 
 
 @pytest.mark.parametrize("impl", ["robustcore", "robustcore, folded", "plain", "published"])

@@ -57,4 +57,6 @@ def test_vit_tiny(impl, measure, device):
         near = 1e-2 if device.type == "cuda" else 1e-4  # cuDNN: TF32
         assert (masked(x, mask[:1]) - want).abs().max() < near * want.abs().max()
         assert (masked(x[:2], mask[:2])[:1] - want[:1]).abs().max() < near * want.abs().max()
-        measure("ViT-tiny, half of its patches", impl, implementations[impl], rounds=7)
+        against = ("plain", implementations["plain"]) if impl.startswith("robustcore") else None
+        group = "ViT-tiny, half of its patches"
+        measure(group, impl, implementations[impl], rounds=7, against=against)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch.nn import functional
 
 from robustcore.ops.masking.epilogue import consume_multiply, mask_multiply
 from robustcore.ops.masking.pools import mask_pool
+
+Place: TypeAlias = tuple[int, int, bool]
+"""Of a mask, its batch's dimension, how often each sample is there, and whether samples lie inside
+of that."""
 
 # ---- Tensors under masks -------------------------------------------------------------------------
 
@@ -164,16 +168,72 @@ def visible_norm(
             None if t is None else t.view(-1, *[1] * (x.dim() - 2)) for t in (weight, bias)
         )
     over = tuple(dims)
-    weights = shown.expand(*[max(s) for s in zip(shown.shape, wide.shape, strict=True)])
-    total = weights.sum(over, keepdim=True).clamp(min=eps)
-    mean = times(wide, shown).sum(over, keepdim=True) / total
+    total, mean, squares = _moments(wide, shown, over, eps)
     centred = torch.where(shown > 0, wide - mean, 0)
-    variance = (shown * centred.square()).sum(over, keepdim=True) / total
-    y = (centred / (variance + eps).sqrt()).reshape(x.shape)
+    y = (centred / (squares / total.clamp(min=eps) + eps).sqrt()).reshape(x.shape)
     y = y if weight is None else y * weight
     y = y if bias is None else y + bias
     whole = mask.amin(tuple(range(1, mask.dim())) if groups else over, keepdim=True) == 1
     return torch.where(whole, plain, y.to(plain.dtype))
+
+
+def _moments(
+    x: Tensor, mask: Tensor, over: tuple[int, ...], least: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How much is visible, its mean, and the sum of squares around that; divided by ``least``, at
+    least."""
+    weights = mask.expand(*[max(s) for s in zip(mask.shape, x.shape, strict=True)])
+    total = weights.sum(over, keepdim=True)
+    mean = times(x, mask).sum(over, keepdim=True) / total.clamp(min=least)
+    centred = torch.where(mask > 0, x - mean, 0)
+    return total, mean, (mask * centred.square()).sum(over, keepdim=True)
+
+
+def visible_variance(
+    plain: Tensor, x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool, correction: float,
+    root: bool,
+) -> Tensor:  # fmt: skip
+    """The variance of what is visible, or its root; 0 where that is not more than ``correction``.
+
+    ``plain``: torch's own of x without what is hidden; the result where nothing is.
+    """
+    over = tuple(dims)
+    total, _, squares = _moments(x.to(mask.dtype), mask, over, 1e-8)
+    left = total - correction
+    y = torch.where(left > 0, squares / torch.where(left > 0, left, 1), 0)
+    if root:  # 0 has no slope
+        y = torch.where(y > 0, torch.where(y > 0, y, 1).sqrt(), 0)
+    whole = mask.amin(over, keepdim=True) == 1
+    if not keepdim:
+        y, whole = y.squeeze(over), whole.squeeze(over)
+    return torch.where(whole, plain, y.to(plain.dtype))
+
+
+def visible_variance_and_mean(
+    plain: tuple[Tensor, Tensor], x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same, and the mean."""
+    spread, mean = plain
+    spread = visible_variance(spread, x, mask, dims, keepdim, *options)
+    return spread, visible_mean(mean, mask, dims, keepdim)
+
+
+def visible_logsumexp(x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    """Of what is visible, a mask's values weigh; 0 where nothing is."""
+    over = tuple(dims)
+    weighed = torch.where(mask > 0, x + log_weights(mask, x), torch.finfo(x.dtype).min)
+    return _or_0(weighed.logsumexp(over, keepdim), mask, over, keepdim)
+
+
+def visible_product(x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    """Of what is visible; 0 where nothing is."""
+    (dim,) = dims
+    return _or_0(torch.where(mask > 0, x, 1).prod(dim, keepdim), mask, (dim,), keepdim)
+
+
+def _or_0(y: Tensor, mask: Tensor, over: tuple[int, ...], keepdim: bool) -> Tensor:
+    return torch.where(mask.amax(over, keepdim) > 0, y, 0)
 
 
 # ---- Tokens that are left out --------------------------------------------------------------------
@@ -252,19 +312,25 @@ def transposed(
     return reached.gt(0).to(mask.dtype)
 
 
-def rearranged(
-    mask: Tensor, index: Tensor, given: tuple[int, int, bool], to: tuple[int, int, bool]
-) -> Tensor:
-    """A mask's elements by number, those of number -1 visible.
+def beside(masks: list[Tensor], places: Sequence[Place]) -> Tensor:
+    """The elements of several masks in a row, ``[N, elements]``."""
+    return torch.cat([_by_sample(m, p) for m, p in zip(masks, places, strict=True)], 1)
 
-    ``index``: of one sample, the batch's dimension first. ``given``, ``to``: which dimension that
-    is in the mask and in the result, how often it has each sample, and whether the samples lie
-    inside of that.
-    """
-    axis, times, inner = given
+
+def _by_sample(mask: Tensor, place: Place) -> Tensor:
+    axis, times, inner = place
     flat = mask.movedim(axis, 0)
     flat = flat.unflatten(0, (times, -1)).transpose(0, 1) if inner else flat
-    flat = flat.reshape(mask.shape[axis] // times, -1)
+    return flat.reshape(mask.shape[axis] // times, -1)
+
+
+def rearranged(mask: Tensor, index: Tensor, given: Place, to: Place) -> Tensor:
+    """A mask's elements by number, those of number -1 visible.
+
+    ``index``: of one sample, the batch's dimension first. ``given``, ``to``: of the mask and of the
+    result.
+    """
+    flat = _by_sample(mask, given)
     flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
     found = flat[:, index.flatten()].reshape(len(flat), *index.shape)
     axis, _, inner = to

@@ -146,9 +146,9 @@ class Builder:
             return (calls.either if mask.kind == "either" else calls.majority), (parents,)
         if mask.kind == "move":
             (base,) = mask.parents
-            index = self.index(mask.params)
-            places = [(m.axis, m.times, m.inner) for m in (base, mask)]
-            return calls.rearranged, (*parents, index, *places)
+            return calls.rearranged, (*parents, self.index(mask.params), base.place, mask.place)
+        if mask.kind == "beside":
+            return calls.beside, (parents, [m.place for m in mask.parents])
         if mask.kind == "transposed":
             window, padding, output_padding = mask.params
             shape = (window.kernel, window.stride, padding, output_padding, window.dilation)

@@ -41,6 +41,11 @@ class Mask:
         return self.shape[self.axis]
 
     @property
+    def place(self) -> tuple[int, int, bool]:
+        """Where the samples of the batch are."""
+        return self.axis, self.times, self.inner
+
+    @property
     def is_image(self) -> bool:
         """Beside images ``[N, C, H, W]``, the same for all channels."""
         return len(self.shape) == 4 and self.axis == 0 and self.shape[1] == 1
@@ -50,8 +55,7 @@ class Mask:
 
     def beside(self, other: Mask) -> bool:
         """Whether both have the samples of the batch in the same places."""
-        mine = self.axis, self.times, self.inner
-        return mine == (other.axis, other.times, other.inner)
+        return self.place == other.place
 
     def __str__(self) -> str:
         return self.name
@@ -75,6 +79,7 @@ class Mask:
             "adaptive": f"1 where {names} is above 0 anywhere in adaptive windows of {self.params}",
             "repeat": f"{names}, each pixel {self.params} times in rows and columns",
             "spread": f"{names} written out to {list(self.shape[2:])}",
+            "beside": f"the elements of {names} side by side",
             "transposed": f"1 where {names} reaches by a transposed window of {self.params}",
         }
         return text[self.kind]

@@ -7,6 +7,7 @@ each came from. Elements that come from no pixel (class tokens, padding) are alw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -56,10 +57,8 @@ def moved(masks: Masks, base: Mask, numbers: Tensor) -> Mask | None:
     Raises ValueError if samples were mixed.
     """
     for d in range(numbers.dim()):
-        first = numbers.narrow(d, 0, 1)
-        same = numbers.stride(d) == 0 or torch.equal(first.expand_as(numbers), numbers)
-        if numbers.shape[d] > 1 and same:
-            numbers = first
+        if numbers.shape[d] > 1 and _is_repeated(numbers, d):
+            numbers = numbers.narrow(d, 0, 1)
     if bool((numbers < 0).all()):
         return None
     count = _count(base)
@@ -70,8 +69,43 @@ def moved(masks: Masks, base: Mask, numbers: Tensor) -> Mask | None:
             apart = samples_apart(numbers, axis, inner)
             sample = torch.arange(BATCH).reshape(-1, *[1] * (apart.dim() - 1))
             if bool(((apart < 0) | (apart // count == sample)).all()):
-                return _mask(masks, base, apart[0], axis, inner)
+                return _mask(masks, *_narrowed(base, apart[0]), axis, inner)
     raise ValueError("samples are mixed")
+
+
+def _is_repeated(numbers: Tensor, d: int) -> bool:
+    """Whether all along a dimension are the same; most that are not differ at once."""
+    if numbers.stride(d) == 0:
+        return True
+    first = numbers.narrow(d, 0, 1)
+    return torch.equal(first, numbers.narrow(d, 1, 1)) and torch.equal(
+        first.expand_as(numbers), numbers
+    )
+
+
+def side_by_side(masks: Masks, parts: Sequence[tuple[Mask, Tensor]]) -> tuple[Mask, list[Tensor]]:
+    """One mask that all of :func:`numbered`'s elements come from, and their numbers in it."""
+    bases = list(dict.fromkeys(base for base, _ in parts))
+    if len(bases) == 1:
+        return bases[0], [numbers for _, numbers in parts]
+    total = sum(map(_count, bases))
+    base = masks.make("beside", None, bases, (1, total), inner=False)
+    begin = dict(zip(bases, accumulate(map(_count, bases), initial=0), strict=False))
+    return base, [
+        torch.where(n < 0, VISIBLE, n // _count(own) * total + n % _count(own) + begin[own])
+        for own, n in parts
+    ]
+
+
+def _narrowed(base: Mask, index: Tensor) -> tuple[Mask, Tensor]:
+    """Of masks side by side, the one that all elements come from, where it is one."""
+    begin = 0
+    for part in base.parents if base.kind == "beside" else ():
+        inside = (index >= begin) & (index < begin + _count(part))
+        if bool((inside | (index < 0)).all()):
+            return _narrowed(part, torch.where(inside, index - begin, VISIBLE))
+        begin += _count(part)
+    return base, index
 
 
 def samples_apart(numbers: Tensor, axis: int, inner: bool) -> Tensor:

@@ -42,6 +42,7 @@ from robustcore.masking.rules.statistics import (
     extreme,
     group_norm,
     layer_norm,
+    position,
     reduction,
     spread,
 )
@@ -309,6 +310,12 @@ def _conv1d(tokens: Tokens, call: Call) -> Wants | None:
     return _batch_norm(tokens, call) if call.op == "conv1d" else None
 
 
+def _spread(tokens: Tokens, call: Call) -> Wants | None:
+    """Not of tokens: of one alone there is no variance."""
+    wants, dims = _same(tokens, call), call.dims(call.args.get("dim"))
+    return None if wants is None or wants[call.source].keys() & set(dims) else wants
+
+
 def _to_one(tokens: Tokens, call: Call) -> Wants | None:
     return None if tokens.of(call.node) else _same(tokens, call)
 
@@ -316,8 +323,8 @@ def _to_one(tokens: Tokens, call: Call) -> Wants | None:
 _RULES: dict[Any, Rule] = {
     pointwise: _pointwise, softmax: _same, linear: _last_whole, layer_norm: _last_whole,
     batch_norm: _batch_norm, group_norm: _batch_norm, conv: _conv1d, reduction: _same,
-    extreme: _same, spread: _same, along: _same, adaptive_pool: _to_one, concat: _join,
-    stack: _stack, reshape: _reshape, permute: _same, expand: _expand, rearrange: _pick,
-    index: _same, matmul: _matmul, einsum: _einsum, attention: _attention,
+    extreme: _same, spread: _spread, position: _same, along: _same, adaptive_pool: _to_one,
+    concat: _join, stack: _stack, reshape: _reshape, permute: _same, expand: _expand,
+    rearrange: _pick, index: _same, matmul: _matmul, einsum: _einsum, attention: _attention,
     get_item: _part, size: _size,
 }  # fmt: skip

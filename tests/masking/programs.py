@@ -107,12 +107,36 @@ def channels(net, i, x):
     return net.layers[i](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def extreme_pair(net, i, p):
-    y = torch.stack([
-        x[:, m > 0].amax(1) if (m > 0).any() else x.new_zeros(C)
-        for x, m in zip(p.x, p.m[:, 0], strict=True)
-    ])  # fmt: skip
-    return Pair(times(p.x + y[:, :, None, None], p.m), p.m)
+def reduced(f):
+    """What is added to each channel is f of all its pixels ``[C, P]``; of visible ones alone."""
+
+    def of_pair(net, i, p):
+        y = torch.stack([
+            f(x[:, m > 0]) if (m > 0).any() else x.new_zeros(C)
+            for x, m in zip(p.x, p.m[:, 0], strict=True)
+        ])  # fmt: skip
+        return Pair(times(p.x + y[:, :, None, None], p.m), p.m)
+
+    def plain(net, i, x):
+        return x + f(x.flatten(2)).view(*x.shape[:2], 1, 1)
+
+    return None, plain, of_pair
+
+
+def coordinates(net, i, x):
+    """Means of rows and of columns, seen together, gate the pixels."""
+    return gated(net.layers[i], x, x.mean(3, True), x.mean(2, True))
+
+
+def gated(layer, x, rows, columns):
+    both = layer(torch.cat([rows, columns.transpose(2, 3)], 2)).sigmoid()
+    rows, columns = both.split([rows.shape[2], columns.shape[3]], 2)
+    return x * rows * columns.transpose(2, 3)
+
+
+def coordinates_pair(net, i, p):
+    means = visible_mean(p, (3,), True), visible_mean(p, (2,), True)
+    return Pair(times(gated(net.layers[i], p.x, *means), p.m), p.m)
 
 
 def attend(net, i, x):
@@ -173,7 +197,11 @@ OPERATIONS = {
     "flip": moved(lambda x: x.flip(3)), "roll": moved(lambda x: x.roll((1, 2), (2, 3))),
     "cut": moved(lambda x: x[:, :, 1:, :-1]), "turn": moved(lambda x: x.transpose(2, 3)),
     "excite": (lambda: nn.Conv2d(C, C, 1), excite, excite_pair),
-    "largest": (None, lambda net, i, x: x + x.amax((2, 3), keepdim=True), extreme_pair),
+    "largest": reduced(lambda x: x.amax(-1)), "smallest": reduced(lambda x: x.min(-1)[0]),
+    "variance": reduced(lambda x: x.var(-1, correction=0)),
+    "deviation": reduced(lambda x: x.std(-1) if x.shape[-1] > 1 else x[..., 0] * 0),
+    "log-sum-exp": reduced(lambda x: x.logsumexp(-1)),
+    "coordinates": (lambda: nn.Conv2d(C, C, 1), coordinates, coordinates_pair),
     "attention": (lambda: nn.Linear(C, 3 * C), attend, attend_pair),
     "scores": (None, lambda net, i, x: scores(net, i, x).view_as(x), scores_pair),
 }  # fmt: skip

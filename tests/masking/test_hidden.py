@@ -77,6 +77,13 @@ def in_sequence(attention, x):
     return attention(t, t, t, need_weights=False)[0].mean(0)
 
 
+def coordinate_attention(conv, x):
+    """Means of rows and of columns, seen together, gate the pixels."""
+    rows, columns = x[..., :8].mean(3, True), x[..., :8].mean(2, True).transpose(2, 3)
+    rows, columns = conv(torch.cat([rows, columns], 2)).sigmoid().split([10, 8], 2)
+    return x[..., :8] * rows * columns.transpose(2, 3)
+
+
 def encoder():
     return nn.TransformerEncoderLayer(6, 2, 12, 0.0, batch_first=True)
 
@@ -136,6 +143,13 @@ LAYERS = {
         nn.Conv2d(12, 4, 3, padding=1)),
     "made smaller": lambda: Layer(
         lambda x: functional.interpolate(x, scale_factor=0.3, mode="bilinear")),
+    "a deviation": lambda: Layer(lambda x: x.std((2, 3))),
+    "a deviation and a mean": lambda: Layer(
+        lambda x: sum(torch.var_mean(x, (2, 3), correction=0, keepdim=True)) * x),
+    "a deviation of tokens": lambda: Layer(lambda f, x: f(tokens(x)).var(1), nn.Linear(6, 6)),
+    "a soft maximum": lambda: Layer(lambda x: x.logsumexp((2, 3))),
+    "products of rows": lambda: Layer(lambda x: x.prod(2, keepdim=True) * x),
+    "coordinate attention": lambda: Layer(coordinate_attention, nn.Conv2d(6, 6, 1)),
     "coordinates": lambda: Layer(
         lambda c, x: c(torch.cat([x, x.new_ones(x.shape[0], 1, 10, 10).cumsum(3)], 1)),
         nn.Conv2d(7, 4, 3, padding=1)),

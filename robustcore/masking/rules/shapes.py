@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from robustcore.common import graph as traced
 from robustcore.masking.masks import Mask
-from robustcore.masking.moves import VISIBLE, moved, numbered
+from robustcore.masking.moves import VISIBLE, moved, numbered, side_by_side
 from robustcore.masking.rules.call import Call, Row, Value
 from robustcore.masking.rules.pixels import vector
 
@@ -180,30 +180,20 @@ def concat(call: Call) -> Row:
 
 def _joined(call: Call, parts: list[fx.Node], dim: int) -> Row:
     """A join of tokens: class tokens and tokens of one image, or pieces of one tensor."""
-    bases: list[Mask] = []
-    numbers: list[Tensor | None] = []
-    for part in parts:
-        mask = call.value(part).mask if call.value(part).kind == "map" else None
-        if mask is None:
-            numbers.append(None)
-            continue
-        base, own = numbered(mask)
-        bases.append(base)
-        sizes = [traced.sizes(part)[d] if d == dim else own.shape[d] for d in range(own.dim())]
-        numbers.append(own.expand(*sizes))
-    if len(set(bases)) > 1:
-        raise call.refuse("joins what different masks hide; apply what follows to each part")
-    given = [n for n in numbers if n is not None]
-    widest = [max(n.shape[d] for n in given) for d in range(given[0].dim())]
+    masks = [call.value(p).mask if call.value(p).kind == "map" else None for p in parts]
+    base, shown = side_by_side(call.masks, [numbered(m) for m in masks if m is not None])
+    numbers = iter(shown)
+    widest = [max(n.shape[d] for n in shown) for d in range(shown[0].dim())]
     wide = []
-    for part, shown in zip(parts, numbers, strict=True):
+    for part, mask in zip(parts, masks, strict=True):
         sizes = [traced.sizes(part)[d] if d == dim else widest[d] for d in range(len(widest))]
-        wide.append(torch.full(sizes, VISIBLE) if shown is None else shown.expand(*sizes))
+        own = torch.tensor(VISIBLE) if mask is None else next(numbers)
+        wide.append(own.expand(*sizes))
     try:
-        mask = moved(call.masks, bases[0], torch.cat(wide, dim))
+        joined = moved(call.masks, base, torch.cat(wide, dim))
     except ValueError:
         raise call.refuse("joins samples; keep them apart") from None
-    return call.row(call.value_of(mask), "move", inputs=call.maps)
+    return call.row(call.value_of(joined), "move", inputs=call.maps)
 
 
 def _depends(node: fx.Node, on: fx.Node) -> bool:

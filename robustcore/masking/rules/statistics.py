@@ -71,8 +71,9 @@ def reduction(call: Call) -> Row:
     mask = _reduced(call, dims)
     if not hides:
         return call.row(call.value_of(mask), "pointwise" if mask is call.mask else "move")
-    if call.op == "linalg_vector_norm" and not 0 < float(call.args["ord"]) < float("inf"):
-        raise call.refuse(f"ord {call.args['ord']}, want a finite one above 0")
+    order = call.args.get("ord", call.args.get("p"))
+    if order is not None and not 0 < float(order) < float("inf"):
+        raise call.refuse(f"ord {order}, want a finite one above 0")
     then = None
     if call.op == "mean":
         keepdim = bool(call.args["keepdim"])
@@ -87,10 +88,7 @@ def extreme(call: Call) -> Row:
         return vector(call)
     dims, hides = _over(call)
     mask = _reduced(call, dims)
-    value = call.value_of(mask)
-    results = call.node.meta["val"]
-    if isinstance(results, (list, tuple)):
-        value = Value(value.kind, value.mask, parts=(value,) * len(results))
+    value = _of_parts(call, call.value_of(mask))
     if not hides:
         return call.row(value, "pointwise" if mask is call.mask else "move")
     arguments = (call.source, call.mask, dims, bool(call.args["keepdim"]), "min" in call.op)
@@ -111,24 +109,44 @@ def along(call: Call) -> Row:
     call.want_apart(call.mask, dim)
     if call.mask.varies(dim):
         raise call.refuse(f"dims {[dim]} mix what is hidden with what is not; want one of channels")
-    value, results = Value("map", call.mask), call.node.meta["val"]
-    if isinstance(results, (list, tuple)):
-        value = Value("map", call.mask, parts=(value,) * len(results))
-    return call.row(value, "pointwise")
+    return call.row(_of_parts(call, Value("map", call.mask)), "pointwise")
 
 
 def spread(call: Call) -> Row:
+    """As `reduction` | of what is visible"""
+    if call.x.kind != "map":
+        return vector(call)
+    dims, hides = _over(call)
+    mask = _reduced(call, dims)
+    value = _of_parts(call, call.value_of(mask))
+    if not hides:
+        return call.row(value, "pointwise" if mask is call.mask else "move")
+    arguments = (call.source, call.mask, dims, bool(call.args.get("keepdim", False)))
+    if call.op in ("logsumexp", "prod"):
+        function: Any = calls.visible_logsumexp if call.op != "prod" else calls.visible_product
+        then = Then("of what is visible", function, arguments, instead=True)
+        return call.row(value, "mix", then=then)
+    given = call.args.get("correction", int(call.args.get("unbiased", True)))
+    options = (1 if given is None else given, "std" in call.op)
+    function = calls.visible_variance if value.parts is None else calls.visible_variance_and_mean
+    then = Then("of what is visible", function, (RESULT, *arguments, *options))
+    return call.row(value, "clean", then=then)
+
+
+def position(call: Call) -> Row:
     """As `reduction` | refused where pixels are hidden along it"""
     if call.x.kind != "map":
         return vector(call)
     dims, hides = _over(call)
     if hides:
-        raise call.refuse(
-            f"dims {dims} mix what is hidden with what is not; want what reads visible pixels alone"
-        )
+        raise call.refuse("positions have no meaning under a mask; want amax or amin")
     mask = _reduced(call, dims)
-    value = call.value_of(mask)
+    return call.row(call.value_of(mask), "pointwise" if mask is call.mask else "move")
+
+
+def _of_parts(call: Call, value: Value) -> Value:
+    """Where an operation gives several results, each as ``value``."""
     results = call.node.meta["val"]
-    if isinstance(results, (list, tuple)):
-        value = Value(value.kind, value.mask, parts=(value,) * len(results))
-    return call.row(value, "pointwise" if mask is call.mask else "move")
+    if not isinstance(results, (list, tuple)):
+        return value
+    return Value(value.kind, value.mask, parts=(value,) * len(results))
