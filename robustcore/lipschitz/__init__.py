@@ -9,6 +9,7 @@ from robustcore.lipschitz.blocks import (
     Residual,
 )
 from robustcore.lipschitz.bounds import lipschitz_bound
+from robustcore.lipschitz.cayley import CayleyConv2d, CayleyLinear
 from robustcore.lipschitz.certificates import (
     Certificate,
     certificate_loss,
@@ -36,16 +37,18 @@ from robustcore.lipschitz.orthogonal import (
     OrthogonalLinear,
 )
 from robustcore.lipschitz.precision import exact_products
-from robustcore.lipschitz.rescaled import AOLConv2d, CayleyLinear, SLLConv2d
+from robustcore.lipschitz.rescaled import AOLConv2d, AOLLinear, SLLConv2d, SLLLinear
 from robustcore.lipschitz.soc import SOC
 from robustcore.ops import conv_norm_bound, conv_spectral_bound
 
 __all__ = [
     "SOC",
     "AOLConv2d",
+    "AOLLinear",
     "Abs",
     "BatchCentering",
     "CRCHead",
+    "CayleyConv2d",
     "CayleyLinear",
     "Certificate",
     "GroupSort",
@@ -66,6 +69,7 @@ __all__ = [
     "ProjectionPool2d",
     "Residual",
     "SLLConv2d",
+    "SLLLinear",
     "certificate_loss",
     "certify",
     "conv_norm_bound",

@@ -82,6 +82,52 @@ class LipschitzModule(nn.Module):
         return {**self.__dict__, "_kept": None}
 
 
+class Filtered(LipschitzModule):
+    """A layer with one explicit filter, made of free parameters; a linear map's is its matrix."""
+
+    weight: nn.Parameter
+    bias: Tensor | None
+
+    def made(self) -> Tensor:
+        """The filter out of the parameters, differentiable."""
+        raise NotImplementedError
+
+    def derive(self) -> tuple[Tensor, float]:
+        """The filter of eval and a bound of its norm."""
+        raise NotImplementedError
+
+    @property
+    def filter(self) -> Tensor:
+        """The filter as ``torch.nn`` would hold it; in eval that of the certificates."""
+        whole = torch.compiler.is_compiling() and self._kept is None  # the graph makes the filter
+        kept = None if self.training or whole else self.kept()
+        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return kept[0]  # type: ignore[no-any-return]
+        with torch.autocast(self.weight.device.type, enabled=False):
+            filter = self.made().to(self.weight.dtype)
+        return filter if kept is None else with_gradient(kept[0], filter)
+
+    def lipschitz_bound(self) -> float:
+        """1, by the filter's scaling. Raises ValueError if a parameter is not finite."""
+        bound: float = self.kept()[1]
+        return bound
+
+    def _fill(self, module: Any) -> Any:
+        """A module of ``torch.nn`` with this layer's filter and bias."""
+        module.weight = nn.Parameter(self.kept()[0].clone(), self.weight.requires_grad)
+        if self.bias is not None:
+            module.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return module.train(self.training)
+
+
+def require_finite(layer: nn.Module, *names: str) -> None:
+    """Raises ValueError where one of these parameters is not: such a layer has no bound."""
+    for name in names:
+        free = getattr(layer, name)
+        if free is not None and not bool(free.isfinite().all()):
+            raise ValueError(f"{name}: is not finite, the layer has no bound")
+
+
 def with_gradient(value: Tensor, of: Tensor) -> Tensor:
     """``value``, with the gradient of ``of``, which it is up to rounding."""
     return value + (of - of.detach()).to(value.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from robustcore.ops.lipschitz.polar import orthonormal_basis, polar_factor
+from robustcore.ops.lipschitz.polar import distance, orthonormal_basis, polar_factor
 
 # Of products in double precision, relative, with room to spare.
 _ROUNDING = 1 + 1e-10
@@ -69,13 +69,22 @@ def certified_filter(shape: Shape, weight: Tensor, bases: Tensor | None) -> tupl
     basis = () if bases is None else orthonormal_basis(bases.double()).unbind()
     exact = _compose(shape, factor, _projectors(basis))
     # The symbol of a pair is P + z (I - P), |z| = 1, whose norm is 1 up to what P is no projector.
-    norm = math.sqrt(1 + _distance(factor if factor.shape[-2] >= factor.shape[-1] else factor.mT))
+    norm = math.sqrt(1 + distance(factor))
     for one in basis:
-        norm *= 1 + 2 * _distance(one)
-    exact /= norm * _ROUNDING
-    scale = 1 + 2 * max(_rounding(exact, weight.dtype), torch.finfo(weight.dtype).eps)
-    exact /= scale
-    return exact.to(weight.dtype), max(1.0, 1 / scale + _rounding(exact, weight.dtype))
+        norm *= 1 + 2 * distance(one)
+    return rounded(exact, norm, weight.dtype)
+
+
+def rounded(exact: Tensor, norm: float, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """A float64 filter ``[groups, *kernel_size, outputs, inputs]`` in a dtype, and its bound.
+
+    ``norm`` is that of the exact one up to products' rounding; it is scaled by so little more that
+    the bound is 1.
+    """
+    exact = exact / (norm * _ROUNDING)
+    scale = 1 + 2 * max(_rounding(exact, dtype), torch.finfo(dtype).eps)
+    exact = exact / scale
+    return exact.to(dtype), max(1.0, 1 / scale + _rounding(exact, dtype))
 
 
 def _projectors(bases: Sequence[Tensor]) -> list[Tensor]:
@@ -95,13 +104,6 @@ def _compose(shape: Shape, factor: Tensor, projectors: list[Tensor]) -> Tensor:
         filter = pad(left, [*behind, 0, 1]) + pad(right, [*behind, 1, 0])
     inputs: Tensor = filter[..., : shape.inputs]
     return inputs
-
-
-def _distance(basis: Tensor) -> float:
-    """How far the columns are from orthonormal: ``norm(U^T U - I)``, at most, over the batch."""
-    gram = basis.mT @ basis
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return float(torch.linalg.matrix_norm(gram).max()) if gram.numel() else 0.0
 
 
 def _rounding(filter: Tensor, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from robustcore.common.checks import (
     require_positive,
     require_real,
 )
-from robustcore.lipschitz.base import LipschitzModule
+from robustcore.lipschitz.base import LipschitzModule, require_finite
 from robustcore.lipschitz.norms import matrix_norm_bound
 
 
@@ -81,7 +81,9 @@ class Householder(LipschitzModule):
         return ops.householder(_channels(x, self.channels), self.theta)
 
     def lipschitz_bound(self) -> float:
-        """1: continuous, and an isometry on each piece."""
+        """1: continuous, and an isometry on each piece. Raises ValueError of angles that are not
+        finite."""
+        require_finite(self, "theta")
         return 1.0
 
     def extra_repr(self) -> str:
@@ -142,7 +144,8 @@ class ProjectionPool2d(LipschitzModule):
         return ops.projection_pool(_channels(x, self.channels), self.theta)
 
     def lipschitz_bound(self) -> float:
-        """1: a distance to a set."""
+        """1: a distance to a set. Raises ValueError of angles that are not finite."""
+        require_finite(self, "theta")
         return 1.0
 
     def extra_repr(self) -> str:
@@ -244,6 +247,13 @@ def flat_features(x: Any, features: int, name: str = "x") -> Tensor:
     if require_floating(name, x).dim() < 2 or math.prod(x.shape[1:]) != features:
         raise ValueError(f"{name}: got shape {list(x.shape)}, want [N, {features}] features")
     return x.flatten(1)  # type: ignore[no-any-return]
+
+
+def last_features(x: Any, features: int, weight: Tensor) -> Tensor:
+    """x, checked to be ``[*, features]`` of the weight's dtype."""
+    if require_floating("x", x).dim() < 1 or x.shape[-1] != features:
+        raise ValueError(f"x: got shape {list(x.shape)}, want [*, {features}]")
+    return of_dtype(x, weight.dtype)
 
 
 def of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:

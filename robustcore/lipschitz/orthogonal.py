@@ -17,17 +17,16 @@ from robustcore.common.checks import (
     require_int,
     require_parameter_form,
 )
-from robustcore.lipschitz.base import LipschitzModule, with_gradient
+from robustcore.lipschitz.base import Filtered, require_finite
 from robustcore.lipschitz.filters import Shape, certified_filter, orthogonal_filter
-from robustcore.lipschitz.layers import of_dtype
+from robustcore.lipschitz.layers import last_features, of_dtype
 from robustcore.ops.autograd import arithmetic
 
 
-class _Orthogonal(LipschitzModule):
+class _Orthogonal(Filtered):
     """The free matrices of an orthogonal filter, and the filter in training and in eval."""
 
     bases: Tensor | None
-    bias: Tensor | None
 
     def __init__(self, shape: Shape, outputs: int, bias: bool, device: Any, dtype: Any) -> None:
         super().__init__()
@@ -51,29 +50,13 @@ class _Orthogonal(LipschitzModule):
             taps = self._shape.inputs * math.prod(self._shape.kernel_size)
             nn.init.uniform_(self.bias, -(taps**-0.5), taps**-0.5)
 
-    @property
-    def filter(self) -> Tensor:
-        """The filter as ``torch.nn`` would hold it; in eval that of the certificates."""
-        whole = torch.compiler.is_compiling() and self._kept is None  # the graph makes the filter
-        kept = None if self.training or whole else self.kept()
-        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return kept[0]  # type: ignore[no-any-return]
-        with torch.autocast(self.weight.device.type, enabled=False):
-            filter = self._laid_out(orthogonal_filter(self._shape, *self._wide()))
-        filter = filter.to(self.weight.dtype)
-        return filter if kept is None else with_gradient(kept[0], filter)
-
-    def lipschitz_bound(self) -> float:
-        """1, by the filter's scaling. Raises ValueError if a parameter is not finite."""
-        bound: float = self.kept()[1]
-        return bound
+    def made(self) -> Tensor:
+        """The filter of training."""
+        return self._laid_out(orthogonal_filter(self._shape, *self._wide()))
 
     def derive(self) -> tuple[Tensor, float]:
         """The filter and its bound."""
-        for name in ("weight", "bases"):
-            free = getattr(self, name)
-            if free is not None and not bool(free.isfinite().all()):
-                raise ValueError(f"{name}: is not finite, the layer has no bound")
+        require_finite(self, "weight", "bases")
         filter, bound = certified_filter(self._shape, self.weight, self.bases)
         return self._laid_out(filter), bound
 
@@ -85,13 +68,6 @@ class _Orthogonal(LipschitzModule):
     def _laid_out(self, filter: Tensor) -> Tensor:
         """``[groups, *kernel_size, outputs, inputs]`` as ``[out, in / groups, *kernel_size]``."""
         return filter.movedim((-2, -1), (1, 2)).flatten(0, 1).contiguous()
-
-    def _fill(self, module: Any) -> Any:
-        """A module of ``torch.nn`` with this layer's filter and bias."""
-        module.weight = nn.Parameter(self.kept()[0].clone(), self.weight.requires_grad)
-        if self.bias is not None:
-            module.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
-        return module.train(self.training)
 
 
 class OrthogonalLinear(_Orthogonal):
@@ -123,10 +99,7 @@ class OrthogonalLinear(_Orthogonal):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*, in_features]`` to ``[*, out_features]``."""
-        if require_floating("x", x).dim() < 1 or x.shape[-1] != self.in_features:
-            got = list(x.shape)
-            raise ValueError(f"x: got shape {got}, want [*, {self.in_features}]")
-        return linear(of_dtype(x, self.weight.dtype), self.filter, self.bias)
+        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
 
     def export(self) -> nn.Linear:
         """The layer as an ``nn.Linear``."""

@@ -1,6 +1,8 @@
-"""1-Lipschitz layers without orthogonality: AOL and SLL, whose filter is rescaled; Cayley."""
+"""1-Lipschitz layers without orthogonality, whose free filter is rescaled: AOL and SLL."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,71 +14,103 @@ from robustcore.common.checks import (
     require_int,
     require_parameter_form,
 )
-from robustcore.lipschitz.base import LipschitzModule, with_gradient
-from robustcore.lipschitz.layers import of_dtype
-from robustcore.ops.lipschitz.polar import cayley
+from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite, with_gradient
+from robustcore.lipschitz.filters import rounded
+from robustcore.lipschitz.layers import last_features, of_dtype
 
-# Of the sums in float64 and of their rounding to float32.
-_MARGIN = 1 + 1e-6
+# A weight whose largest entry, and a channel whose sum of products beside the largest entry is
+# below these, is not blown up, so that zero has a gradient.
+_LEAST, _LEAST_SUM = 1e-4, 1e-7
 
 
-class _Rescaled(LipschitzModule):
-    """A free filter ``[out, in, k, k]``, and the sums of its Gram matrix that bound it."""
+def free_weight(shape: tuple[int, ...], device: Any, dtype: Any) -> nn.Parameter:
+    """With orthonormal rows or columns."""
+    require_parameter_form(device, dtype)
+    weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+    nn.init.orthogonal_(weight)
+    return weight
 
-    bias: Tensor | None
+
+def scales(weight: Tensor, q: Tensor | None = None) -> Tensor:
+    """``[C]``: factors r of the first dimension with ``norm(diag(r) W) <= 1``, W ``[C, *]``.
+
+    W is a matrix, or the convolution with a filter ``[C, D, k, k]``. Its channels' products with
+    all others at all offsets, absolute, sum up to r^(-2), spread by any positive ``exp(q)``.
+    """
+    largest = weight.detach().abs().amax().clamp(min=_LEAST)
+    rows = weight / largest  # the products of what is large overflow
+    if rows.dim() == 2:
+        products = (rows @ rows.mT).abs()
+    else:
+        products = conv2d(rows, rows, padding=rows.shape[-1] - 1).abs().sum((2, 3))
+    if q is not None:
+        spread = (q - q.mean()).clamp(-10, 10)
+        products = products * (spread - spread[:, None]).exp()
+    eps = torch.finfo(weight.dtype).eps
+    return products.sum(1).clamp(min=_LEAST_SUM).rsqrt() * (1 - eps) / largest
+
+
+class _AOL(Filtered):
+    """A free weight ``[out, in, *k]`` times a scale of each input channel."""
+
+    def made(self) -> Tensor:
+        """The filter of training."""
+        return self._scaled(self.weight)
+
+    def derive(self) -> tuple[Tensor, float]:
+        """The filter from float64, and its bound."""
+        require_finite(self, "weight")
+        exact = self._scaled(self.weight.double())
+        taps = exact.reshape(*exact.shape[:2], -1).permute(2, 0, 1)[None]
+        filter, bound = rounded(taps, 1.0, self.weight.dtype)
+        return filter[0].permute(1, 2, 0).reshape(exact.shape).contiguous(), bound
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight * scales(weight.transpose(0, 1)).view(-1, *[1] * (weight.dim() - 2))
+
+
+class AOLLinear(_AOL):
+    """Almost orthogonal: a linear map whose inputs are scaled until it cannot stretch.
+
+    Args:
+        in_features, out_features, bias: as ``nn.Linear``: ``[*, in_features]`` to ``[*,
+            out_features]``.
+        device, dtype: of the parameters.
+
+    Raises TypeError or ValueError naming the argument.
+    Source: Prach and Lampert, "Almost-orthogonal layers for efficient general-purpose Lipschitz
+    networks", 2022.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], bias: int, kernel_size: int, device: object, dtype: object
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if require_int("kernel_size", kernel_size, 1, 2**31) % 2 == 0:
-            raise ValueError(f"kernel_size: got {kernel_size!r}, want an odd integer")
-        require_parameter_form(device, dtype)
-        self.kernel_size = kernel_size
-        form = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(*shape, kernel_size, kernel_size, **form))  # type: ignore
-        nn.init.orthogonal_(self.weight)
-        empty = nn.Parameter(self.weight.new_zeros(bias)) if bias else None
-        self.register_parameter("bias", empty)
+        require_int("in_features", in_features, 1, 2**31)
+        require_int("out_features", out_features, 1, 2**31)
+        self.in_features, self.out_features = in_features, out_features
+        require_flag("bias", bias)
+        self.weight = free_weight((out_features, in_features), device, dtype)
+        zeros = nn.Parameter(self.weight.new_zeros(out_features)) if bias else None
+        self.register_parameter("bias", zeros)
 
-    def _rows(self, weight: Tensor) -> Tensor:
-        """The weight with the channels first whose Gram matrix counts."""
-        return weight
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*, in_features]`` to ``[*, out_features]``."""
+        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
 
-    def _sums(self, weight: Tensor) -> Tensor:
-        """``[C]``: of each channel, the absolute products with all at all offsets."""
-        rows = self._rows(weight)
-        products = conv2d(rows, rows, padding=rows.shape[-1] - 1)
-        tiny = torch.finfo(self.weight.dtype).tiny
-        return products.abs().sum((1, 2, 3)).clamp(min=tiny) * _MARGIN
-
-    def derive(self) -> Tensor:
-        """The sums in float64, rounded to the weight's dtype."""
-        if not bool(self.weight.isfinite().all()):
-            raise ValueError("weight: is not finite, the layer has no bound")
-        return self._sums(self.weight.double()).to(self.weight.dtype)
-
-    def _scales(self) -> Tensor:
-        if self.training:
-            with torch.autocast(self.weight.device.type, enabled=False):
-                return self._sums(self.weight)
-        kept: Tensor = self.kept()
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return with_gradient(kept, self._sums(self.weight))
-        return kept
-
-    def lipschitz_bound(self) -> float:
-        """1, by the sums. Raises ValueError if the weight is not finite."""
-        self.kept()
-        return 1.0
-
-    def _images(self, x: Tensor, channels: int) -> Tensor:
-        if require_floating("x", x).dim() != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-            raise ValueError(f"x: got shape {list(x.shape)}, want [N, {channels}, H, W]")
-        return of_dtype(x, self.weight.dtype)
+    def export(self) -> nn.Linear:
+        """The layer as an ``nn.Linear``."""
+        features = self.in_features, self.out_features
+        return self._fill(nn.Linear(*features, self.bias is not None))  # type: ignore[no-any-return]
 
 
-class AOLConv2d(_Rescaled):
+class AOLConv2d(_AOL):
     """Almost orthogonal: a convolution whose input channels are scaled until it cannot stretch.
 
     ``[N, in, H, W]`` to ``[N, out, ceil(H / stride), ceil(W / stride)]``, zero padding.
@@ -101,36 +135,95 @@ class AOLConv2d(_Rescaled):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        super().__init__()
         for name, value in (
             ("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)
         ):  # fmt: skip
             require_int(name, value, 1, 2**31)
-        outputs = out_channels if require_flag("bias", bias) else 0
-        super().__init__((out_channels, in_channels), outputs, kernel_size, device, dtype)
+        require_flag("bias", bias)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
-
-    def _rows(self, weight: Tensor) -> Tensor:
-        return weight.transpose(0, 1)
+        self.kernel_size = k = _odd(kernel_size)
+        self.weight = free_weight((out_channels, in_channels, k, k), device, dtype)
+        zeros = nn.Parameter(self.weight.new_zeros(out_channels)) if bias else None
+        self.register_parameter("bias", zeros)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H', W']``."""
-        x = self._images(x, self.in_channels) * self._scales().rsqrt().view(-1, 1, 1)
-        return conv2d(x, self.weight, self.bias, self.stride, self.kernel_size // 2)
+        x = _images(x, self.in_channels, self.weight)
+        return conv2d(x, self.filter, self.bias, self.stride, self.kernel_size // 2)
 
     def export(self) -> nn.Conv2d:
         """The layer as an ``nn.Conv2d``."""
-        size = self.kernel_size
-        layer = nn.Conv2d(self.in_channels, self.out_channels, size, self.stride, size // 2,
-                          bias=self.bias is not None)  # fmt: skip
-        scaled = self.weight.detach() * self.kept().rsqrt().view(1, -1, 1, 1)
-        layer.weight = nn.Parameter(scaled)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().clone())
-        return layer.train(self.training)
+        form = (self.in_channels, self.out_channels, self.kernel_size, self.stride)
+        plain = nn.Conv2d(*form, self.kernel_size // 2, bias=self.bias is not None)
+        return self._fill(plain)  # type: ignore[no-any-return]
 
 
-class SLLConv2d(_Rescaled):
-    """A residual layer ``x - 2 W^T T^(-1) relu(W x + b)``, T the diagonal that bounds ``W W^T``.
+class _SLL(LipschitzModule):
+    """A free weight ``[hidden, in, *k]``, and a scale of each of its outputs."""
+
+    def __init__(self, shape: tuple[int, ...], device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.weight = free_weight(shape, device, dtype)
+        self.bias = nn.Parameter(self.weight.new_zeros(shape[0]))
+        self.q = nn.Parameter(self.weight.new_zeros(shape[0]))
+
+    def derive(self) -> Tensor:
+        """The scales, from float64."""
+        require_finite(self, "weight", "q")
+        exact = scales(self.weight.double(), self.q.double())
+        return (exact * (1 - torch.finfo(self.weight.dtype).eps)).to(self.weight.dtype)
+
+    def _scales(self) -> Tensor:
+        kept: Tensor | None = None if self.training else self.kept()
+        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return kept
+        with torch.autocast(self.weight.device.type, enabled=False):
+            fresh = scales(self.weight, self.q)
+        return fresh if kept is None else with_gradient(kept, fresh)
+
+    def lipschitz_bound(self) -> float:
+        """1, by the scales. Raises ValueError if a parameter is not finite."""
+        self.kept()
+        return 1.0
+
+
+class SLLLinear(_SLL):
+    """A residual layer ``x - 2 W^T D relu(W x + b)``, D the diagonal with ``D <= (W W^T)^(-1)``.
+
+    ``[*, features]`` to the same shape.
+
+    Args:
+        features: of x.
+        hidden: features of W x; default: ``features``.
+        device, dtype: of the parameters.
+
+    Raises TypeError or ValueError naming the argument.
+    Source: Araujo et al., "A unified algebraic perspective on Lipschitz neural networks", 2023.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_int("features", features, 1, 2**31)
+        hidden = features if hidden is None else require_int("hidden", hidden, 1, 2**31)
+        super().__init__((hidden, features), device, dtype)
+        self.in_features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As x."""
+        x, scale = last_features(x, self.in_features, self.weight), self._scales()
+        inner = linear(x, self.weight, self.bias).relu() * scale
+        return x - linear(2 * inner * scale, self.weight.mT)
+
+
+class SLLConv2d(_SLL):
+    """A residual layer ``x - 2 W^T D relu(W x + b)`` of the convolution W, see :class:`SLLLinear`.
 
     ``[N, channels, H, W]`` to the same shape, zero padding.
 
@@ -155,81 +248,25 @@ class SLLConv2d(_Rescaled):
     ) -> None:
         require_int("channels", channels, 1, 2**31)
         hidden = channels if hidden is None else require_int("hidden", hidden, 1, 2**31)
-        super().__init__((hidden, channels), hidden, kernel_size, device, dtype)
-        self.channels = channels
+        k = _odd(kernel_size)
+        super().__init__((hidden, channels, k, k), device, dtype)
+        self.channels, self.kernel_size = channels, k
 
     def forward(self, x: Tensor) -> Tensor:
         """As x."""
-        x, reach = self._images(x, self.channels), self.kernel_size // 2
-        inner = conv2d(x, self.weight, self.bias, padding=reach).relu()
-        inner = inner * (2 / self._scales()).view(-1, 1, 1)
-        return x - conv_transpose2d(inner, self.weight, padding=reach)
+        x, reach = _images(x, self.channels, self.weight), self.kernel_size // 2
+        scale = self._scales().view(-1, 1, 1)
+        inner = conv2d(x, self.weight, self.bias, padding=reach).relu() * scale
+        return x - conv_transpose2d(2 * inner * scale, self.weight, padding=reach)
 
 
-class CayleyLinear(LipschitzModule):
-    """A linear map with orthonormal rows or columns: the Cayley transform of its free matrix.
+def _odd(kernel_size: Any) -> int:
+    if require_int("kernel_size", kernel_size, 1, 2**31) % 2 == 0:
+        raise ValueError(f"kernel_size: got {kernel_size!r}, want an odd integer")
+    return int(kernel_size)
 
-    Args:
-        in_features, out_features, bias: as ``nn.Linear``: ``[*, in_features]`` to ``[*,
-            out_features]``.
-        device, dtype: of the parameters.
 
-    ``(I - A) (I + A)^(-1)``, A the skew part; of an oblong matrix, as published. Raises TypeError
-    or ValueError naming the argument.
-    Source: Trockman and Kolter, "Orthogonalizing convolutional layers with the Cayley transform",
-    2021.
-    """
-
-    bias: Tensor | None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        require_int("in_features", in_features, 1, 2**31)
-        require_int("out_features", out_features, 1, 2**31)
-        require_flag("bias", bias)
-        require_parameter_form(device, dtype)
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, device=device, dtype=dtype)
-        )
-        nn.init.normal_(self.weight, std=in_features**-0.5)
-        zeros = nn.Parameter(self.weight.new_zeros(out_features)) if bias else None
-        self.register_parameter("bias", zeros)
-
-    def derive(self) -> tuple[Tensor, float]:
-        """The matrix from float64, and its norm's bound."""
-        if not bool(self.weight.isfinite().all()):
-            raise ValueError("weight: is not finite, the layer has no bound")
-        matrix = cayley(self.weight.double()) / (1 + 4 * torch.finfo(self.weight.dtype).eps)
-        rounded = matrix.to(self.weight.dtype)
-        norm = float(torch.linalg.matrix_norm(rounded.double(), ord=2)) * (1 + 1e-12)
-        return rounded, max(1.0, norm)
-
-    def matrix(self) -> Tensor:
-        """``[out_features, in_features]``, orthonormal."""
-        if self.training:
-            with torch.autocast(self.weight.device.type, enabled=False):
-                return cayley(self.weight)
-        kept: Tensor = self.kept()[0]
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return with_gradient(kept, cayley(self.weight))
-        return kept
-
-    def lipschitz_bound(self) -> float:
-        """1, or the norm of the rounded matrix. Raises ValueError if the weight is not finite."""
-        bound: float = self.kept()[1]
-        return bound
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*, in_features]`` to ``[*, out_features]``."""
-        if require_floating("x", x).dim() < 1 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x: got shape {list(x.shape)}, want [*, {self.in_features}]")
-        return linear(of_dtype(x, self.weight.dtype), self.matrix(), self.bias)
+def _images(x: Any, channels: int, weight: Tensor) -> Tensor:
+    if require_floating("x", x).dim() != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+        raise ValueError(f"x: got shape {list(x.shape)}, want [N, {channels}, H, W]")
+    return of_dtype(x, weight.dtype)

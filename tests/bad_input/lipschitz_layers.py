@@ -27,6 +27,26 @@ EXAMPLES = {
     "lipschitz.CayleyLinear.forward": call(
         lambda: lipschitz.CayleyLinear(4, 3), x=lambda: rand(2, 4)
     ),
+    "lipschitz.CayleyConv2d": call(
+        lipschitz.CayleyConv2d,
+        in_channels=3,
+        out_channels=4,
+        kernel_size=3,
+        stride=1,
+        bias=True,
+        device=None,
+        dtype=None,
+    ),
+    "lipschitz.CayleyConv2d.forward": call(lambda: lipschitz.CayleyConv2d(3, 4), x=images),
+    "lipschitz.CayleyConv2d.export": call(
+        lambda: lipschitz.CayleyConv2d(3, 4).eval().export, height=4, width=6
+    ),
+    "lipschitz.AOLLinear": call(
+        lipschitz.AOLLinear, in_features=4, out_features=3, bias=True, device=None, dtype=None
+    ),
+    "lipschitz.AOLLinear.forward": call(lambda: lipschitz.AOLLinear(4, 3), x=lambda: rand(2, 4)),
+    "lipschitz.SLLLinear": call(lipschitz.SLLLinear, features=4, hidden=3, device=None, dtype=None),
+    "lipschitz.SLLLinear.forward": call(lambda: lipschitz.SLLLinear(4), x=lambda: rand(2, 4)),
     "lipschitz.Residual": call(lipschitz.Residual, inner=lambda: nn.ReLU(), share=0.5),
     "lipschitz.Residual.forward": call(lambda: lipschitz.Residual(nn.ReLU()), x=images),
     "lipschitz.BatchCentering": call(

@@ -45,26 +45,37 @@ def orthonormal_basis(matrix: Tensor) -> Tensor:
 
 
 def cayley(matrix: Tensor) -> Tensor:
-    """``[m, n]`` with orthonormal columns, or rows where m < n, by one solve.
+    """``[..., m, n]`` with orthonormal columns, or rows where m < n, by one solve; complex too.
 
-    The upper square U and the rest V of a tall matrix give ``A = U - U^T + V^T V`` and ``[(I - A)
+    The upper square U and the rest V of a tall matrix give ``A = U - U^* + V^* V`` and ``[(I - A)
     (I + A)^(-1); -2 V (I + A)^(-1)]``. Differentiable to any order.
     Source: Trockman and Kolter, 2021.
     """
-    rows, columns = matrix.shape
+    rows, columns = matrix.shape[-2:]
     if rows < columns:
-        return cayley(matrix.mT).mT
-    upper, rest = matrix[:columns], matrix[columns:]
+        return cayley(matrix.mH).mH
+    upper, rest = matrix[..., :columns, :], matrix[..., columns:, :]
     identity = torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
-    skewed = upper - upper.mT + rest.mT @ rest
-    numerator = torch.cat([identity - skewed, -2 * rest])
+    skewed = upper - upper.mH + rest.mH @ rest
+    numerator = torch.cat([identity - skewed, -2 * rest], -2)
     return torch.linalg.solve(identity + skewed, numerator, left=False)
+
+
+def distance(matrix: Tensor) -> float:
+    """How far the columns, or rows, are from orthonormal: ``norm(U^* U - I)``, largest of the batch.
+
+    Its Frobenius norm, which is no smaller. The norm of U is at most ``sqrt(1 + distance)``.
+    """
+    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mH
+    gram = tall.mH @ tall
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return float(torch.linalg.matrix_norm(gram).max()) if gram.numel() else 0.0
 
 
 def _unit_scale(matrix: Tensor) -> Tensor:
     """The matrix over its largest entry: what does not depend on its scale cannot overflow."""
     largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
-    return matrix / largest.clamp(min=torch.finfo(matrix.dtype).tiny)
+    return matrix / largest.where(largest > 0, 1)
 
 
 class _Polar(torch.autograd.Function):
@@ -75,8 +86,8 @@ class _Polar(torch.autograd.Function):
     @staticmethod
     def forward(matrix):
         squares, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-        least = torch.finfo(matrix.dtype).eps * squares[..., -1:]
-        values = torch.maximum(squares, least).clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
+        least = torch.finfo(matrix.dtype).eps * squares[..., -1:].clamp(min=1)  # but of zeros it is
+        values = torch.maximum(squares, least).sqrt()
         factor = (matrix @ (vectors / values[..., None, :])) @ vectors.mT
         for _ in range(_STEPS):
             factor = 1.5 * factor - 0.5 * factor @ (factor.mT @ factor)

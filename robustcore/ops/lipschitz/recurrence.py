@@ -157,7 +157,7 @@ def _slots(like: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
     whole = torch.empty(
         count * n, c, h, w, dtype=like.dtype, device=like.device, memory_format=memory_format
     )
-    return whole, list(whole.split(n))
+    return whole, list(whole.unflatten(0, (count, n)).unbind())
 
 
 def _step(
