@@ -96,6 +96,7 @@ class CayleyConv2d(LipschitzModule):
     2021.
     """
 
+    weight: nn.Parameter
     bias: Tensor | None
 
     def __init__(
@@ -143,7 +144,7 @@ class CayleyConv2d(LipschitzModule):
             waves = torch.fft.rfft2(x).permute(2, 3, 1, 0)
             turned = self._matrices(*size) @ waves
             y = torch.fft.irfft2(turned.permute(3, 2, 0, 1), size).to(dtype)
-            return y if self.bias is None else y + self.bias.to(dtype).view(-1, 1, 1)
+            return y if self.bias is None else y.add(self.bias.to(dtype).view(-1, 1, 1))
 
     def lipschitz_bound(self) -> float:
         """1, by the scaling of each frequency. Raises ValueError if the weight is not finite."""
@@ -171,7 +172,7 @@ class CayleyConv2d(LipschitzModule):
             size = tuple(
                 require_int(name, n, low, 2**31) // s
                 for name, n in (("height", height), ("width", width))
-            )  # type: ignore[assignment]
+            )
         matrices = self._kept_matrices(*size)
         assert matrices is not None
         return _Exported(self, matrices, *size).train(self.training)
@@ -248,7 +249,7 @@ class _Exported(nn.Module):
         waves = waves.unflatten(2, (2, -1)).permute(3, 2, 1, 0).flatten(1, 2)  # [F, 2 in, N]
         turned = (self.turn @ waves).unflatten(1, (2, -1))  # [F, 2, out, N]
         y = (turned.permute(3, 2, 1, 0).flatten(2) @ self.back).unflatten(2, self.size)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add(self.bias)
 
 
 def _make_parameters(
@@ -256,9 +257,10 @@ def _make_parameters(
 ) -> None:
     require_flag("bias", bias)
     require_parameter_form(device, dtype)
-    layer.weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-    nn.init.normal_(layer.weight, std=math.prod(shape[1:]) ** -0.5)
-    zeros = nn.Parameter(layer.weight.new_zeros(outputs)) if bias else None
+    weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+    nn.init.normal_(weight, std=math.prod(shape[1:]) ** -0.5)
+    layer.register_parameter("weight", weight)
+    zeros = nn.Parameter(weight.new_zeros(outputs)) if bias else None
     layer.register_parameter("bias", zeros)
 
 
@@ -266,4 +268,4 @@ def _limited(weight: Tensor) -> Tensor:
     """The weight, shortened where its transform would have no digits left."""
     largest = weight.detach().abs().amax().clamp(min=1)
     norm = largest * torch.linalg.vector_norm((weight / largest).detach())
-    return weight * (torch.finfo(weight.dtype).eps ** (-1 / 3) / norm).clamp(max=1)
+    return weight.mul((torch.finfo(weight.dtype).eps ** (-1 / 3) / norm).clamp(max=1))

@@ -1,4 +1,4 @@
-"""Cayley layers: orthonormal, the transform of the dense circular matrix, export by real products."""
+"""Cayley layers: orthonormal, the transform of the dense circular matrix, exported as products."""
 
 import pytest
 import torch

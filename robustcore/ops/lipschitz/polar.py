@@ -62,7 +62,7 @@ def cayley(matrix: Tensor) -> Tensor:
 
 
 def distance(matrix: Tensor) -> float:
-    """How far the columns, or rows, are from orthonormal: ``norm(U^* U - I)``, largest of the batch.
+    """How far the columns, or rows, are from orthonormal: ``norm(U^* U - I)``, over the batch.
 
     Its Frobenius norm, which is no smaller. The norm of U is at most ``sqrt(1 + distance)``.
     """
