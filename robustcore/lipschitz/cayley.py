@@ -143,8 +143,8 @@ class CayleyConv2d(LipschitzModule):
             size = x.shape[2], x.shape[3]
             waves = torch.fft.rfft2(x).permute(2, 3, 1, 0)
             turned = self._matrices(*size) @ waves
-            y = torch.fft.irfft2(turned.permute(3, 2, 0, 1), size).to(dtype)
-            return y if self.bias is None else y.add(self.bias.to(dtype).view(-1, 1, 1))
+            y: Tensor = torch.fft.irfft2(turned.permute(3, 2, 0, 1), size).to(dtype)
+            return y if self.bias is None else y + self.bias.to(dtype).view(-1, 1, 1)
 
     def lipschitz_bound(self) -> float:
         """1, by the scaling of each frequency. Raises ValueError if the weight is not finite."""
@@ -248,8 +248,8 @@ class _Exported(nn.Module):
         waves = x.flatten(2) @ self.forth  # [N, in, 2 F]: real parts, imaginary parts
         waves = waves.unflatten(2, (2, -1)).permute(3, 2, 1, 0).flatten(1, 2)  # [F, 2 in, N]
         turned = (self.turn @ waves).unflatten(1, (2, -1))  # [F, 2, out, N]
-        y = (turned.permute(3, 2, 1, 0).flatten(2) @ self.back).unflatten(2, self.size)
-        return y if self.bias is None else y.add(self.bias)
+        y: Tensor = (turned.permute(3, 2, 1, 0).flatten(2) @ self.back).unflatten(2, self.size)
+        return y if self.bias is None else y + self.bias
 
 
 def _make_parameters(
