@@ -1,18 +1,33 @@
 // Nothing is allocated or written before every check has passed.
 #include "attacks/warp.h"
 
+#include <algorithm>
+
 #include "common/cpu.h"
 #include "common/device.h"
 
 namespace robustcore::attacks {
 namespace {
 
-// 32 bits index the pixels of a plane.
-constexpr int64_t kMaxPlane = int64_t{1} << 30;
+// 32 bits index the pixels of a padded plane.
+constexpr int64_t kMaxPlane = int64_t{1} << 31;
+// Floats laid out at a time: what images share is read while it is in cache.
+constexpr int64_t kBlock = int64_t{1} << 22;
 
-void warp_cpu(const WarpArgs& args) {
-  const int64_t rows = args.images * args.poses * args.rows;
-  run_units(RC_PICK(warp), args, rows, rows * args.channels * args.columns * 4);
+void warp_cpu(const WarpArgs& all) {
+  const int64_t floats = all.dtype == DType::kFloat64 ? 4 : 2;
+  const int64_t per_image = all.channels * all.padded() * floats;
+  const int64_t most = std::clamp<int64_t>(kBlock / per_image, 1, all.images);
+  const Scratch corners(most * per_image);
+  WarpArgs args = all;
+  args.corners = corners.data();
+  for (args.first = 0; args.first < all.images; args.first += most) {
+    const int64_t images = std::min(most, all.images - args.first);
+    const int64_t laid_out = images * args.channels * (args.padded() / args.padded_columns());
+    run_units(RC_PICK(warp_corners), args, laid_out, images * per_image);
+    const int64_t rows = images * args.poses * args.rows;
+    run_units(RC_PICK(warp), args, rows, rows * args.channels * args.columns * 4);
+  }
 }
 
 void warp_transposed_cpu(const WarpArgs& args) {
@@ -26,7 +41,8 @@ WarpArgs warp_args(const char* name, const Tensor& t, int64_t first, const Tenso
   WarpArgs args{};
   args.images = t.size(0), args.channels = t.size(first);
   args.rows = t.size(first + 1), args.columns = t.size(first + 2);
-  check(args.pixels() < kMaxPlane, name, ": got ", args.pixels(), " pixels, want below 2**30");
+  check(args.padded() < kMaxPlane, name, ": got ", args.rows, " x ", args.columns,
+        " pixels, want (rows + 4) * (columns + 5) below 2**31");
   args.dtype = floating_dtype(name, t.scalar_type());
   const bool wide = args.dtype == DType::kFloat64;
   check(turns.dim() == 3 && turns.size(2) == 4 && turns.is_contiguous() &&

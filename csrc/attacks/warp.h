@@ -19,12 +19,24 @@ struct WarpArgs {
   int64_t turns_stride;  // of an image, 0: the same poses for all
   void* out;             // [images, poses, channels, rows, columns], transposed as in
   DType dtype;           // of in and out; turns are of its arithmetic type
+  void* corners;         // of the CPU: [some images, channels, padded(), 2], see below
+  int64_t first;         // of these images
 
   int64_t pixels() const {
     return rows * columns;
   }
+  // With zeros around it a plane has all that a tap reads.
+  int64_t padded_columns() const {
+    return columns + 5;
+  }
+  int64_t padded() const {
+    return (rows + 4) * padded_columns();
+  }
 };
 
+// The CPU first lays planes out in the arithmetic type, each pixel with the one below it: the four
+// that a tap reads then follow each other, and no pixel is an edge.
+RC_VARIANTS(warp_corners, const WarpArgs& args, int64_t begin, int64_t end);  // padded rows
 RC_VARIANTS(warp, const WarpArgs& args, int64_t begin, int64_t end);  // rows of poses of images
 RC_VARIANTS(warp_transposed, const WarpArgs& args, int64_t begin, int64_t end);  // planes
 void warp_cuda(const WarpArgs& args, void* stream);
@@ -32,7 +44,8 @@ void warp_transposed_cuda(const WarpArgs& args, void* stream);
 
 inline namespace RC_ISA {
 
-// A source's pixel and fraction on one axis. What is outside, NaN too, is so by a pixel at least.
+// A source's pixel and fraction on one axis, the pixel in [-2, size + 1]. What is outside, NaN too,
+// is so by a pixel at least.
 template <class T>
 struct Tap {
   int first;

@@ -224,8 +224,14 @@ void warp_case(int64_t channels, int64_t rows, int64_t columns, bool own_poses) 
     Sides<T> out(transposed ? small : large);
     args.in = in.data();
     args.out = out.cpu.data();
-    transposed ? warp_transposed_baseline(args, 0, images * channels)
-               : warp_baseline(args, 0, images * poses * rows);
+    if (transposed) {
+      warp_transposed_baseline(args, 0, images * channels);
+    } else {
+      std::vector<A> corners(images * channels * args.padded() * 2);
+      args.corners = corners.data();
+      warp_corners_baseline(args, 0, images * channels * (rows + 4));
+      warp_baseline(args, 0, images * poses * rows);
+    }
     args.out = out.gpu.data();
     transposed ? warp_transposed_cuda(args, nullptr) : warp_cuda(args, nullptr);
     report(label<T>(transposed ? "warp transposed" : "warp", rows, columns), out.agree());
