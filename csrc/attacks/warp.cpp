@@ -42,7 +42,7 @@ WarpArgs warp_args(const char* name, const Tensor& t, int64_t first, const Tenso
   args.images = t.size(0), args.channels = t.size(first);
   args.rows = t.size(first + 1), args.columns = t.size(first + 2);
   check(args.padded() < kMaxPlane, name, ": got ", args.rows, " x ", args.columns,
-        " pixels, want (rows + 4) * (columns + 5) below 2**31");
+        " pixels, want (rows + 4) * (columns + 4) below 2**31");
   args.dtype = floating_dtype(name, t.scalar_type());
   const bool wide = args.dtype == DType::kFloat64;
   check(turns.dim() == 3 && turns.size(2) == 4 && turns.is_contiguous() &&

@@ -1,23 +1,8 @@
+#include "attacks/elements_cuda.h"
 #include "attacks/warp.h"
-#include "common/cuda.h"
 
 namespace robustcore::attacks {
 namespace {
-
-// Arithmetic is a hundred instructions a pixel, beside which a branch on its dtype is nothing.
-template <class T>
-__device__ __forceinline__ void store_as(void* data, DType dtype, int64_t at, T value) {
-  dispatch_narrow<T>(dtype, [&](auto tag) {
-    static_cast<decltype(tag)*>(data)[at] = convert<decltype(tag)>(value);
-  });
-}
-template <class T>
-__device__ __forceinline__ T read_as(const void* data, DType dtype, int64_t at) {
-  T value{};
-  dispatch_narrow<T>(
-      dtype, [&](auto tag) { value = convert<T>(static_cast<const decltype(tag)*>(data)[at]); });
-  return value;
-}
 
 // A pixel of a pose a thread, of all channels: its taps are found once.
 template <class T>

@@ -27,7 +27,7 @@ struct WarpArgs {
   }
   // With zeros around it a plane has all that a tap reads.
   int64_t padded_columns() const {
-    return columns + 5;
+    return columns + 4;
   }
   int64_t padded() const {
     return (rows + 4) * padded_columns();
@@ -44,8 +44,8 @@ void warp_transposed_cuda(const WarpArgs& args, void* stream);
 
 inline namespace RC_ISA {
 
-// A source's pixel and fraction on one axis, the pixel in [-2, size + 1]. What is outside, NaN too,
-// is so by a pixel at least.
+// A source's pixel and fraction on one axis, the pixel in [-2, size]. What is outside, NaN too, is
+// so by a pixel at least.
 template <class T>
 struct Tap {
   int first;
@@ -53,7 +53,7 @@ struct Tap {
 
   RC_HOST_DEVICE Tap(T source, int size) {
     source = source > T(-2) ? source : T(-2);
-    source = source < static_cast<T>(size + 1) ? source : static_cast<T>(size + 1);
+    source = source < static_cast<T>(size) ? source : static_cast<T>(size);
     const int cut = static_cast<int>(source);
     first = cut - (static_cast<T>(cut) > source ? 1 : 0);
     fraction = source - static_cast<T>(first);

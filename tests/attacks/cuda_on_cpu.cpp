@@ -7,6 +7,7 @@
 #include "attacks/apgd.h"
 #include "attacks/hyperplane.h"
 #include "attacks/loss.h"
+#include "attacks/perceptual.h"
 #include "attacks/square.h"
 #include "attacks/start.h"
 #include "attacks/step.h"
@@ -238,6 +239,36 @@ void warp_case(int64_t channels, int64_t rows, int64_t columns, bool own_poses) 
   }
 }
 
+// A column of zeros, and wanted or not: the other gradient.
+template <class T>
+void perceptual_case(int64_t channels, int64_t pixels, bool weighted, bool both) {
+  using A = Arithmetic<T>;
+  constexpr int64_t images = 2;
+  const int64_t elements = images * channels * pixels;
+  auto f = random_values<T>(elements, 1);
+  const auto r = random_values<T>(elements, 2);
+  const auto weights = pixels_of<A>(channels, 3), upstream = random_values<A>(images * pixels, 4);
+  for (int64_t c = 0; c < channels; ++c) f[c * pixels] = T{};
+  PerceptualArgs args{};
+  args.images = images, args.channels = channels, args.pixels = pixels, args.dtype = kType<T>;
+  args.features = f.data(), args.reference = r.data();
+  args.weights = weighted ? weights.data() : nullptr;
+  const int64_t units = images * ceil_div(pixels, kColumns);
+  Sides<A> distance(images * pixels);
+  args.distance = distance.cpu.data();
+  perceptual_baseline(args, 0, units);
+  args.distance = distance.gpu.data();
+  perceptual_cuda(args, nullptr);
+  Sides<T> of_f(elements), of_r(elements);
+  args.distance = nullptr, args.upstream = upstream.data();
+  args.grad_features = of_f.cpu.data(), args.grad_reference = both ? of_r.cpu.data() : nullptr;
+  perceptual_baseline(args, 0, units);
+  args.grad_features = of_f.gpu.data(), args.grad_reference = both ? of_r.gpu.data() : nullptr;
+  perceptual_cuda(args, nullptr);
+  report(label<T>("perceptual", channels, pixels),
+         distance.agree() && of_f.agree() && (!both || of_r.agree()));
+}
+
 template <class T>
 void cases() {
   for (const Norm norm : {Norm::kLinf, Norm::kL2, Norm::kL1, Norm::kL0}) {
@@ -252,6 +283,8 @@ void cases() {
   apgd_case<T>(300);
   warp_case<T>(3, 8, 8, false);
   warp_case<T>(1, 5, 19, true);
+  perceptual_case<T>(19, 70, true, false);
+  perceptual_case<T>(3, 5, false, true);
   for (const bool flag : {false, true}) {
     for (const Loss loss : {Loss::kCrossEntropy, Loss::kMargin, Loss::kDlr}) {
       loss_case<T>(loss, flag, 9, 3);

@@ -8,8 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcore.ops.autograd import arithmetic
+from robustcore.ops.autograd import (
+    arithmetic,
+    graph_wanted,
+    needed,
+    needs_grad,
+    present,
+    raw,
+    register_loop,
+)
 from robustcore.ops.checks import check_device, check_floating, check_like
+
+_distance = raw.perceptual_distance.default
+_backward = raw.perceptual_distance_backward.default
 
 TINY = 1e-10  # of the published denominator
 
@@ -44,20 +55,88 @@ def perceptual_distance(
     _check(features, reference, weights)
     parts = []
     for layer, (f, r) in enumerate(zip(features, reference, strict=True)):
-        square = (unit_features(f) - unit_features(r)).square()
-        if weights is not None:
-            square = square * weights[layer].to(square.dtype).view(1, -1, 1, 1)
-        parts.append(square.sum(1).mean((1, 2)))
+        w = None if weights is None else weights[layer].to(arithmetic(f))
+        pixels = _Columns.apply(f, r, w) if needs_grad(f, r, w) else _forward(f, r, w)
+        parts.append(pixels.mean((1, 2)))
     return torch.stack(parts).sum(0)
 
 
 def unit_features(f: Tensor) -> Tensor:
-    """``f / (|f| + 1e-10)`` over the channels of ``[B, C, H, W]``."""
+    """``f / (|f| + 1e-10)`` over the channels of ``[B, C, H, W]``, in torch's operations."""
     f = f.to(arithmetic(f))
+    return f * _inverse(f)[0]
+
+
+def _inverse(f: Tensor) -> tuple[Tensor, Tensor]:
+    """``1 / (|f| + 1e-10)`` of columns, and that over ``|f|``; 0 where a column is."""
     square = f.square().sum(1, keepdim=True)
     there = square > 0
     length = torch.where(there, square, 1.0).sqrt()  # a root at 0 would have no derivative
-    return f * torch.where(there, 1 / (length + TINY), 0.0)
+    inverse = torch.where(there, 1 / (length + TINY), 0.0)
+    return inverse, torch.where(there, inverse / length, 0.0)
+
+
+def _forward(f: Tensor, r: Tensor, w: Tensor | None) -> Tensor:
+    return _distance(f.contiguous(), r.contiguous(), None if w is None else w.contiguous())
+
+
+class _Columns(torch.autograd.Function):
+    """The distance ``[B, H, W]`` of every pixel of a layer."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f, r, w):
+        return _forward(f, r, w)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        f, r, w = ctx.saved_tensors
+        of_f, of_r, of_w = needed(ctx, 3)
+        # Kernels for second derivatives would be as many again, for what only penalties ask for;
+        # and the weights are seldom learnt.
+        if graph_wanted() or of_w:
+            return _any_order(grad, f, r, w)
+        dense = [None if t is None else t.contiguous() for t in (grad, f, r, w)]
+        return *present(_backward(*dense, of_f, of_r), (of_f, of_r)), None
+
+
+def _any_order(
+    grad: Tensor, f: Tensor, r: Tensor, w: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients out of what can be differentiated again."""
+    grad, units, pulled_back = grad.unsqueeze(1), [], []
+    for t in (f, r):
+        t = t.to(grad.dtype)
+        units.append((t, *_inverse(t)))
+    gap = units[0][0] * units[0][1] - units[1][0] * units[1][1]
+    pull = 2 * grad * gap if w is None else 2 * grad * w.view(1, -1, 1, 1) * gap
+    for (t, inverse, slope), p in zip(units, (pull, -pull), strict=True):
+        along = (t * p).sum(1, keepdim=True)
+        pulled_back.append((inverse * (p - t * (slope * along))).to(f.dtype))
+    return *pulled_back, None if w is None else (grad * gap.square()).sum((0, 2, 3))
+
+
+@torch.library.register_fake("robustcore::perceptual_distance")
+def _(features, reference, weights):
+    b, _, h, w = features.shape
+    return features.new_empty([b, h, w], dtype=arithmetic(features))
+
+
+@torch.library.register_fake("robustcore::perceptual_distance_backward")
+def _(upstream, features, reference, weights, of_features, of_reference):
+    return tuple(
+        features.new_empty(features.shape if wanted else [0])
+        for wanted in (of_features, of_reference)
+    )
+
+
+for _op in (_distance, _backward):
+    register_loop(_op, Tensor.contiguous)
 
 
 def _check(features: Any, reference: Any, weights: Any) -> None:

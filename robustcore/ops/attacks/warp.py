@@ -19,7 +19,7 @@ def spatial_warp(x: Tensor, angles: Tensor, shifts: Tensor | None = None) -> Ten
     grid of 775 poses ``affine_grid`` alone takes 2/3 of what the poses of a colour image take.
 
     Args:
-        x: images ``[B, C, H, W]``, floating, any strides, ``(H + 4) * (W + 5)`` below 2**31.
+        x: images ``[B, C, H, W]``, floating, any strides, ``(H + 4) * (W + 4)`` below 2**31.
         angles: floating ``[P]``, or ``[B, P]`` for poses of each image's own; degrees, against
             the clock.
         shifts: floating ``[P, 2]`` or ``[B, P, 2]``, pixels down and to the right; None: none.
