@@ -109,16 +109,18 @@ def _any_order(
     grad: Tensor, f: Tensor, r: Tensor, w: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients out of what can be differentiated again."""
-    grad, units, pulled_back = grad.unsqueeze(1), [], []
-    for t in (f, r):
-        t = t.to(grad.dtype)
-        units.append((t, *_inverse(t)))
-    gap = units[0][0] * units[0][1] - units[1][0] * units[1][1]
+    grad = grad.unsqueeze(1)
+    wide_f, wide_r = f.to(grad.dtype), r.to(grad.dtype)
+    of_f, of_r = _inverse(wide_f), _inverse(wide_r)
+    gap = wide_f * of_f[0] - wide_r * of_r[0]
     pull = 2 * grad * gap if w is None else 2 * grad * w.view(1, -1, 1, 1) * gap
-    for (t, inverse, slope), p in zip(units, (pull, -pull), strict=True):
-        along = (t * p).sum(1, keepdim=True)
-        pulled_back.append((inverse * (p - t * (slope * along))).to(f.dtype))
-    return *pulled_back, None if w is None else (grad * gap.square()).sum((0, 2, 3))
+
+    def returned(t: Tensor, of: tuple[Tensor, Tensor], pull: Tensor) -> Tensor:
+        along = (t * pull).sum(1, keepdim=True)
+        return (of[0] * (pull - t * (of[1] * along))).to(f.dtype)
+
+    of_w = None if w is None else (grad * gap.square()).sum((0, 2, 3))
+    return returned(wide_f, of_f, pull), returned(wide_r, of_r, -pull), of_w
 
 
 @torch.library.register_fake("robustcore::perceptual_distance")
