@@ -268,9 +268,10 @@ struct Avx512 {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), a, b);
   }
 
-  // table[index mod 16] of each lane.
-  static RC_HOST_DEVICE Float lookup(const float (&table)[16], Uint index) {
-    return _mm512_permutexvar_ps(as<__m512i>(index), _mm512_loadu_ps(table));
+  // table[index mod 32] of each lane.
+  static RC_HOST_DEVICE Float lookup(const float (&table)[32], Uint index) {
+    const Float low = _mm512_loadu_ps(table), high = _mm512_loadu_ps(table + 16);
+    return _mm512_permutex2var_ps(low, as<__m512i>(index), high);
   }
 
   template <class Pair>  // as in Avx2

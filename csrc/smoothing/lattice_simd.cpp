@@ -6,20 +6,22 @@ namespace robustcore::smoothing {
 inline namespace RC_ISA {
 namespace {
 
+using L = std::conditional_t<std::is_same_v<Lanes, Scalar>, Approximate, Lanes>;
+
 template <Domain kDomain>
 void check_buckets(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
   int64_t unsure_count = 0, wrong = 0, k = 0;
   const auto threshold = [&](int64_t i) {
     return static_cast<uint32_t>(args.lattice.thresholds[3 * i]);
   };
-  for (int64_t first = begin; first < end; first += Lanes::kFloats) {
-    uint32_t words[Lanes::kFloats], unsure;
-    for (int i = 0; i < Lanes::kFloats; ++i) words[i] = static_cast<uint32_t>(first + i);
-    Lanes::Uint word;
+  for (int64_t first = begin; first < end; first += L::kFloats) {
+    uint32_t words[L::kFloats], unsure;
+    for (int i = 0; i < L::kFloats; ++i) words[i] = static_cast<uint32_t>(first + i);
+    L::Uint word;
     memcpy(&word, words, sizeof(word));
-    float counts[Lanes::kFloats];
-    Lanes::store(counts, approximate<kDomain, Lanes>(word, args.lattice.spread, unsure));
-    for (int i = 0; i < Lanes::kFloats; ++i) {
+    float counts[L::kFloats];
+    L::store(counts, approximate<kDomain, L>(word, args.lattice.spread, unsure));
+    for (int i = 0; i < L::kFloats; ++i) {
       while (k < args.lattice.count && threshold(k) < words[i]) ++k;
       // Thresholds inside the bucket: only more bits can decide.
       const bool split = k < args.lattice.count && threshold(k) == words[i] &&
@@ -29,8 +31,7 @@ void check_buckets(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
       if (unsure >> i & 1) {
         ++unsure_count;
         if (split) continue;
-        counts[i] = static_cast<float>(
-            exact_count(args.lattice, words[i], static_cast<int64_t>(counts[i]), {}));
+        counts[i] = exact_count<kDomain>(args.lattice, words[i], {});
       }
       wrong += split || counts[i] != static_cast<float>(count);
     }
