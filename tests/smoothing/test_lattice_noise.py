@@ -86,7 +86,7 @@ every_law = pytest.mark.parametrize(
 )
 
 
-# Five seconds each with vectors; the baseline, which runs AVX2's formula without fma, takes minutes.
+# Five seconds each with vectors; the baseline (AVX2's formula without fma) takes minutes.
 @pytest.mark.slow
 @needs_vectors
 @every_law
