@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 from robustcore.attacks.apgd import APGD
 from robustcore.attacks.autoattack import AutoAttack
 from robustcore.attacks.pgd import PGD
-from robustcore.attacks.plots import AXES, draw_images
+from robustcore.attacks.plots import AXES, draw_images, draw_sandwich
 from robustcore.attacks.training import adversarial_training_loss
 from robustcore.common import demo
 from robustcore.common.demo import line
@@ -24,6 +25,7 @@ from robustcore.common.plots import new_figure, restrain, save
 from robustcore.common.table import write_table
 
 TRAININGS = ("plain", "pgd", "trades")
+SMOOTHED, SIGMA = "pgd", 0.25  # the network that is certified too, and the noise in front of it
 
 
 class Settings(NamedTuple):
@@ -33,10 +35,11 @@ class Settings(NamedTuple):
     test_images: int
     steps: int
     radii: int
+    samples: int
 
 
-FULL = Settings(epochs=25, test_images=200, steps=7, radii=6)
-FAST = Settings(epochs=4, test_images=30, steps=3, radii=3)
+FULL = Settings(epochs=25, test_images=200, steps=7, radii=6, samples=5000)
+FAST = Settings(epochs=4, test_images=30, steps=3, radii=3, samples=500)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,24 +60,44 @@ class Outcome(NamedTuple):
     images: Tensor
 
 
-def run(args: argparse.Namespace) -> None:
-    """Trains, attacks, prints a table, writes a table and a picture."""
+class Sandwich(NamedTuple):
+    """What is known of a smoothed network's robust accuracy within each l2 radius."""
+
+    radii: Any
+    certified: Any
+    """It is at least this."""
+    attacked: Any
+    """And at most this."""
+
+
+def run(args: argparse.Namespace, smooth: Callable[..., Any]) -> None:
+    """Trains, attacks, prints tables, writes them and a picture.
+
+    ``smooth(network, classes, sigma, seed=)`` is a smoothed classifier, that of another family.
+    """
     settings = FAST if args.fast else FULL
     if not 0 < args.eps <= 1:
         raise UsageError(f"--eps: got {args.eps}, want a number in (0, 1]")
-    names = ["digits_attacks.tsv", "digits_attacks.png"]
-    data, (table, picture) = demo.start(args, names, lambda: load_digits(settings.test_images))
+    names = ["digits_attacks.tsv", "digits_sandwich.tsv", "digits_attacks.png"]
+    data, (table, bounds, picture) = demo.start(
+        args, names, lambda: load_digits(settings.test_images)
+    )
     data = data.to(args.device)
     radii = np.linspace(0, 2 * args.eps, settings.radii + 1)[1:]
-    outcomes = {}
-    for kind in TRAININGS:
-        with demo.one_thread():
-            model = train(data, kind, args.eps, settings, args.seed)
-        outcomes[kind] = attack(model, data, args.eps, radii, args.seed)
-    print(report(outcomes, args.eps, settings), flush=True)
+    outcomes, networks = {}, {}
+    with demo.one_thread():
+        for kind in TRAININGS:
+            networks[kind] = train(data, kind, args.eps, settings, args.seed)
+            outcomes[kind] = attack(networks[kind], data, args.eps, radii, args.seed)
+        print(report(outcomes, args.eps, settings), flush=True)
+        classifier = smooth(networks[SMOOTHED], 10, SIGMA, seed=args.seed)
+        found = both_bounds(classifier, data, settings, args.seed)
+    print(report_bounds(found), flush=True)
     write_rows(table, outcomes, args.overwrite)
-    save(figure(outcomes, data, radii, args.eps), picture, args.overwrite)
-    print("wrote", table, picture)
+    rows = [tuple(f"{v:.4f}" for v in row) for row in zip(*found, strict=True)]
+    write_table(bounds, ("radius", "certified", "attacked"), rows, args.overwrite)
+    save(figure(outcomes, data, radii, args.eps, found), picture, args.overwrite)
+    print("wrote", table, bounds, picture)
 
 
 def digits_net() -> nn.Sequential:
@@ -118,6 +141,28 @@ def attack(model: nn.Module, data: Digits, eps: float, radii: Any, seed: int) ->
     )
 
 
+def both_bounds(smooth: Any, data: Digits, settings: Settings, seed: int) -> Sandwich:
+    """Certified accuracy, and that under PGD through the noise, of the same images."""
+    x, y = data.test_images, data.test_labels
+    certificates = smooth.certify(x, n=settings.samples)
+    radius = torch.where(certificates.prediction == y, certificates.radius, -1).cpu().numpy()
+    radii = np.linspace(0, max(radius.max(), SIGMA), settings.radii + 1)
+    predict = {"n": settings.samples}
+    attacked = [float((smooth.predict(x, **predict).prediction == y).double().mean())]
+    for eps in radii[1:].tolist():
+        pgd = PGD(smooth, eps, norm="L2", steps=10, eot=16, seed=seed, predict=predict)
+        attacked.append(min(attacked[-1], pgd.run(x, y).robust_accuracy))
+    return Sandwich(radii, np.array([(radius >= r).mean() for r in radii]), np.array(attacked))
+
+
+def report_bounds(found: Sandwich) -> str:
+    """The second table that the demo prints."""
+    head = f"the network trained by {SMOOTHED}, smoothed, sigma = {SIGMA:g}: accuracy, l2 radius"
+    rows = {"certified": found.certified, "attacked": found.attacked}
+    lines = [line(title, [f"{v:.1%}" for v in values], 9) for title, values in rows.items()]
+    return "\n".join([head, line("radius", [f"{r:.2f}" for r in found.radii], 9), *lines]) + "\n"
+
+
 def report(outcomes: dict[str, Outcome], eps: float, settings: Settings) -> str:
     """The table that the demo prints."""
     columns = {"clean": "clean", "PGD-20": "pgd", "AutoAttack": "auto"}
@@ -135,11 +180,18 @@ def write_rows(path: Path, outcomes: dict[str, Outcome], overwrite: bool) -> Non
     write_table(path, ("training", "clean", "pgd20", "autoattack"), rows, overwrite)
 
 
-def figure(outcomes: dict[str, Outcome], data: Digits, radii: Any, eps: float) -> Any:
-    """Accuracy under attack against radius, and digits that AutoAttack made of the plain net's."""
-    whole = new_figure(8, 6.5)
+def figure(
+    outcomes: dict[str, Outcome], data: Digits, radii: Any, eps: float, found: Sandwich
+) -> Any:
+    """Accuracy under attack against radius, both bounds of one network, and digits of AutoAttack's.
+
+    The digits are those that it made for the plain network.
+    """
+    whole = new_figure(10, 6.5)
     top, bottom = whole.subfigures(2, 1, height_ratios=(3, 2))  # type: ignore[misc]
-    axes = top.subplots()
+    axes, beside = top.subplots(1, 2)
+    draw_sandwich(beside, *found, "l2", found.radii[-1])
+    beside.set_title(f"trained by {SMOOTHED}, smoothed, $\\sigma$ = {SIGMA:g}", fontsize="medium")
     for number, (kind, outcome) in enumerate(outcomes.items()):
         axes.plot(
             [0, *radii], [outcome.clean, *outcome.curve], lw=2, color=f"C{number}", label=kind

@@ -14,9 +14,10 @@ from robustcore.influence import demo as influence
 from robustcore.lipschitz import demo as lipschitz
 from robustcore.masking import demo as masking
 from robustcore.smoothing import demo as smoothing
+from robustcore.smoothing.smooth import Smooth
 
 # One a family: a module with add_arguments(parser), for the options that it alone has, and
-# run(args).
+# run(args), where that of attacks takes a smoothed classifier too.
 DEMOS: dict[str, ModuleType] = {
     "smoothing": smoothing,
     "lipschitz": lipschitz,
@@ -42,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the demo of ``args.family``."""
-    DEMOS[args.family].run(args)
+    if args.family == "attacks":  # its picture has a certificate below the attacks
+        attacks.run(args, Smooth)
+    else:
+        DEMOS[args.family].run(args)
 
 
 def refuse_options_of_others(family: str, rest: Sequence[str]) -> None:

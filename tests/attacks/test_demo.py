@@ -38,6 +38,13 @@ def test_demo(tmp_path, capsys):
     for clean, pgd, auto in found.values():
         assert clean >= pgd >= auto
     assert found["pgd"][2] > found["plain"][2]
+    lines = (out / "digits_sandwich.tsv").read_text().splitlines()
+    assert lines[0] == "radius\tcertified\tattacked"
+    bounds = [list(map(float, line.split("\t"))) for line in lines[1:]]
+    assert len(bounds) == demo.FAST.radii + 1
+    assert bounds[0][0] == 0
+    assert all(certified <= attacked for _, certified, attacked in bounds)
+    assert 0 < bounds[1][1] <= bounds[0][1] <= bounds[0][2]
     assert (out / "digits_attacks.png").stat().st_size > 1000
     assert "AutoAttack" in capsys.readouterr().out
     assert main(arguments) == 2
