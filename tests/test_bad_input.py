@@ -51,6 +51,10 @@ def homes():
     for module in pkgutil.iter_modules(robustcore.__path__):
         if module.ispkg and hasattr(home := import_module(f"robustcore.{module.name}"), "__all__"):
             yield f"{module.name}.", home
+            for name in home.__all__:
+                part = getattr(home, name)
+                if isinstance(part, types.ModuleType) and hasattr(part, "__all__"):
+                    yield f"{module.name}.{name}.", part
 
 
 def of_class(name, kind, exported, seen):

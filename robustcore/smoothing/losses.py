@@ -25,6 +25,8 @@ from robustcore.common.checks import (
 )
 from robustcore.ops import mean_softmax
 
+__all__ = ["consistency", "macer", "smooth_adv", "smoothmix"]
+
 
 def smooth_adv(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the mean prediction: ``-log mean_i softmax(z_i)_y``.

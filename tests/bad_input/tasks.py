@@ -10,6 +10,17 @@ TASK = dict(
     sigma=0.25, grid=None, seed=0, mean=None, std=None, dtype=None,
     memory_format=torch.contiguous_format, input_dims=3, output=None,
 )  # fmt: skip
+
+
+def logits():
+    """Of four copies of two images."""
+    return rand(2, 4, CLASSES)
+
+
+def share():
+    return rand(2) / 2
+
+
 EXAMPLES = {
     "smoothing.AdaptiveMix": call(
         smoothing.AdaptiveMix, standard=network, smooth=smoothed, least=0.75, mixing=None,
@@ -42,6 +53,19 @@ EXAMPLES = {
     ),
     "smoothing.great_score": call(
         smoothing.great_score, probabilities=lambda: rand(2, 3), labels=labels, delta=0.05
+    ),
+    "smoothing.losses.smooth_adv": call(
+        smoothing.losses.smooth_adv, logits=logits, labels=labels
+    ),
+    "smoothing.losses.macer": call(
+        smoothing.losses.macer, logits=logits, labels=labels, sigma=0.25, lam=12.0, gamma=8.0,
+        beta=16.0,
+    ),
+    "smoothing.losses.consistency": call(
+        smoothing.losses.consistency, logits=logits, lam=10.0, eta=0.5
+    ),
+    "smoothing.losses.smoothmix": call(
+        smoothing.losses.smoothmix, logits=logits, mixed_logits=logits, labels=labels, share=share
     ),
     "smoothing.SmoothSegmentation": call(
         smoothing.SmoothSegmentation, model=dense, num_classes=CLASSES, **TASK
