@@ -24,12 +24,13 @@ void finish(const BatchNormArgs& args, int64_t c) {
     ((*f = static_cast<T>(values), f += args.channels), ...);
   };
   const double count = static_cast<double>(args.count());
+  const int64_t chunks = args.chunks();
   double m[BatchNormArgs::kMostSums] = {};  // means of what was summed
-  for (int64_t k = 0; k < args.chunks(); ++k) {
+  for (int64_t k = 0; k < chunks; ++k) {
     for (int q = 0; q < BatchNormArgs::kMostSums; ++q) {
       m[q] += args.channels_last
                   ? args.sums[(k * BatchNormArgs::kMostSums + q) * args.channels + c]
-                  : args.sums[(c * args.chunks() + k) * BatchNormArgs::kMostSums + q];
+                  : args.sums[(c * chunks + k) * BatchNormArgs::kMostSums + q];
     }
   }
   for (double& sum : m) sum /= count;
@@ -66,30 +67,33 @@ void finish(const BatchNormArgs& args, int64_t c) {
           -scale * (g_h * v_1 + v_h * g_1));                                // and 1
 }
 
-// Channels enough for threads to have one each. A unit of work is then a channel, which stays in
-// cache from its sums to its sweep.
+// Channels enough for threads to have one each. Sums and sweep then take turns on a few channels,
+// which stay in cache from the one to the other.
 constexpr int64_t kManyChannels = 16;
 
 void batch_norm_cpu(const BatchNormArgs& args) {
   const auto sums = RC_PICK(batch_norm_sums), write = RC_PICK(batch_norm_write);
-  const auto finish_channel = [](const BatchNormArgs& pass, int64_t channel) {
-    dispatch_arithmetic(pass.dtype, [&](auto tag) { finish<decltype(tag)>(pass, channel); });
+  const auto finish_channels = [](const BatchNormArgs& pass, int64_t begin, int64_t end) {
+    dispatch_arithmetic(pass.dtype, [&](auto tag) {
+      for (int64_t c = begin; c < end; ++c) finish<decltype(tag)>(pass, c);
+    });
   };
   BatchNormArgs mean = args;
   mean.pass = BatchNormPass::kMean;
   const bool needs_mean = args.pass == BatchNormPass::kNormalize;
   if (!args.channels_last && args.channels >= kManyChannels) {
-    const int64_t grain = ceil_div(kGrainElements, args.count());
+    const int64_t grain = ceil_div(kGrainElements, args.count()), chunks = args.chunks();
+    const int64_t together = ceil_div(BatchNormArgs::kUnit, args.count());
     torch::stable::parallel_for(0, args.channels, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t first = c * args.chunks(), last = first + args.chunks();
+      for (int64_t c = begin; c < end; c += together) {
+        const int64_t next = c + together < end ? c + together : end;
         const auto sum = [&](const BatchNormArgs& pass) {
-          sums(pass, first, last);
-          finish_channel(pass, c);
+          sums(pass, c * chunks, next * chunks);
+          finish_channels(pass, c, next);
         };
         if (needs_mean) sum(mean);
         sum(args);
-        write(args, first, last);
+        write(args, c * chunks, next * chunks);
       }
     });
     return;
@@ -97,7 +101,7 @@ void batch_norm_cpu(const BatchNormArgs& args) {
   const int64_t elements = args.count() * args.channels;
   const auto sum = [&](const BatchNormArgs& pass) {
     run_units(sums, pass, args.units(), elements);
-    for (int64_t c = 0; c < args.channels; ++c) finish_channel(pass, c);
+    finish_channels(pass, 0, args.channels);
   };
   if (needs_mean) sum(mean);
   sum(args);

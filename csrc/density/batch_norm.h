@@ -27,6 +27,7 @@ enum class BatchNormPass { kMean, kNormalize, kBackward, kDoubleBackward };
 struct BatchNormArgs {
   static constexpr int kMostSums = 3, kMostFactors = 7;  // of a pass
   static constexpr int64_t kUnit = 32768;                // elements of a unit of work, about
+  static constexpr int64_t kSmallPlane = 64;
 
   BatchNormPass pass;
   int64_t images, channels, plane;
@@ -60,6 +61,9 @@ struct BatchNormArgs {
   }
   int64_t units() const {
     return channels_last ? chunks() : channels * chunks();
+  }
+  bool small_planes() const {  // a unit is then a channel
+    return !channels_last && plane <= kSmallPlane && chunks() == 1;
   }
 };
 

@@ -138,21 +138,77 @@ void sum_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
+constexpr int kTogether = 16;        // channels of small planes
+constexpr int64_t kImagesRun = 128;  // images in the accumulators
+
+// Planes of a few vectors lie far apart, and prefetchers do not see them coming. So it is one image
+// after another here, with the planes of neighbouring channels in it; accumulators are in memory.
+template <class L, Pass kPass>
+void sum_small_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
+  using T = typename L::Real;
+  using Float = typename L::Float;
+  constexpr int kCount = kSumsOf<kPass>;
+  const At<L, kPass> elements(args);
+  for (int64_t first = begin; first < end; first += kTogether) {
+    const int together = static_cast<int>(end - first < kTogether ? end - first : kTogether);
+    T means[kTogether] = {};
+    if constexpr (kPass != Pass::kMean) {
+      for (int c = 0; c < together; ++c) means[c] = static_cast<const T*>(args.mean)[first + c];
+    }
+    double total[kTogether][kCount] = {};
+    for (int64_t run = 0; run < args.images; run += kImagesRun) {
+      const int64_t last = run + kImagesRun < args.images ? run + kImagesRun : args.images;
+      Float sums[kTogether][kCount][kWays<L>];
+      for (auto& of_channel : sums) {
+        for (auto& ways : of_channel) {
+          for (Float& way : ways) way = L::splat(T(0));
+        }
+      }
+      for (int64_t image = run; image < last; ++image) {
+        int64_t base = (image * args.channels + first) * args.plane;
+        for (int c = 0; c < together; ++c, base += args.plane) {
+          const Float mean = L::splat(means[c]);
+          for_lanes<L>(args.plane, [&](int64_t i, int n, int way) {
+            elements.add(base + i, n, mean, means[c],
+                         [&](int q) -> Float& { return sums[c][q][way]; });
+          });
+        }
+      }
+      for (int c = 0; c < together; ++c) {
+        for (int q = 0; q < kCount; ++q) total[c][q] += lanes_sum<L>(sums[c][q]);
+      }
+    }
+    for (int c = 0; c < together; ++c) {
+      for (int q = 0; q < kCount; ++q) {
+        args.sums[(first + c) * BatchNormArgs::kMostSums + q] = total[c][q];
+      }
+    }
+  }
+}
+
 template <class L, Pass kPass>
 void write_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   using T = typename L::Real;
   using Float = typename L::Float;
   const At<L, kPass> elements(args);
-  for_units(args, begin, end, [&](int64_t, int64_t channel, int64_t first, int64_t last) {
-    const Float mean = L::splat(static_cast<const T*>(args.mean)[channel]);
+  const T* const means = static_cast<const T*>(args.mean);
+  const T* const factors = static_cast<const T*>(args.factors);
+  const auto write = [&](int64_t image, int64_t channel) {
     Float f[kFactorsOf<kPass>];
-    const T* factor = static_cast<const T*>(args.factors) + channel;
+    const T* factor = factors + channel;
     for (Float& each : f) each = L::splat(*factor), factor += args.channels;
-    for (int64_t image = first; image < last; ++image) {
-      const int64_t base = (image * args.channels + channel) * args.plane;
-      for_lanes<L>(args.plane,
-                   [&](int64_t i, int n, int) { elements.write(base + i, n, mean, f); });
+    const Float mean = L::splat(means[channel]);
+    const int64_t base = (image * args.channels + channel) * args.plane;
+    for_lanes<L>(args.plane, [&](int64_t i, int n, int) { elements.write(base + i, n, mean, f); });
+  };
+  if (args.small_planes()) {
+    for (int64_t image = 0; image < args.images; ++image) {
+      for (int64_t channel = begin; channel < end; ++channel) write(image, channel);
     }
+    return;
+  }
+  for_units(args, begin, end, [&](int64_t, int64_t channel, int64_t first, int64_t last) {
+    for (int64_t image = first; image < last; ++image) write(image, channel);
   });
 }
 
@@ -250,7 +306,9 @@ void for_kind(const BatchNormArgs& args, const Body& body) {
 void RC_VARIANT(batch_norm_sums)(const BatchNormArgs& args, int64_t begin, int64_t end) {
   for_kind(args, [&](auto pass, auto tag) {
     using L = LanesOf<decltype(tag)>;
-    (args.channels_last ? sum_rows<L, pass()> : sum_planes<L, pass()>)(args, begin, end);
+    (args.channels_last    ? sum_rows<L, pass()>
+     : args.small_planes() ? sum_small_planes<L, pass()>
+                           : sum_planes<L, pass()>)(args, begin, end);
   });
 }
 
