@@ -9,6 +9,7 @@ from torch.nn.functional import batch_norm
 
 from robustcore import density
 
+SMALL = [(32, 64, 16, 16), (32, 128, 8, 8), (32, 256, 4, 4)]
 SHAPES = [(32, 32, 32, 32), (32, 64, 16, 16), (32, 256, 4, 4), (8, 3, 224, 224)]
 
 
@@ -37,3 +38,27 @@ def test_batch_norm(shape, last, impl, measure, device):
             )
     name = f"batch_norm to the second derivative: {shape}, {'channels last' if last else 'NCHW'}"
     measure(name, impl, lambda: three_derivatives(impl, *tensors))
+
+
+@pytest.mark.parametrize("impl", ["robustcore", "eager"])
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_backward_of_small_maps(shape, impl, measure):
+    """The backward pass alone, by the two ops."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(shape), torch.randn(shape)
+    weight, bias = torch.rand(shape[1]), torch.rand(shape[1])
+    _, mean, inverse = torch.ops.robustcore.batch_norm(x, weight, bias, None, None, 0.1, 1e-5)
+
+    def ours():
+        return torch.ops.robustcore.batch_norm_backward(grad, x, weight, mean, inverse, None)
+
+    def torchs():
+        return torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, inverse, True, 1e-5, [True] * 3
+        )
+
+    run, other = (ours, torchs) if impl == "robustcore" else (torchs, ours)
+    for got, want in zip(run(), other(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+    against = ("eager", torchs) if impl == "robustcore" else None
+    measure(f"batch_norm backward: {shape}", impl, run, launches=20, rounds=101, against=against)

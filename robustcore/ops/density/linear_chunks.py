@@ -12,17 +12,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from robustcore import _C
 from robustcore.ops.autograd import arithmetic, raw, register_loop
 
 _chunk_lse = raw.logsumexp_chunk_.default
 _chunk_weights = raw.logsumexp_chunk_weights_.default
 _chunk_dot = raw.logsumexp_chunk_dot_.default
+_product = raw.product_.default
 _chunk_curvature = raw.logsumexp_chunk_curvature_.default
 
 # Rows and classes of a chunk: large enough for a matrix product at full speed, small enough that
 # the chunk is still in a cache when the next one reads it. A GPU gets four times the rows, to fill
 # it.
 CHUNK_ROWS, CHUNK_CLASSES = 1024, 1024
+
+# Multiplications of a matrix product from which on ours pays: below, packing costs as much.
+MANY_PRODUCTS = 2**22
 
 
 class _Chunks:
@@ -55,7 +60,8 @@ class _Chunks:
         """features @ weight.T in a buffer."""
         shape = features.shape[0], weight.shape[0]
         out = buffer[: shape[0] * shape[1]].view(shape)
-        return torch.mm(features, weight.t(), out=out)
+        _add_product(out, features, weight.t(), first=True)
+        return out
 
     def inside(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Which targets are classes, and all of them with 0 for those that are not."""
@@ -105,9 +111,12 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+def _add_product(out: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:
     """out = a @ b, or out += a @ b."""
-    if first:
+    ours = out.device.type == "cpu" and out.dtype == torch.float32
+    if ours and _C.build_info()["simd"] == "avx512" and out.numel() * a.shape[1] >= MANY_PRODUCTS:
+        _product(out, a, b, not first)
+    elif first:
         torch.mm(a, b, out=out)
     else:
         out.addmm_(a, b)
@@ -225,7 +234,7 @@ class _Cotangents:
         if v_e is not None:
             u = chunks.product(self.u_buffer, v_e, w)
             if v_w is not None:
-                u.addmm_(e, v_w.t())
+                _add_product(u, e, v_w.t())
         elif v_w is not None:
             u = chunks.product(self.u_buffer, e, v_w)
         else:
@@ -301,10 +310,10 @@ def double_backward_op(
             if need_features:
                 _add_product(d_features[r], u, w, first=c.start == 0)
                 if v_w is not None:
-                    d_features[r].addmm_(z, v_w)
+                    _add_product(d_features[r], z, v_w)
             sums.add(u, e, first=r.start == 0)
             if need_weight and v_e is not None:
-                sums.part.addmm_(z.t(), v_e)
+                _add_product(sums.part, z.t(), v_e)
         sums.end(c)
     return dot, u_target, d_features.to(features.dtype), sums.weight, sums.bias
 
