@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 from torch.nn.functional import cross_entropy
 
@@ -113,11 +114,16 @@ def check_x(x: Any, name: str = "x") -> None:
 
 
 def check_differentiable(x: Tensor) -> None:
-    """x and where it is used are not in inference mode."""
-    if not torch.compiler.is_compiling() and (
-        torch.is_inference_mode_enabled() or x.is_inference()
-    ):
+    """x and where it is used are not in inference mode, nor in forward-mode differentiation."""
+    if torch.compiler.is_compiling():
+        return
+    if torch.is_inference_mode_enabled() or x.is_inference():
         raise ValueError("x: made or used in inference mode, which has no gradients; want no_grad")
+    if forward_ad._current_level >= 0:
+        raise ValueError(
+            "x: used inside forward-mode differentiation (jvp, jacfwd, hessian), which a penalty "
+            "has not; want torch.func.grad or jacrev"
+        )
 
 
 def check_baseline(baseline: Any, x: Tensor) -> Tensor:
@@ -190,8 +196,9 @@ def check_target(target: Any, logits: Tensor) -> Tensor:
 
 
 # Steps of a forward pass whose backward pass has no derivative of its own.
+COMPILED = "CompiledFunctionBackward"
 ONCE_DIFFERENTIABLE = {
-    "CompiledFunctionBackward",
+    COMPILED,
     "ScaledDotProductFlashAttentionForCpuBackward0",
     "ScaledDotProductFlashAttentionBackward0",
     "ScaledDotProductEfficientAttentionBackward0",
@@ -221,6 +228,14 @@ def once_differentiable(logits: Tensor) -> set[str]:
     return names & ONCE_DIFFERENTIABLE
 
 
+def serves_twice(logits: Tensor, mode: str) -> bool:
+    """Whether the graph of logits bears what a mode does with it, and the loss's backward after."""
+    if torch.compiler.is_compiling():
+        return True
+    steps = once_differentiable(logits)
+    return not steps if mode == "double_backward" else COMPILED not in steps
+
+
 def resolve_mode(mode: str) -> str:
     """What "auto" stands for (inside torch.compile it comes to a PenaltyOp, before this).
 
@@ -242,8 +257,9 @@ def leaf(x: Tensor) -> Tensor:
 
 def evaluate(model: Model, x: Tensor, mode: str, tokens: bool = False) -> Tensor:
     """The checked logits at x, in a graph that the mode can differentiate."""
-    double = mode == "double_backward" and not torch.compiler.is_compiling()
-    with torch.enable_grad(), _as_written() if double else nullcontext():
+    compiling = torch.compiler.is_compiling()
+    double = mode == "double_backward" and not compiling
+    with torch.enable_grad(), nullcontext() if compiling else _as_written(double):
         logits = model(x)
     logits = check_logits(logits, x, tokens=tokens)
     if double and not transforming() and (steps := once_differentiable(logits)):
@@ -252,10 +268,16 @@ def evaluate(model: Model, x: Tensor, mode: str, tokens: bool = False) -> Tensor
 
 
 @contextmanager
-def _as_written() -> Iterator[None]:
-    """Where a model runs so that it has a double backward: its compiled parts uncompiled."""
+def _as_written(double: bool = True) -> Iterator[None]:
+    """Where a model runs so that its graph serves twice: its compiled parts uncompiled.
+
+    Compiled code has no double backward, and may overwrite its buffers in the first of two.
+    """
     compiler = sys.modules.get("torch._dynamo")  # not there: nothing is compiled
-    with fast_double_backward(), compiler.set_stance("force_eager") if compiler else nullcontext():
+    with (
+        fast_double_backward() if double else nullcontext(),
+        compiler.set_stance("force_eager") if compiler else nullcontext(),
+    ):
         yield
 
 

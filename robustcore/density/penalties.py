@@ -19,8 +19,9 @@ autocast does to the model, and differentiable in the model's parameters by one 
   ``torch.compile``.
 * ``finite_difference``: the value is exact, its derivative a central difference of the score, with
   an error of O(step^2) for a smooth model and about 1e-6 |score| / step of rounding in float32; of
-  a piecewise linear one it can be far off. First-order code only: it compiles (the model, or a
-  whole step with fullgraph) and checkpoints. It calls the model twice more.
+  a piecewise linear one it can be far off. First-order code only: a whole step compiles with
+  fullgraph, and it checkpoints. It calls the model twice more, compiled if it is; the gradient,
+  which is taken before the loss's own, as written, once more if ``logits`` came compiled.
 * ``auto``: double_backward; inside ``torch.compile`` the same by a :class:`PenaltyOp` of the model,
   which calls it once itself.
 
@@ -74,9 +75,9 @@ from robustcore.density.gradients import (
     logit_score,
     loss_score,
     lse_score,
-    once_differentiable,
     reduce,
     resolve_mode,
+    serves_twice,
     unit,
 )
 from robustcore.density.half import has_float16
@@ -193,7 +194,7 @@ def score_matching_penalty(
     sigma, tau = require_positive("sigma", sigma), require_not_negative("tau", tau)
     norm = call.per_sample(score)
     noisy = call.x.detach() + sigma * torch.randn_like(call.x)
-    moved = check_logits(model(noisy), noisy, tokens=call.tokens)
+    moved = evaluate(model, noisy, call.mode, call.tokens)
     trace = 2 / (sigma * sigma) * (score(moved) - score(call.logits))
     return reduce(trace + norm**2 / 2 + tau * trace**2, reduction)
 
@@ -305,7 +306,7 @@ class _Call:
             self.logits = check_logits(logits, x, "logits: got", self.tokens)
             check_graph(x, self.logits)
             self.x = x
-            if self.mode == "double_backward" and once_differentiable(self.logits):
+            if not serves_twice(self.logits, self.mode):
                 self.logits = evaluate(model, x, self.mode, self.tokens)
         self._target, self.weights = check_tokens(target, self.logits, ignore_index, token_weights)
 

@@ -211,4 +211,9 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
     return None, None, gradients, None, None
 
 
+@_penalty.register_vmap
+def _(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    raise ValueError("x: a PenaltyOp is of one batch, not of torch.func.vmap's; want the penalty")
+
+
 _penalty.register_autograd(_backward, setup_context=_setup_context)

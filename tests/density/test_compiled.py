@@ -85,6 +85,30 @@ def test_compiled_models_are_exact(way, given):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "penalty",
+    [density.marginal_density_penalty, density.curvature_penalty, density.score_matching_penalty],
+)
+def test_finite_differences_of_compiled_models(way, penalty):
+    # What is compiled may overwrite its buffers in a backward pass, and then serves no second.
+    (x, y), model = batch(), network()
+    if penalty is density.score_matching_penalty:
+        model.eval()  # one call more: torch's compiled BatchNorms in training mode do not bear it
+    twin = copy.deepcopy(model)
+    call, x = WAYS[way](model), x.requires_grad_()
+    for given in (False, True):
+        results = []
+        for m, base in ((call, model), (twin, twin)):
+            torch.manual_seed(0)  # of score matching's noise
+            logits = m(x)
+            options = dict(logits=logits) if given else {}
+            value = penalty(m, x, target=y, mode="finite_difference", **options)
+            results.append(gradients(base, value + cross_entropy(logits, y)))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("penalty", [density.marginal_density_penalty, density.curvature_penalty])
 def test_a_compiled_step_is_exact(penalty):
     (x, y), model = batch(), network()

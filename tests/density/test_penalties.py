@@ -340,12 +340,10 @@ def test_compiled_step_and_compiled_model():
         assert (grads[0] - grads[1]).norm() < 2e-3 * grads[1].norm()
     model, (x, y) = conv(), batch(side=4, dtype=torch.float32)
     grads = []
-    # What torch compiles may give its buffers away, and then be of one use only.
-    with torch._functorch.config.patch(donated_buffer=False):
-        for m in (torch.compile(model), model):
-            model.zero_grad()
-            density.marginal_density_penalty(m, x, mode="finite_difference").backward()
-            grads.append(model[0].weight.grad.clone())
+    for m in (torch.compile(model), model):
+        model.zero_grad()
+        density.marginal_density_penalty(m, x, mode="finite_difference").backward()
+        grads.append(model[0].weight.grad.clone())
     torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-4)
     density.marginal_density_penalty(torch.compile(model), x).backward()  # auto: no double backward
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from density.test_penalties import every, mlp
+from robustcore import density
 
 
 def nan_model(x):
@@ -13,6 +14,7 @@ def nan_model(x):
 
 
 X = torch.rand(5, 3, 2, 2)
+LEAF = X.clone().requires_grad_()
 BAD = [
     (dict(p=0.5), "p: got 0.5, want at least 1"),
     (dict(x=torch.rand(4)), r"x: got shape \[4\], want a batch"),
@@ -24,6 +26,11 @@ BAD = [
     (dict(model=nan_model), r"logits: NaN in rows \[1, 3\]"),
     (dict(model=lambda x: torch.zeros(5, 3, requires_grad=True)), "logits: do not depend on x"),
     (dict(logits=torch.zeros(5, 3)), "x: has to require grad"),
+    (
+        dict(x=LEAF, logits=LEAF.flatten(1)[:2]),
+        r"logits: got shape \[2, 12\], want floating logits",
+    ),
+    (dict(x=LEAF, logits=LEAF.sum((1, 2, 3))), r"logits: got shape \[5\], want floating logits"),
     (dict(reduction="max"), "reduction: got 'max', want one of mean, sum, none"),
     (dict(mode="forward"), "mode: got 'forward'"),
     (dict(step=0.0), "step: got 0.0"),
@@ -57,3 +64,20 @@ def test_bad_target(penalty):
         penalty(mlp(torch.float32), X, target=torch.zeros(5))
     with pytest.raises(ValueError, match=r"target: got shape \[4\], want \[5\]"):
         penalty(mlp(torch.float32), X, target=torch.zeros(4, dtype=torch.int64))
+
+
+@every
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its forward mode
+def test_transforms_that_cannot_work(penalty):
+    model = mlp(torch.float32)
+    state = {name: p.detach() for name, p in model.named_parameters()}
+
+    def value(state):
+        return penalty(lambda at: torch.func.functional_call(model, state, at), X)
+
+    for transform in (torch.func.jacfwd, torch.func.hessian):
+        with pytest.raises(ValueError, match="x: used inside forward-mode differentiation"):
+            transform(value)(state)
+    op = density.PenaltyOp(penalty, model)
+    with pytest.raises(ValueError, match="x: a PenaltyOp is of one batch"):
+        torch.func.vmap(lambda row: op(row.unsqueeze(0)))(X)
