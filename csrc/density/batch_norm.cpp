@@ -28,9 +28,8 @@ void finish(const BatchNormArgs& args, int64_t c) {
   double m[BatchNormArgs::kMostSums] = {};  // means of what was summed
   for (int64_t k = 0; k < chunks; ++k) {
     for (int q = 0; q < BatchNormArgs::kMostSums; ++q) {
-      m[q] += args.channels_last
-                  ? args.sums[(k * BatchNormArgs::kMostSums + q) * args.channels + c]
-                  : args.sums[(c * chunks + k) * BatchNormArgs::kMostSums + q];
+      m[q] += args.channels_last ? args.sums[(k * BatchNormArgs::kMostSums + q) * args.channels + c]
+                                 : args.sums[(c * chunks + k) * BatchNormArgs::kMostSums + q];
     }
   }
   for (double& sum : m) sum /= count;

@@ -28,9 +28,19 @@ void product_(Tensor out,       // [M, N]
   const auto pack = RC_PICK_WIDE(pack_panels);
   check(pack != nullptr, "product_: this processor has no kernel for it");
   if (out.numel() == 0) return;
-  ProductArgs args{a.size(0), out.size(1), a.size(1), a.const_data_ptr<float>(), a.stride(0),
-                   a.stride(1), b.const_data_ptr<float>(), b.stride(0), b.stride(1),
-                   out.mutable_data_ptr<float>(), out.stride(0), add, nullptr};
+  ProductArgs args{a.size(0),
+                   out.size(1),
+                   a.size(1),
+                   a.const_data_ptr<float>(),
+                   a.stride(0),
+                   a.stride(1),
+                   b.const_data_ptr<float>(),
+                   b.stride(0),
+                   b.stride(1),
+                   out.mutable_data_ptr<float>(),
+                   out.stride(0),
+                   add,
+                   nullptr};
   const Scratch packed(args.panels() * args.steps * ProductArgs::kPanel);
   args.packed = packed.data();
   run_units(pack, args, args.panels(), args.steps * args.columns);
