@@ -18,6 +18,7 @@ from robustcore.lipschitz.certificates import (
 )
 from robustcore.lipschitz.certify import certify
 from robustcore.lipschitz.curvature import curvature_certificate, curvature_penalty
+from robustcore.lipschitz.export import export
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
@@ -78,6 +79,7 @@ __all__ = [
     "curvature_certificate",
     "curvature_penalty",
     "exact_products",
+    "export",
     "hkr",
     "lipschitz_bound",
     "margin_certificate",

@@ -28,6 +28,13 @@ class LipschitzModule(nn.Module):
         """Upper bound in eval mode, in exact arithmetic."""
         return 1.0
 
+    bounded_inside = False
+    """Whether the operations inside give its bound, in place of :meth:`lipschitz_bound`."""
+
+    def export(self) -> nn.Module:
+        """The layer of eval mode in operations of torch alone; outputs and bound are the same."""
+        raise NotImplementedError
+
     def derive(self) -> Any:
         """What eval needs of the parameters; without gradients, outside of autocast."""
         raise NotImplementedError

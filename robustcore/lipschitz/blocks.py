@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from robustcore.common.checks import (
 )
 from robustcore.lipschitz.base import LipschitzModule
 from robustcore.lipschitz.bounds import lipschitz_bound
+from robustcore.lipschitz.export import Exported, Mixed, export, shifted
 
 
 class Residual(LipschitzModule):
@@ -28,6 +30,8 @@ class Residual(LipschitzModule):
     Source: Trockman and Kolter, "Orthogonalizing convolutional layers with the Cayley transform",
     2021, for the convex combination.
     """
+
+    bounded_inside = True
 
     def __init__(self, inner: nn.Module, share: float = 0.5) -> None:
         super().__init__()
@@ -48,6 +52,10 @@ class Residual(LipschitzModule):
         share = float(torch.sigmoid(self.logit.detach().double()))
         bound = 1 - share + share * lipschitz_bound(self.inner)
         return bound if bound <= 1 else bound * (1 + 1e-6)  # t is rounded
+
+    def export(self) -> nn.Module:
+        """The same of the exported f."""
+        return Mixed(export(self.inner), torch.sigmoid(self.logit)).train(self.training)
 
 
 class BatchCentering(LipschitzModule):
@@ -92,6 +100,10 @@ class BatchCentering(LipschitzModule):
             self.running_mean.lerp_(mean.detach(), self.momentum)
         return x + (self.bias - mean).to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
+    def export(self) -> nn.Module:
+        """The sum with a constant."""
+        return Exported(shifted, shift=self.bias - self.running_mean).train(self.training)
+
 
 class GroupSort(LipschitzModule):
     """Sorts each group of channels, ascending: a permutation of the inputs.
@@ -111,8 +123,11 @@ class GroupSort(LipschitzModule):
         if require_floating("x", x).dim() < 2 or x.shape[1] % self.size:
             got = list(x.shape)
             raise ValueError(f"x: got shape {got}, want channels that {self.size} divides")
-        groups: Tensor = x.unflatten(1, (-1, self.size))
-        return groups.sort(dim=2).values.flatten(1, 2)
+        return group_sort(x, self.size)
+
+    def export(self) -> nn.Module:
+        """The same in torch."""
+        return Exported(partial(group_sort, size=self.size)).train(self.training)
 
 
 class Abs(LipschitzModule):
@@ -121,6 +136,10 @@ class Abs(LipschitzModule):
     def forward(self, x: Tensor) -> Tensor:
         """As x."""
         return require_floating("x", x).abs()
+
+    def export(self) -> nn.Module:
+        """``torch.abs``."""
+        return Exported(torch.abs).train(self.training)
 
 
 class L2NormPool2d(LipschitzModule):
@@ -140,6 +159,20 @@ class L2NormPool2d(LipschitzModule):
         if require_floating("x", x).dim() != 4 or x.shape[2] % k or x.shape[3] % k:
             got = list(x.shape)
             raise ValueError(f"x: got shape {got}, want [N, C, H, W], sides that {k} divides")
-        windows: Tensor = x.unflatten(3, (-1, k)).unflatten(2, (-1, k))
-        norms: Tensor = torch.linalg.vector_norm(windows, dim=(3, 5))
-        return norms
+        return l2_norms(x, k)
+
+    def export(self) -> nn.Module:
+        """The same in torch."""
+        return Exported(partial(l2_norms, size=self.kernel_size)).train(self.training)
+
+
+def group_sort(x: Tensor, size: int) -> Tensor:
+    groups: Tensor = x.unflatten(1, (-1, size))
+    return groups.sort(dim=2).values.flatten(1, 2)
+
+
+def l2_norms(x: Tensor, size: int) -> Tensor:
+    """Of windows of that side."""
+    windows: Tensor = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    norms: Tensor = torch.linalg.vector_norm(windows, dim=(3, 5))
+    return norms

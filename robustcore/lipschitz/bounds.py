@@ -12,6 +12,7 @@ from robustcore.common import graph as traced
 from robustcore.common.checks import require_choice, require_floating, require_module
 from robustcore.lipschitz.examples import made_up
 from robustcore.lipschitz.leaves import (
+    evaluated_once,
     is_leaf,
     leaf_path,
     own_bound,
@@ -49,20 +50,24 @@ def lipschitz_bound(model: nn.Module, example: Tensor | None = None, *, norm: st
     """
     model = checked_model(model)
     require_choice("norm", norm, NORMS)
-    if example is not None:
-        if require_floating("example", example).dim() < 2:
-            raise ValueError(f"example: got shape {list(example.shape)}, want a batch [N, *D]")
-        one = example.new_zeros((1, *example.shape[1:]))
-        try:
-            with torch.no_grad():
-                model(one)
-        except Exception as error:
-            got = f"{example.dtype} of shape {list(example.shape)}"
-            raise ValueError(
-                f"example: got {got}, {type(model).__name__} takes others ({error})"
-            ) from error
+    if example is not None and require_floating("example", example).dim() < 2:
+        raise ValueError(f"example: got shape {list(example.shape)}, want a batch [N, *D]")
+    with evaluated_once(model):
+        if example is None:
+            return Bounds(model, made_up(model), norm, sizes_are_made_up=True).result.bound
+        _try(model, example)
         return Bounds(model, example, norm).result.bound
-    return Bounds(model, made_up(model), norm, sizes_are_made_up=True).result.bound
+
+
+def _try(model: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            model(example.new_zeros((1, *example.shape[1:])))
+    except Exception as error:
+        got = f"{example.dtype} of shape {list(example.shape)}"
+        raise ValueError(
+            f"example: got {got}, {type(model).__name__} takes others ({error})"
+        ) from error
 
 
 def checked_model(model: Any, *, strict: bool = False) -> nn.Module:

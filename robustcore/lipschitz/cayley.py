@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from robustcore.common.checks import (
     require_parameter_form,
 )
 from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite, with_gradient
+from robustcore.lipschitz.export import Exported
 from robustcore.lipschitz.filters import rounded
 from robustcore.lipschitz.layers import last_features, of_dtype
 from robustcore.ops.autograd import arithmetic
@@ -175,7 +177,13 @@ class CayleyConv2d(LipschitzModule):
             )
         matrices = self._kept_matrices(*size)
         assert matrices is not None
-        return _Exported(self, matrices, *size).train(self.training)
+        real, imaginary = matrices.real.flatten(0, 1), matrices.imag.flatten(0, 1)
+        upper = torch.cat([real, -imaginary], 2)
+        turn = torch.cat([upper, torch.cat([imaginary, real], 2)], 1)
+        forth, back = (t.to(turn) for t in _fourier(*size))
+        tensors: Any = {"forth": forth, "turn": turn, "back": back, "bias": self.bias}
+        function = partial(_by_frequency, stride=self.stride, size=size)
+        return Exported(function, **tensors).train(self.training)
 
     def _matrices(self, height: int, width: int) -> Tensor:
         """``[H, W / 2 + 1, out, in]``, complex."""
@@ -214,42 +222,29 @@ class CayleyConv2d(LipschitzModule):
         )
 
 
-class _Exported(nn.Module):
+def _fourier(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The transform of images and its inverse as real matrices, of the half that is kept."""
+    images = torch.eye(height * width, dtype=torch.float64)
+    waves = torch.fft.rfft2(images.view(-1, height, width), norm="ortho").flatten(1)
+    # The inverse is linear over the reals.
+    units = torch.eye(waves.shape[1], dtype=torch.float64)
+    both = torch.complex(torch.cat([units, 0 * units]), torch.cat([0 * units, units]))
+    both = both.view(-1, height, width // 2 + 1)
+    back = torch.fft.irfft2(both, (height, width), norm="ortho").flatten(1)
+    return torch.cat([waves.real, waves.imag], 1), back
+
+
+def _by_frequency(
+    x: Tensor, forth: Tensor, turn: Tensor, back: Tensor, bias: Tensor | None, stride: int,
+    size: tuple[int, int],
+) -> Tensor:  # fmt: skip
     """A CayleyConv2d of eval mode for one size of image, Fourier transforms as real matrices."""
-
-    forth: Tensor
-    turn: Tensor
-    back: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: CayleyConv2d, matrices: Tensor, height: int, width: int) -> None:
-        super().__init__()
-        self.stride, self.size = layer.stride, (height, width)
-        pixels = height * width
-        dtype = matrices.real.dtype
-        images = torch.eye(pixels, dtype=torch.float64, device=matrices.device)
-        waves = torch.fft.rfft2(images.view(-1, height, width), norm="ortho").flatten(1)
-        self.register_buffer("forth", torch.cat([waves.real, waves.imag], 1).to(dtype))
-        real, imaginary = matrices.real.flatten(0, 1), matrices.imag.flatten(0, 1)
-        upper = torch.cat([real, -imaginary], 2)
-        self.register_buffer("turn", torch.cat([upper, torch.cat([imaginary, real], 2)], 1))
-        # Of the half of the frequencies, the inverse is linear over the reals.
-        units = torch.eye(waves.shape[1], dtype=torch.float64, device=matrices.device)
-        both = torch.complex(torch.cat([units, 0 * units]), torch.cat([0 * units, units]))
-        both = both.view(-1, height, width // 2 + 1)
-        self.register_buffer("back", torch.fft.irfft2(both, (height, width), norm="ortho")
-                             .flatten(1).to(dtype))  # fmt: skip
-        bias = None if layer.bias is None else layer.bias.detach().clone().view(-1, 1, 1)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
-        x = pixel_unshuffle(x, self.stride) if self.stride > 1 else x
-        waves = x.flatten(2) @ self.forth  # [N, in, 2 F]: real parts, imaginary parts
-        waves = waves.unflatten(2, (2, -1)).permute(3, 2, 1, 0).flatten(1, 2)  # [F, 2 in, N]
-        turned = (self.turn @ waves).unflatten(1, (2, -1))  # [F, 2, out, N]
-        y: Tensor = (turned.permute(3, 2, 1, 0).flatten(2) @ self.back).unflatten(2, self.size)
-        return y if self.bias is None else y + self.bias
+    x = pixel_unshuffle(x, stride) if stride > 1 else x
+    waves = x.flatten(2) @ forth  # [N, in, 2 F]: real parts, imaginary parts
+    waves = waves.unflatten(2, (2, -1)).permute(3, 2, 1, 0).flatten(1, 2)  # [F, 2 in, N]
+    turned = (turn @ waves).unflatten(1, (2, -1))  # [F, 2, out, N]
+    y: Tensor = (turned.permute(3, 2, 1, 0).flatten(2) @ back).unflatten(2, size)
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def _make_parameters(

@@ -21,7 +21,7 @@ from robustcore.lipschitz.certificates import (
     rows_apart,
 )
 from robustcore.lipschitz.layers import CRCHead, NormalizedLinear
-from robustcore.lipschitz.leaves import is_leaf, leaf_path
+from robustcore.lipschitz.leaves import evaluated_once, is_leaf, leaf_path
 from robustcore.lipschitz.precision import exact_products
 from robustcore.lipschitz.rules.call import Call, Value
 
@@ -56,7 +56,7 @@ def certify(model: nn.Module, x: Tensor, *, norm: str = "l2") -> Certificate:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype not in _PRECISE:
             raise TypeError(f"model: {name} is {tensor.dtype}, want float32 or float64")
-    with exact_products():
+    with exact_products(), evaluated_once(model):
         bounds = Bounds(model, x, norm, batch=len(x))
         head = _head(bounds)
         with _inputs_of(head.module) as seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -19,6 +20,13 @@ from robustcore.common.checks import (
     require_real,
 )
 from robustcore.lipschitz.base import LipschitzModule, require_finite
+from robustcore.lipschitz.export import (
+    Exported,
+    householder,
+    largest_of_pair,
+    maxmin,
+    projection_pool,
+)
 from robustcore.lipschitz.norms import matrix_norm_bound
 
 
@@ -44,6 +52,10 @@ class MaxMin(LipschitzModule):
     def lipschitz_bound(self) -> float:
         """1: it permutes the inputs."""
         return 1.0
+
+    def export(self) -> nn.Module:
+        """Maxima beside minima."""
+        return Exported(maxmin).train(self.training)
 
 
 class Householder(LipschitzModule):
@@ -85,6 +97,10 @@ class Householder(LipschitzModule):
         finite."""
         require_finite(self, "theta")
         return 1.0
+
+    def export(self) -> nn.Module:
+        """The pieces, by where each pair lies."""
+        return Exported(householder, theta=self.theta).train(self.training)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -148,6 +164,12 @@ class ProjectionPool2d(LipschitzModule):
         require_finite(self, "theta")
         return 1.0
 
+    def export(self) -> nn.Module:
+        """The larger of each pair, or the distances."""
+        if self.theta is None:
+            return Exported(largest_of_pair).train(self.training)
+        return Exported(projection_pool, theta=self.theta).train(self.training)
+
     def extra_repr(self) -> str:
         """The arguments."""
         return f"{self.channels}" + ("" if self.theta is not None else ", theta='max'")
@@ -187,6 +209,14 @@ class NormalizedLinear(nn.Linear):
     def lipschitz_bound(self) -> float:
         """Largest singular value of the normalised weight."""
         return matrix_norm_bound(self.normalized_weight())
+
+    def export(self) -> nn.Module:
+        """``nn.Flatten`` and the ``nn.Linear`` of unit rows."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        layer.weight = nn.Parameter(self.normalized_weight().detach().clone())
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.detach().clone())
+        return nn.Sequential(nn.Flatten(), layer).train(self.training)
 
 
 class CRCHead(LipschitzModule):
@@ -233,6 +263,11 @@ class CRCHead(LipschitzModule):
     def lipschitz_bound(self) -> float:
         """Of the logits: the product of the two matrices' norms."""
         return matrix_norm_bound(self.linear1.weight) * matrix_norm_bound(self.linear2.weight)
+
+    def export(self) -> nn.Module:
+        """``nn.Flatten``, ``nn.Linear``, ``nn.Softplus``, ``nn.Linear``."""
+        layers = [nn.Flatten(), self.linear1, nn.Softplus(self.beta), self.linear2]
+        return copy.deepcopy(nn.Sequential(*layers)).train(self.training)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
 
 from robustcore.common.graph import BATCH, trace
 
@@ -57,7 +58,9 @@ def states_bound(module: nn.Module) -> bool:
     Not where a subclass or the instance has replaced something that the class with the method has
     too, nor where hooks may change what goes on inside: such a module is looked into.
     """
-    if not callable(getattr(module, "lipschitz_bound", None)) or hasattr(module, "body_and_head"):
+    if not callable(getattr(module, "lipschitz_bound", None)):
+        return False
+    if getattr(module, "bounded_inside", False):
         return False
     if len(list(module.modules())) > 1 and any(getattr(torch_module, n) for n in _GLOBAL_HOOKS):
         return False
@@ -75,6 +78,23 @@ def states_bound(module: nn.Module) -> bool:
     replaced = {name for kind in order[:says] for name in vars(kind) if hasattr(speaks_of, name)}
     replaced |= {name for name in vars(module) if callable(getattr(speaks_of, name, None))}
     return all(name in _HARMLESS or name.startswith("__") for name in replaced)
+
+
+@contextmanager
+def evaluated_once(model: nn.Module) -> Iterator[None]:
+    """Parametrized tensors as they are now, for all that reads them inside.
+
+    So the bound is of the very weights that run, also where each evaluation would change a state.
+    """
+    modules = [m for m in model.modules() if parametrize.is_parametrized(m)]
+    with torch.no_grad():
+        values = {
+            (id(m), name): getattr(m, name).detach()
+            for m in modules for name in m.parametrizations  # type: ignore[union-attr]
+        }  # fmt: skip
+    with parametrize.cached():
+        parametrize._cache.update(values)
+        yield
 
 
 def trace_with_leaves(model: nn.Module, x: Tensor) -> fx.GraphModule:

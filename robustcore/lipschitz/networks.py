@@ -21,6 +21,7 @@ from robustcore.common.checks import (
 )
 from robustcore.lipschitz.base import LipschitzModule
 from robustcore.lipschitz.bounds import lipschitz_bound
+from robustcore.lipschitz.export import Exported, export, normalized
 from robustcore.lipschitz.layers import (
     CRCHead,
     Householder,
@@ -68,6 +69,11 @@ class Normalize(LipschitzModule):
         """``1 / min(scale)``."""
         return 1 / float(self.scale.double().abs().min())
 
+    def export(self) -> nn.Module:
+        """The same in torch."""
+        tensors = {"shift": self.shift, "scale": self.scale}
+        return Exported(normalized, self.lipschitz_bound(), **tensors).train(self.training)
+
 
 class LipConvNet(LipschitzModule):
     """Orthogonal convolutions and isometric activations: a 1-Lipschitz classifier of images.
@@ -97,6 +103,7 @@ class LipConvNet(LipschitzModule):
     Source: Singla and Feizi, 2021; Singla, Singla and Feizi, 2022.
     """
 
+    bounded_inside = True
     shift: Tensor
     scale: Tensor
 
@@ -232,6 +239,12 @@ class LipConvNet(LipschitzModule):
         """Of the logits, in eval mode; see :func:`robustcore.lipschitz.lipschitz_bound`."""
         size = (1, len(self.shift), self._input_size, self._input_size)
         return lipschitz_bound(self, self.shift.new_zeros(size))
+
+    def export(self) -> nn.Module:
+        """The network as an ``nn.Sequential`` of exported layers."""
+        body, head = self.body_and_head()
+        layers = [*body] if head is None else [*body, head]
+        return export(nn.Sequential(*layers).train(self.training))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

@@ -226,7 +226,9 @@ class _OrthogonalConv(_Orthogonal):
         kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1]
         layer: nn.Module = self._fill(kind(*form, self.padding_mode if symmetric else "zeros"))
         name = "CircularPad" if self._wraps else "ZeroPad"
-        return layer if symmetric else nn.Sequential(self._padding_layer(name, self._pads), layer)
+        if symmetric:
+            return layer
+        return nn.Sequential(self._padding_layer(name, self._pads), layer).train(self.training)
 
     def _padding_layer(self, name: str, pads: list[tuple[int, int]]) -> nn.Module:
         return getattr(nn, f"{name}{self.dims}d")(tuple(_backwards(pads)))  # type: ignore
@@ -327,7 +329,7 @@ class _OrthogonalConvTranspose(_OrthogonalConv):
             layers.insert(0, self._padding_layer("CircularPad", [(q, q) for q in around]))
         if any(less):
             layers.append(self._padding_layer("ZeroPad", [(0, n) for n in less]))
-        return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+        return layers[0] if len(layers) == 1 else nn.Sequential(*layers).train(self.training)
 
 
 class OrthogonalConvTranspose1d(_OrthogonalConvTranspose):

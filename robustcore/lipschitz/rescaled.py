@@ -15,6 +15,7 @@ from robustcore.common.checks import (
     require_parameter_form,
 )
 from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite, with_gradient
+from robustcore.lipschitz.export import Exported
 from robustcore.lipschitz.filters import rounded
 from robustcore.lipschitz.layers import last_features, of_dtype
 
@@ -187,6 +188,10 @@ class _SLL(LipschitzModule):
         self.kept()
         return 1.0
 
+    def _exported(self, function: Any) -> nn.Module:
+        tensors = {"weight": self.weight, "bias": self.bias, "scale": self.kept()}
+        return Exported(function, **tensors).train(self.training)
+
 
 class SLLLinear(_SLL):
     """A residual layer ``x - 2 W^T D relu(W x + b)``, D the diagonal with ``D <= (W W^T)^(-1)``.
@@ -217,9 +222,12 @@ class SLLLinear(_SLL):
 
     def forward(self, x: Tensor) -> Tensor:
         """As x."""
-        x, scale = last_features(x, self.in_features, self.weight), self._scales()
-        inner = linear(x, self.weight, self.bias).relu() * scale
-        return x - linear(2 * inner * scale, self.weight.mT)
+        x = last_features(x, self.in_features, self.weight)
+        return _residual(x, self.weight, self.bias, self._scales())
+
+    def export(self) -> nn.Module:
+        """Two products with one matrix."""
+        return self._exported(_residual)
 
 
 class SLLConv2d(_SLL):
@@ -254,10 +262,23 @@ class SLLConv2d(_SLL):
 
     def forward(self, x: Tensor) -> Tensor:
         """As x."""
-        x, reach = _images(x, self.channels, self.weight), self.kernel_size // 2
-        scale = self._scales().view(-1, 1, 1)
-        inner = conv2d(x, self.weight, self.bias, padding=reach).relu() * scale
-        return x - conv_transpose2d(2 * inner * scale, self.weight, padding=reach)
+        x = _images(x, self.channels, self.weight)
+        return _residual_of_images(x, self.weight, self.bias, self._scales())
+
+    def export(self) -> nn.Module:
+        """Two convolutions with one filter."""
+        return self._exported(_residual_of_images)
+
+
+def _residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    inner = linear(x, weight, bias).relu() * scale
+    return x - linear(2 * inner * scale, weight.mT)
+
+
+def _residual_of_images(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    reach, scale = weight.shape[-1] // 2, scale.view(-1, 1, 1)
+    inner = conv2d(x, weight, bias, padding=reach).relu() * scale
+    return x - conv_transpose2d(2 * inner * scale, weight, padding=reach)
 
 
 def _odd(kernel_size: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from robustcore.common.checks import (
     require_positive,
 )
 from robustcore.lipschitz.base import LipschitzModule, with_gradient
+from robustcore.lipschitz.export import Exported
 from robustcore.ops import exp_series
 from robustcore.ops.autograd import transforming
 from robustcore.ops.lipschitz.conv_exp import apply_series
@@ -224,9 +226,12 @@ class SOC(LipschitzModule):
         return _Frozen(vectors, kernel, series, {})
 
     def export(self) -> nn.Module:
-        """The layer in operations of torch, without parameters."""
+        """The series as convolutions of torch, without parameters."""
         frozen: _Frozen = self.kept()
-        return _Exported(self, frozen).train(self.training)
+        form: Any = {"series": frozen.series, "stride": self.stride, "outputs": self.out_channels}
+        tensors = {"kernel": frozen.kernel, "bias": self.bias}
+        exported = Exported(partial(_exponential_map, **form), self.lipschitz_bound(), **tensors)
+        return exported.train(self.training)
 
     def _exponential(self, kernel: Tensor) -> Tensor:
         """``exp(kernel)`` as a 1 x 1 kernel, of norm at most 1 with its entries rounded."""
@@ -348,25 +353,11 @@ def _with_channels(x: Tensor, stride: int, channels: int) -> Tensor:
     return x
 
 
-class _Exported(nn.Module):
+def _exponential_map(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, series: Series | None, stride: int, outputs: int
+) -> Tensor:
     """A SOC of eval mode in operations of torch."""
-
-    kernel: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: SOC, frozen: _Frozen) -> None:
-        super().__init__()
-        self.series, self.stride, self.out = frozen.series, layer.stride, layer.out_channels
-        self.register_buffer("kernel", frozen.kernel.clone())
-        bias = None if layer.bias is None else layer.bias.detach().clone().view(-1, 1, 1)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
-        x = _with_channels(x, self.stride, self.kernel.shape[0])
-        if self.series is None:
-            y = torch.conv2d(x, self.kernel)
-        else:
-            y = reference(x, self.kernel, self.series)
-        y = y[:, : self.out]
-        return y if self.bias is None else y + self.bias
+    x = _with_channels(x, stride, len(kernel))
+    y = torch.conv2d(x, kernel) if series is None else reference(x, kernel, series)
+    y = y[:, :outputs]
+    return y if bias is None else y + bias.view(-1, 1, 1)

@@ -292,6 +292,7 @@ EXAMPLES = {
             f, model=lipschitz_network, norm="l2", **{x: lambda: rand(2, 3, 4, 4)}
         ) for f, x in ((lipschitz.lipschitz_bound, "example"), (lipschitz.certify, "x"))
     },
+    "lipschitz.export": call(lipschitz.export, model=lipschitz_network),
     "lipschitz.certificate_loss": call(
         lipschitz.certificate_loss, logits=lambda: rand(2, 3), labels=labels,
         certificates=lambda: rand(2).double(), gamma=0.5,

@@ -145,6 +145,52 @@ def test_pieces_of_one_result_count_once():
     assert check(Overlapping(), (4,)) == pytest.approx(math.sqrt(2))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3, groups=2, padding=1), (2, 5, 5)),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
+        (nn.ConvTranspose1d(4, 4, 3, 2, groups=2), (4, 5)),
+        (nn.Linear(5, 4), (5,)),
+    ],
+)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_batch_norm_counts_as_a_part_of_the_weight_before(layer, shape, norm):
+    torch.manual_seed(0)
+    kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+    net = nn.Sequential(layer, kind(4)).double().eval()
+    with torch.no_grad():
+        net[1].running_var.copy_(torch.tensor([1e-2, 1.0, 1.0, 10.0]))
+        net[1].weight.uniform_(-2, 2)
+        first = net[0].weight.transpose(0, 1) if "Transpose" in str(layer) else net[0].weight
+        first[0].mul_(0.01)  # what the narrow channel makes large again
+    x = torch.zeros(1, *shape, dtype=torch.float64)
+    matrix = torch.autograd.functional.jacobian(net, x).reshape(-1, x.numel())
+    true = float(torch.linalg.matrix_norm(matrix, 2 if norm == "l2" else math.inf))
+    bound = lip.lipschitz_bound(net, x, norm=norm)
+    apart = lip.lipschitz_bound(net[0], x, norm=norm) * float(net[1].running_var.rsqrt().max())
+    assert true <= bound * (1 + 1e-12)
+    assert bound <= min(1.6 * true, 0.5 * apart)
+
+
+def test_a_layer_before_a_batch_norm_that_others_read_too():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    check(Both(), (2, 5, 5), tight=1.4)
+
+
+def test_a_nearly_orthogonal_filter_is_bounded_closely():
+    layer = lip.OrthogonalConv2d(6, 8, 3).eval()
+    assert 1 - 1e-6 < lip.lipschitz_bound(layer.export(), torch.zeros(1, 6, 8, 8)) < 1 + 1e-5
+
+
 # ---- What cannot be bounded ----------------------------------------------------------------------
 
 REFUSED = [

@@ -95,7 +95,7 @@ class Parallel(nn.Module):
 
 
 def small_net(seed):
-    """Layers of four channels in a random order, for images [2, 6, 6]."""
+    """Layers of four channels in a random order, for images [2, 4, 4]."""
     torch.manual_seed(seed)
     shared = nn.Conv2d(4, 4, 3, padding=1, padding_mode=MODES[seed % 4])
     make = [
@@ -108,15 +108,15 @@ def small_net(seed):
     ]  # fmt: skip
     chosen = torch.randint(len(make), (5,)).tolist()
     layers = [make[i]() for i in chosen]
-    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), *layers, nn.Flatten(), nn.Linear(144, 3))
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), *layers, nn.Flatten(), nn.Linear(64, 3))
     return net.double().eval()
 
 
-def ascent(net, x, steps=25):
+def ascent(net, x, steps=12):
     """The largest quotient of distances that gradient ascent finds."""
     y = (x + 1e-3 * torch.randn_like(x)).requires_grad_()
     x = x.clone().requires_grad_()
-    optimizer = torch.optim.Adam([x, y], lr=0.05)
+    optimizer = torch.optim.Adam([x, y], lr=0.1)
     best = 0.0
     for _ in range(steps):
         apart = (net(x) - net(y)).flatten(1).norm(dim=1)
@@ -128,12 +128,10 @@ def ascent(net, x, steps=25):
     return best
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(8), *(pytest.param(i, marks=pytest.mark.slow) for i in range(8, 40))]
-)
+@pytest.mark.parametrize("seed", range(40))
 def test_nets_keep_their_bound(seed):
     net = small_net(seed)
-    x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    x = torch.randn(8, 2, 4, 4, dtype=torch.float64)
     found = ascent(net, x)
     assert 0 < found <= lip.lipschitz_bound(net, x) * (1 + 1e-12)
 
@@ -143,9 +141,9 @@ def test_nets_keep_their_bound(seed):
 def test_no_adversarial_example_inside_a_radius(seed, norm):
     torch.manual_seed(seed)
     net = small_net(seed) if norm == "l2" else nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     ).double().eval()  # fmt: skip
-    x = torch.randn(8, 2, 6, 6, dtype=torch.float64)
+    x = torch.randn(8, 2, 4, 4, dtype=torch.float64)
     certificate = lip.certify(net, x, norm=norm)
     assert (certificate.radius > 0).all()
     radius, chosen = certificate.radius.view(-1, 1, 1, 1), certificate.prediction

@@ -122,6 +122,10 @@ class Call:
         self.op = traced.name_of(node).rstrip("_")
         self.args = traced.arguments(node)
 
+    def before(self, node: fx.Node) -> Call:
+        """The call that gave an argument."""
+        return Call(node, self._walk)
+
     # ---- inputs ----------------------------------------------------------------------------------
 
     def value(self, node: Any) -> Value | None:

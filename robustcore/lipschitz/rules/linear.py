@@ -29,9 +29,19 @@ def _bounded(call: Call, node: Any, factor: float) -> Value:
     return call.plain(node).scaled(factor)
 
 
-def linear(call: Call) -> Value:
+def _scaled(weight: Tensor, slope: Tensor | None) -> Tensor:
+    """A weight with what its outputs are multiplied by afterwards: along its first dimensions."""
+    if slope is None:
+        return weight
+    # The margin is for the rounding of the products.
+    each = slope.reshape(*slope.shape, *[1] * (weight.dim() - slope.dim()))
+    return weight.double() * each * (1 + 1e-12)
+
+
+def linear(call: Call, slope: Tensor | None = None) -> Value:
     """The largest singular value of the weight | weights that depend on the input"""
-    return _bounded(call, call.args["input"], call.norm.matrix(_weight(call, "weight")))
+    weight = _scaled(_weight(call, "weight"), slope)
+    return _bounded(call, call.args["input"], call.norm.matrix(weight))
 
 
 def matmul(call: Call) -> Value:
@@ -63,10 +73,10 @@ def per_channel(value: Any, count: int) -> tuple[int, ...]:
     return tuple(given * count if len(given) == 1 else given)
 
 
-def conv(call: Call) -> Value:
+def conv(call: Call, slope: Tensor | None = None) -> Value:
     """Largest norm of the filter's symbol over all frequencies, the stride in it; circular padding:
     times the root of how often an output repeats | weights that depend on the input"""
-    weight = _weight(call, "weight")
+    weight = _scaled(_weight(call, "weight"), slope)
     source = call.args["input"]
     count = weight.dim() - 2
     stride, dilation = (per_channel(call.args[n], count) for n in ("stride", "dilation"))
@@ -122,18 +132,22 @@ def _no_padding(call: Call) -> bool:
     return padding == "valid" or padding == 0 or (not isinstance(padding, str) and not any(padding))
 
 
-def conv_transpose(call: Call) -> Value:
+def conv_transpose(call: Call, slope: Tensor | None = None) -> Value:
     """The norm of the convolution that it is the transpose of | as `conv`"""
     weight = _weight(call, "weight")
     count = weight.dim() - 2
     stride, dilation = (per_channel(call.args[n], count) for n in ("stride", "dilation"))
-    weight = weight.unflatten(0, (int(call.args["groups"]), -1))
+    groups = int(call.args["groups"])
+    weight = weight.unflatten(0, (groups, -1))
+    if slope is not None:
+        weight = _scaled(weight, slope.view(groups, 1, -1))
     factor = call.norm.filter(weight, stride, dilation, True)
     return _bounded(call, call.args["input"], factor)
 
 
 def batch_norm(call: Call) -> Value:
-    """The largest abs(weight) / sqrt(variance + eps) of a channel | training mode"""
+    """The largest abs(weight) / sqrt(variance + eps) of a channel; right after a convolution or
+    linear layer, as part of its weight | training mode"""
     training = call.args.get("training", call.args.get("use_input_stats"))
     if training or call.args["running_var"] is None:
         raise call.refuse("divides by the statistics of its input; call eval()")
@@ -141,7 +155,21 @@ def batch_norm(call: Call) -> Value:
     if call.args["weight"] is not None:
         slope = slope * _weight(call, "weight").double().abs()
     factor = float(slope.max()) * (1 + 1e-15) if slope.numel() else 0.0
-    return _bounded(call, call.args["input"], factor)
+    source = call.args["input"]
+    apart = _bounded(call, source, factor)
+    name = traced.name_of(source)
+    if source.op != "call_function" or name not in _AFFINE or traced.sizes(source)[1:2] == (0,):
+        return apart
+    if name == "linear" and call.rank() != 2:  # its channels are no outputs of the weight
+        return apart
+    return min(apart, _AFFINE[name](call.before(source), slope), key=lambda v: v.bound)
+
+
+_AFFINE = {
+    "linear": linear,
+    **{f"conv{n}d": conv for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": conv_transpose for n in (1, 2, 3)},
+}
 
 
 def normalise(call: Call) -> Value:

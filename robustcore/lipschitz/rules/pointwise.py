@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from robustcore.common import graph as traced
 from robustcore.lipschitz.rounding import product, quotient
+from robustcore.lipschitz.rounding import total as summed
 from robustcore.lipschitz.rules.call import Call, Value
 
 # Largest slopes, rounded up; each is where the second derivative vanishes.
@@ -268,6 +270,20 @@ def divide(call: Call) -> Value:
         if _is(inner, "abs", first) and isinstance(shift, (int, float)) and shift > 0:
             return call.plain(first).scaled(quotient(1.0, shift))
     raise call.refuse("divides by what depends on the input")
+
+
+def mix(call: Call) -> Value:
+    """Both, times abs(1 - weight) and abs(weight) | weights that depend on the input"""
+    first, second, weight = call.args["self"], call.args["end"], call.args["weight"]
+    if isinstance(weight, fx.Node) and call.value(weight) is not None:
+        raise call.refuse("its weight depends on the input")
+    share = torch.as_tensor(call.constant(weight), dtype=torch.float64)
+    factors = ((first, 1 - share), (second, share))
+    found = [
+        call.plain(n).scaled(product(_spread(call, n), float(f.abs().max()) * (1 + 1e-15)))
+        for n, f in factors if call.value(n) is not None
+    ]  # fmt: skip
+    return Value(summed(v.bound for v in found), summed(v.slack for v in found))
 
 
 def power(call: Call) -> Value:
