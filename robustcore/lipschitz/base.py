@@ -31,6 +31,11 @@ class LipschitzModule(nn.Module):
     bounded_inside = False
     """Whether the operations inside give its bound, in place of :meth:`lipschitz_bound`."""
 
+    runs_as_exported = True
+    """Whether eval sums the same products as :meth:`export`, in whatever order."""
+    rounds_once = False
+    """Whether each result is a rotated or reflected pair."""
+
     def export(self) -> nn.Module:
         """The layer of eval mode in operations of torch alone; outputs and bound are the same."""
         raise NotImplementedError

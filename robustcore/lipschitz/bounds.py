@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from robustcore.common import graph as traced
 from robustcore.common.checks import require_choice, require_floating, require_module
 from robustcore.lipschitz.examples import made_up
+from robustcore.lipschitz.forward_error import ForwardErrors
 from robustcore.lipschitz.leaves import (
     evaluated_once,
     is_leaf,
@@ -88,7 +89,8 @@ def checked_model(model: Any, *, strict: bool = False) -> nn.Module:
 class Bounds:
     """A model's graph and what is known of each of its results.
 
-    ``batch``: how many images there are, for absolute errors.
+    ``batch``: how many images there are, for absolute errors. ``radius`` ``[N]``: around the images
+    x, within which the rounding of the model's own arithmetic counts, as an absolute error.
     """
 
     def __init__(
@@ -99,10 +101,15 @@ class Bounds:
         *,
         sizes_are_made_up: bool = False,
         batch: int = 1,
+        radius: Tensor | None = None,
+        looks_inside: bool = False,
     ) -> None:
         self.model, self.norm, self.batch = model, Norm(norm), batch
         self.sizes_are_made_up = sizes_are_made_up
-        self.module = trace_with_leaves(model, x)
+        self.module = traced.trace(model, x) if looks_inside else trace_with_leaves(model, x)
+        self.errors = None if radius is None else ForwardErrors(self.module, model, x, radius)
+        if self.errors:
+            self.errors.measure(x, self.norm)
         self.constants = Constants(self.module, self)
         self.values: dict[fx.Node, Any] = {}
         needed = _needed(self.module.graph)
@@ -112,6 +119,8 @@ class Bounds:
                 self.values[node] = Value(1.0)
             elif node.op == "call_function" and (node in needed or _is_region(node)):
                 value = self._call(node)
+                if self.errors and isinstance(value, Value):
+                    value = self.errors.added(node, value, self)
                 if value is not None:
                     self.values[node] = value
         self.outputs = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
@@ -129,6 +138,11 @@ class Bounds:
             return Value(0.0)
         joint = self.norm.joint
         return Value(joint(v.bound for v in values), joint(v.slack for v in values))
+
+    def inside(self, module: nn.Module, x: Tensor, radius: Tensor) -> Value:
+        """What rounding does in one of the model's layers, for its inputs within a radius."""
+        form = {"norm": self.norm.name, "batch": self.batch, "radius": radius}
+        return Bounds(module, x, looks_inside=True, **form).result  # type: ignore[arg-type]
 
     def _call(self, node: fx.Node) -> Any:
         if _is_region(node):

@@ -98,6 +98,7 @@ class CayleyConv2d(LipschitzModule):
     2021.
     """
 
+    runs_as_exported = False  # but by Fourier transforms
     weight: nn.Parameter
     bias: Tensor | None
 

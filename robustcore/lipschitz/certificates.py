@@ -75,19 +75,28 @@ def rows_apart(rows: Tensor, order: float = 2) -> Tensor:
 
 
 def radii_of_margins(
-    logits: Tensor, chosen: Tensor, constants: Tensor, bound: float, slack: float = 0.0
+    logits: Tensor,
+    chosen: Tensor,
+    constants: Tensor,
+    bound: float,
+    slack: Tensor | float = 0.0,
+    lost: Tensor | float = 0.0,
 ) -> Tensor:
-    """``[N]``, the smallest over the classes j of ``(margin_j / constant_j - slack) / bound``.
+    """``[N]``, smallest over the classes j: ``((margin_j - lost) / constant_j - slack) / bound``.
 
     ``constants``: ``[N, K]``, of the chosen classes' margins in what has the bound and the slack.
     """
-    margins = logits.gather(1, chosen[:, None]) - logits
+    margins = logits.gather(1, chosen[:, None]) - logits - _column(lost)
     # Equal rows: the margin cannot change. Kept out of the quotient, whose gradient would be NaN.
     fixed = constants == 0
     safe = constants.masked_fill(fixed, 1.0)
-    radii = (margins - slack * safe) / (bound * safe * (1 + 1e-15))
+    radii = (margins - _column(slack) * safe) / (bound * safe * (1 + 1e-15))
     radii = torch.where(fixed & (margins != 0), margins.sign() * math.inf, radii)
     return _smallest(radii, chosen)
+
+
+def _column(value: Tensor | float) -> Tensor | float:
+    return value[:, None] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _chosen(logits: Tensor, labels: Any) -> Tensor:

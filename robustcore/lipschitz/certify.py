@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustcore.common import graph as traced
-from robustcore.common.checks import require_choice, require_floating
+from robustcore.common.checks import require_choice, require_flag, require_floating
 from robustcore.lipschitz.bounds import NORMS, Bounds, checked_model
 from robustcore.lipschitz.certificates import (
     ROOT_OF_TWO,
@@ -23,6 +24,7 @@ from robustcore.lipschitz.certificates import (
 from robustcore.lipschitz.layers import CRCHead, NormalizedLinear
 from robustcore.lipschitz.leaves import evaluated_once, is_leaf, leaf_path
 from robustcore.lipschitz.precision import exact_products
+from robustcore.lipschitz.rounding import Bound
 from robustcore.lipschitz.rules.call import Call, Value
 
 _PRECISE = (torch.float32, torch.float64)
@@ -30,7 +32,9 @@ _KEEP_CLASSES = {"flatten", "view", "reshape", "squeeze", "_unsafe_view"}
 
 
 @torch.no_grad()
-def certify(model: nn.Module, x: Tensor, *, norm: str = "l2") -> Certificate:
+def certify(
+    model: nn.Module, x: Tensor, *, norm: str = "l2", rounding: bool = False
+) -> Certificate:
     """Predictions of ``model`` and their certified radii.
 
     Args:
@@ -39,6 +43,11 @@ def certify(model: nn.Module, x: Tensor, *, norm: str = "l2") -> Certificate:
             the rest, for larger radii.
         x: a batch of inputs ``[N, *D]``, float32 or float64. The bound is for their size.
         norm: of the radii, ``"l2"`` or ``"linf"``.
+        rounding: whether radii are those of the program: the rounding of its arithmetic, at x and
+            at every input of its dtype within the radius, is bounded and taken off the margins.
+            Else they are those of exact arithmetic on the logits computed. The bound is one of the
+            worst case; what it does not know the rounding of (transforms of Winograd or Fourier,
+            such as float32 SOC of 3 x 3) is refused by name.
 
     Returns:
         A :class:`Certificate`. Logits are the model's, computed without TF32 or autocast; radii are
@@ -49,6 +58,7 @@ def certify(model: nn.Module, x: Tensor, *, norm: str = "l2") -> Certificate:
     """
     model = checked_model(model, strict=True)
     require_choice("norm", norm, NORMS)
+    require_flag("rounding", rounding)
     if require_floating("x", x).dim() < 2:
         raise ValueError(f"x: got shape {list(x.shape)}, want a batch [N, *D]")
     if x.dtype not in _PRECISE:
@@ -57,28 +67,40 @@ def certify(model: nn.Module, x: Tensor, *, norm: str = "l2") -> Certificate:
         if tensor.is_floating_point() and tensor.dtype not in _PRECISE:
             raise TypeError(f"model: {name} is {tensor.dtype}, want float32 or float64")
     with exact_products(), evaluated_once(model):
-        bounds = Bounds(model, x, norm, batch=len(x))
-        head = _head(bounds)
-        with _inputs_of(head.module) as seen:
-            logits = model(x)
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"model: gives a {type(logits).__name__}, want logits [N, K]")
-        logits = logits.flatten(1) if logits.dim() > 1 else logits
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"model: gives logits {list(logits.shape)}, want [N, K] with K >= 2")
-        chosen = logits.argmax(1)
-        if len(seen) == 1:
-            assert isinstance(head.module, CRCHead)
-            radius = crc_certificate(head.module, seen[0], head.value.bound, labels=chosen)
-            return Certificate(chosen, radius, head.value.bound)
-        value = bounds.result if head.rows is None else head.value
-        if head.rows is not None:
-            constants = rows_apart(head.rows, 2 if norm == "l2" else 1)[chosen]
-        else:
-            pair = ROOT_OF_TWO if norm == "l2" else 2.0
-            constants = torch.full_like(logits, pair, dtype=torch.float64)
-        radius = radii_of_margins(logits.double(), chosen, constants, value.bound, value.slack)
-        return Certificate(chosen, radius, value.bound)
+        exact = _certified(model, x, norm, None)
+        if not rounding or len(x) == 0:
+            return exact
+        # Rounding only makes radii smaller: what it does within these it does within those.
+        within = exact.radius.nan_to_num(0.0, math.inf).clamp(min=0)
+        rounded = _certified(model, x, norm, within)
+        radius = torch.minimum(rounded.radius, exact.radius)
+        return Certificate(exact.prediction, radius, rounded.bound)
+
+
+def _certified(model: nn.Module, x: Tensor, norm: str, within: Tensor | None) -> Certificate:
+    bounds = Bounds(model, x, norm, batch=len(x), radius=within)
+    head = _head(bounds)
+    with _inputs_of(head.module) as seen:
+        logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model: gives a {type(logits).__name__}, want logits [N, K]")
+    logits = logits.flatten(1) if logits.dim() > 1 else logits
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"model: gives logits {list(logits.shape)}, want [N, K] with K >= 2")
+    chosen = logits.argmax(1)
+    if len(seen) == 1:
+        assert isinstance(head.module, CRCHead)
+        radius = crc_certificate(head.module, seen[0], head.value.bound, labels=chosen)
+        return Certificate(chosen, radius, head.value.bound)
+    pair = ROOT_OF_TWO if norm == "l2" else 2.0
+    constants = torch.full_like(logits, pair, dtype=torch.float64)
+    if head.rows is not None:
+        constants = rows_apart(head.rows, 2 if norm == "l2" else 1)[chosen]
+    lost = torch.as_tensor(head.lost).mul(pair * (1 + 1e-12)).to(constants)
+    slack = torch.as_tensor(head.value.slack).to(constants)
+    bound = head.value.bound
+    radius = radii_of_margins(logits.double(), chosen, constants, bound, slack, lost)
+    return Certificate(chosen, radius, bound)
 
 
 @dataclass
@@ -89,6 +111,7 @@ class _Head:
     value: Value
     rows: Tensor | None = None
     module: CRCHead | None = None
+    lost: Bound = 0.0  # the rounding of its own sums
 
 
 def _head(bounds: Bounds) -> _Head:
@@ -108,15 +131,21 @@ def _head(bounds: Bounds) -> _Head:
         module: Any = bounds.model.get_submodule(leaf_path(node))
         value = call.plain(node.args[0])
         if isinstance(module, NormalizedLinear):
-            return _Head(value, rows=module.normalized_weight())
+            return _Head(value, rows=module.normalized_weight(), lost=_lost(bounds, node))
         once = sum(is_leaf(n) and n.args[1] == node.args[1] for n in bounds.values) == 1
-        usable = isinstance(module, CRCHead) and once and bounds.norm.l2 and not value.slack
+        plain = bounds.norm.l2 and bounds.errors is None and not value.slack
+        usable = isinstance(module, CRCHead) and once and plain
         return _Head(value, module=module) if usable else whole
     if traced.name_of(node) == "linear" and bounds.values.get(node) is not None:
         source = call.args["input"]
         if len(traced.sizes(source)) == 2 and call.source is source:
-            return _Head(call.plain(source), rows=call.constant(call.args["weight"]))
+            rows = call.constant(call.args["weight"])
+            return _Head(call.plain(source), rows=rows, lost=_lost(bounds, node))
     return whole
+
+
+def _lost(bounds: Bounds, node: fx.Node) -> Bound:
+    return 0.0 if bounds.errors is None else bounds.errors.local[node]
 
 
 @contextmanager

@@ -58,6 +58,8 @@ class Exported(nn.Module):
     ``lipschitz_bound()`` raises ValueError.
     """
 
+    runs_as_exported = True
+
     def __init__(
         self, function: Callable[..., Tensor], bound: float = 1.0, **tensors: Tensor | None
     ) -> None:
@@ -66,6 +68,7 @@ class Exported(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self._made_with = self._content()
+        self.rounds_once = function in (householder, projection_pool)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer."""

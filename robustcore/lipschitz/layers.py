@@ -69,6 +69,8 @@ class Householder(LipschitzModule):
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
 
+    rounds_once = True
+
     def __init__(
         self,
         channels: int,
@@ -130,6 +132,8 @@ class ProjectionPool2d(LipschitzModule):
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
 
+    rounds_once = True
+
     def __init__(
         self,
         channels: int,
@@ -182,6 +186,8 @@ class NormalizedLinear(nn.Linear):
     device, dtype) are those of ``nn.Linear``; the bias is as given. Differentiable.
     Source: Singla, Singla and Feizi, "Improved deterministic l2 robustness", 2022.
     """
+
+    runs_as_exported = True
 
     def __init__(
         self,

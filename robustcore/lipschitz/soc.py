@@ -210,6 +210,11 @@ class SOC(LipschitzModule):
         """The error wanted."""
         return (self.tol,)
 
+    @property
+    def runs_as_exported(self) -> bool:  # type: ignore[override]
+        """Not where filters of 3 x 3 may run by Winograd's transforms."""
+        return self.kernel_size != 3 or self.weight.dtype != torch.float32
+
     def derive(self) -> _Frozen:
         """Kernel, series and vectors of eval."""
         if not bool(self.weight.isfinite().all()):

@@ -6,8 +6,9 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -20,7 +21,7 @@ from robustcore.lipschitz.norms import (
     row_sum_bound,
     without_stride,
 )
-from robustcore.lipschitz.rounding import product, root, root_of_squares, total
+from robustcore.lipschitz.rounding import Bound, largest, product, root, root_of_squares, total
 
 Map = Callable[[Tensor], Tensor]
 
@@ -59,7 +60,7 @@ class Value:
     """
 
     bound: float
-    slack: float = 0.0
+    slack: Bound = 0.0
     power: int = 1
     part: Part | None = None
     mark: tuple[str, Any] | None = None
@@ -81,9 +82,13 @@ class Norm:
         self.name = name
         self.l2 = name == "l2"
 
-    def joint(self, values: Iterable[float]) -> float:
+    @overload
+    def joint(self, values: Iterable[float]) -> float: ...
+    @overload
+    def joint(self, values: Iterable[Bound]) -> Bound: ...
+    def joint(self, values: Iterable[Bound]) -> Bound:
         """Of the tuple of results with those bounds."""
-        return root_of_squares(values) if self.l2 else max(values)
+        return root_of_squares(values) if self.l2 else largest(values)
 
     def copies(self, count: int) -> float:
         """Of a map that repeats each coordinate."""
@@ -117,20 +122,20 @@ class Call:
     """One call in the graph, with its arguments by name and what is known of its inputs."""
 
     def __init__(self, node: fx.Node, walk: Any) -> None:
-        self.node, self._walk = node, walk
+        self.node, self.walk = node, walk
         self.norm: Norm = walk.norm
         self.op = traced.name_of(node).rstrip("_")
         self.args = traced.arguments(node)
 
     def before(self, node: fx.Node) -> Call:
         """The call that gave an argument."""
-        return Call(node, self._walk)
+        return Call(node, self.walk)
 
     # ---- inputs ----------------------------------------------------------------------------------
 
     def value(self, node: Any) -> Value | None:
         """What is known of an argument; None of a constant."""
-        found: Value | None = self._walk.values.get(node) if isinstance(node, fx.Node) else None
+        found: Value | None = self.walk.values.get(node) if isinstance(node, fx.Node) else None
         return found
 
     @property
@@ -160,7 +165,7 @@ class Call:
 
     def constant(self, argument: Any) -> Any:
         """The value of an argument that does not depend on the input."""
-        return self._walk.constants.of(argument, self)
+        return self.walk.constants.of(argument, self)
 
     def number(self, name: str) -> float:
         value = self.constant(self.args[name])
@@ -195,7 +200,7 @@ class Call:
         """Of the first argument, or of a node, where the bound may depend on it."""
         tensor: Any = (node or self.source).meta["val"]
         size = tensor.shape[dim]
-        if self._walk.sizes_are_made_up:
+        if self.walk.sizes_are_made_up:
             raise self.refuse("its bound depends on the input's size; give an example")
         if not isinstance(size, int):
             raise self.refuse("mixes the images of a batch")
@@ -206,12 +211,12 @@ class Call:
 
     @property
     def sizes_are_known(self) -> bool:
-        return not self._walk.sizes_are_made_up
+        return not self.walk.sizes_are_made_up
 
     def known_size(self, dim: int) -> int | None:
         """The same of the first argument; None where a bound must not depend on it."""
         size = self.source.meta["val"].shape[dim]
-        return size if isinstance(size, int) and not self._walk.sizes_are_made_up else None
+        return size if isinstance(size, int) and not self.walk.sizes_are_made_up else None
 
     def copies_to(self, node: fx.Node, out: fx.Node) -> int:
         """How many elements of ``out`` read one of ``node``, which is broadcast."""
@@ -228,9 +233,9 @@ class Call:
 
     def elements(self) -> float:
         """Of the result for the whole batch; unbounded where sizes are made up."""
-        if self._walk.sizes_are_made_up:
+        if self.walk.sizes_are_made_up:
             return math.inf
-        images: int = self._walk.batch
+        images: int = self.walk.batch
         return math.prod(traced.sizes(self.node)) / traced.BATCH * images
 
     # ---- results ---------------------------------------------------------------------------------
@@ -245,14 +250,15 @@ class Call:
         for i, value in enumerate(values):
             key = (value.part.of, value.part.dim) if value.part else (None, i)
             groups.setdefault(key, []).append(value)
-        bounds, slacks = [], []
+        bounds: list[float] = []
+        slacks: list[Bound] = []
         for group in groups.values():
             bound, slack = self._pieces(group)
             bounds.append(bound)
             slacks.append(slack)
         return Value(self.norm.joint(bounds), self.norm.joint(slacks))
 
-    def _pieces(self, group: list[Value]) -> tuple[float, float]:
+    def _pieces(self, group: list[Value]) -> tuple[float, Bound]:
         """Of pieces of one result: where they do not overlap, of the whole."""
         joint = self.norm.joint
         separate = joint(v.bound for v in group), joint(v.slack for v in group)
@@ -261,10 +267,10 @@ class Call:
             return separate
         gain, whole = max(p.gain for p in parts), parts[0].whole
         # A slack of a piece's own is in no whole.
-        if any(v.slack != product(p.whole.slack, p.gain) for v, p in zip(group, parts)):  # noqa: B905
+        if any(_differ(v.slack, p.whole.slack, p.gain) for v, p in zip(group, parts)):  # noqa: B905
             return separate
-        together = product(gain, whole.bound)
-        return min(separate, (together, product(gain, whole.slack)))
+        together = product(gain, whole.bound), product(whole.slack, gain)
+        return min(separate, together, key=operator.itemgetter(0))
 
     def sum(self, nodes: Sequence[Any]) -> Value:
         """Of the sum of several arguments of equal sizes."""
@@ -277,6 +283,10 @@ class Call:
 
     def piece(self, of: Any, whole: Value, dim: int | None, indices: range) -> Value:
         return Value(whole.bound, whole.slack, part=Part(of, dim, indices, whole))
+
+
+def _differ(slack: Bound, whole: Bound, gain: float) -> bool:
+    return bool(torch.as_tensor(slack != product(whole, gain)).any())
 
 
 def _disjoint(ranges: list[range]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -162,7 +163,9 @@ def batch_norm(call: Call) -> Value:
         return apart
     if name == "linear" and call.rank() != 2:  # its channels are no outputs of the weight
         return apart
-    return min(apart, _AFFINE[name](call.before(source), slope), key=lambda v: v.bound)
+    together = _AFFINE[name](call.before(source), slope)
+    # The rounding of the layer before it is in its own result's slack alone.
+    return replace(apart, bound=min(apart.bound, together.bound))
 
 
 _AFFINE = {

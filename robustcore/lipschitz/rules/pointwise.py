@@ -108,7 +108,7 @@ def softplus(call: Call) -> Value:
     jump = quotient(math.log1p(math.exp(-threshold)) * (1 + 1e-15), beta)
     x = call.x.scaled(1.0)
     slack = product(jump, math.sqrt(call.elements()) * (1 + 1e-15) if call.norm.l2 else 1.0)
-    return replace(x, slack=math.nextafter(x.slack + slack, math.inf))
+    return replace(x, slack=summed((x.slack, slack)))
 
 
 def prelu(call: Call) -> Value:
@@ -172,9 +172,7 @@ def add(call: Call) -> Value:
         return call.sum([first, second])
     a = call.plain(first).scaled(_spread(call, first))
     b = call.plain(second).scaled(product(_spread(call, second), alpha))
-    return Value(
-        math.nextafter(a.bound + b.bound, math.inf), math.nextafter(a.slack + b.slack, math.inf)
-    )
+    return Value(summed((a.bound, b.bound)), summed((a.slack, b.slack)))
 
 
 def _add_to_power(call: Call, value: Value) -> Value:
