@@ -124,7 +124,7 @@ OF_ARGUMENT = [
     ("lipschitz.certify masking.*", "x image images", VALUES | FLOATING, "of the model's taking"),
     ("lipschitz.lipschitz_bound", "example", VALUES | FLOATING | SIZES | FINITE | ROWS
      | itself("of 2**40 rows"), "not read"),
-    ("lipschitz.lipschitz_bound", "model", {"a module"}, "has a bound"),
+    ("lipschitz.lipschitz_bound lipschitz.export", "model", {"a module"}, "has a bound"),
     ("masking.MaskedModel", "example", VALUES | ROWS | itself("with one more at the end",
      "of 2**40 rows"),
      "its values are not read"),
