@@ -368,3 +368,11 @@ def test_a_hook_is_part_of_what_runs():
     net[0].register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(ValueError, match="calls mul"):
         curvature_certificate(net, torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-200])
+def test_weights_of_zero(scale):
+    net = mlp(nn.Tanh())
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+    assert (curvature_certificate(net, torch.zeros(2, 6)).radius >= 0).all()

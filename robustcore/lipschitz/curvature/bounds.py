@@ -83,7 +83,8 @@ def upper_eigenvalues(weight: Tensor, diagonals: Tensor) -> Tensor:
 
 def _verified(matrix: Tensor, terms: int, trace: float) -> float:
     """Above the largest eigenvalue of what ``matrix`` is but for rounding, of sums of ``terms``."""
-    estimate, size = float(_rayleigh(matrix)), len(matrix)
+    # Above 0, which no factor raises, where all rows are zero.
+    estimate, size = max(float(_rayleigh(matrix)), 1e-300), len(matrix)
     identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     raised = 1e-4
     while math.isfinite(estimate):

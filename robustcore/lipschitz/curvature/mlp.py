@@ -76,9 +76,9 @@ def read_mlp(model: nn.Module, x: Tensor, *, known: bool = False) -> Mlp:
     """The perceptron that ``model`` computes on images like x, in the dtype of its weights.
 
     Differentiable in the parameters. ``known`` takes the graph of the last call for this model,
-    where its modules, modes and hooks are the same; a changed attribute of one would not be seen,
-    which a certificate must not risk. Raises ValueError naming the module and the operation that is
-    no part of one.
+    where its modules, what they hold and their hooks are the same; what a forward reads elsewhere
+    would not be seen, which a certificate must not risk. Raises ValueError naming the module and
+    the operation that is no part of one.
     """
     require_module("model", model)
     if require_values("x", x).dim() < 2 or not x.is_floating_point() or len(x) == 0:
@@ -104,9 +104,9 @@ _GRAPHS = weakref.WeakKeyDictionary()
 
 
 def _graph(model: nn.Module, x: Tensor, known: bool) -> fx.GraphModule:
-    modules, modes, hooks = traced.state(model)
-    weak = tuple(weakref.ref(one) for one in (*modules, *hooks))
-    key = weak, modes, x.shape[1:], x.dtype, x.device
+    held, hooks = traced.state(model)
+    weak = [weakref.ref(one) if isinstance(one, nn.Module) else one for one in held]
+    key = weak, [weakref.ref(hook) for hook in hooks], x.shape[1:], x.dtype, x.device
     last = _GRAPHS.get(model)
     if known and last is not None and last[0] == key:
         return last[1]
