@@ -295,7 +295,6 @@ EXAMPLES = {
         lipschitz.certify, model=lipschitz_network, x=lambda: rand(2, 3, 4, 4), norm="l2",
         rounding=False,
     ),
-    "lipschitz.export": call(lipschitz.export, model=lipschitz_network),
     "lipschitz.certificate_loss": call(
         lipschitz.certificate_loss, logits=lambda: rand(2, 3), labels=labels,
         certificates=lambda: rand(2).double(), gamma=0.5,

@@ -6,6 +6,7 @@ from bad_input.inputs import CLASSES, call, images, labels, rand
 from robustcore import lipschitz
 
 EXAMPLES = {
+    "lipschitz.export": call(lipschitz.export, model=lambda: lipschitz.SOC(2, 2).eval()),
     "lipschitz.AOLConv2d": call(
         lipschitz.AOLConv2d,
         in_channels=3,
