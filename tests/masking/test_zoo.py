@@ -10,6 +10,13 @@ from robustcore.masking import MaskedModel
 from testing import assert_same
 
 NETWORKS = [("torchvision", name) for name in zoo.TORCHVISION] + [("timm", n) for n in zoo.TIMM]
+# The most fills and multiplications that a network's plan may need.
+PLANS = {
+    "resnet18": (12, 2), "resnet34": (20, 2), "resnet50": (17, 2), "wide_resnet50_2": (17, 2),
+    "resnext50_32x4d": (17, 2), "vgg16_bn": (13, 6), "alexnet": (5, 4), "squeezenet1_1": (9, 12),
+    "densenet121": (59, 191), "efficientnet_b0": (17, 17), "mobilenet_v2": (18, 1),
+    "mobilenet_v3_large": (16, 9), "convnext_tiny": (22, 1),
+}  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
@@ -35,6 +42,14 @@ def test_a_network(library, name):
         for m, expected in ((mask, got), (None, want)):
             error = (folded(x, m) - expected).abs().max()
             assert error <= 1e-5 * expected.abs().max()
+    fills, multiplications = counts(masked.plan())
+    assert fills <= PLANS[name][0]
+    assert multiplications <= PLANS[name][1]
+
+
+def counts(plan):
+    steps = plan.steps.values()
+    return sum(len(s.fills) for s in steps), sum(len(s.clean) for s in steps)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
@@ -51,6 +66,7 @@ def test_the_masks_of_a_resnet50_have_closed_form():
     plan = MaskedModel(zoo.build("torchvision", "resnet50"), torch.zeros(1, 3, 224, 224)).plan()
     fills = [n for step in plan.steps.values() for n in step.fills.values()]
     assert fills == [6] + [1] * 16
+    assert counts(plan) == PLANS["resnet50"]
     windows = [str(m.params) for m in plan.masks[1:-1]]
     assert windows == ["7, stride 2", "3, stride 2"] + ["1, stride 2"] * 3
 
