@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # of vmap
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -98,7 +99,10 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     """
     # Weights made in inference mode can be traced in it alone.
     inference = any(t.is_inference() for t in [*model.parameters(), *model.buffers()])
-    with _LOCK, watched(model) as seen, torch.inference_mode(inference), torch.enable_grad():
+    with (
+        _LOCK, temporarily_clear_interpreter_stack(), watched(model) as seen,
+        torch.inference_mode(inference), torch.enable_grad(),
+    ):  # fmt: skip
         example = torch.empty((BATCH, *x.shape[1:]), dtype=x.dtype, device=x.device)
         try:
             with (

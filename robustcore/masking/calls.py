@@ -73,6 +73,10 @@ def add_in_place(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
     return a.add_(b, alpha=alpha) if same and not _is_mapped(b) else torch.add(a, b, alpha=alpha)
 
 
+def size(x: Tensor, dim: int) -> int:
+    return x.shape[dim]
+
+
 def paired(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """As many images as masks, without a copy."""
     n = max(len(x), len(mask))
@@ -262,6 +266,35 @@ def put_back(x: Tensor, at: Tensor, dim: int, size: int) -> Tensor:
         return x
     whole = x.new_zeros([*x.shape[:dim], size, *x.shape[dim + 1 :]])
     return whole.index_copy(dim, at, x)
+
+
+# ---- Rows that are left out ----------------------------------------------------------------------
+
+
+def visible_rows(mask: Tensor, x: Tensor) -> Tensor | None:
+    """Which rows of x are visible, counted over all its dimensions but the last; None for all,
+    where to leave out the others would not pay or values cannot be looked at."""
+    sizes = x.shape[:-1]
+    if torch.compiler.is_compiling() or _is_mapped(mask, x):
+        return None
+    if any(own not in (1, size) for own, size in zip(mask.shape, sizes, strict=False)):
+        return None  # one image that has met no mask yet
+    shown = (mask > 0).expand(*sizes, 1).flatten()
+    at = shown.nonzero().flatten()
+    return at if len(at) <= 0.75 * len(shown) else None
+
+
+def take_rows(x: Tensor, at: Tensor | None) -> Tensor:
+    """``[rows, last]``; x itself if those are all."""
+    return x if at is None else x.reshape(-1, x.shape[-1]).index_select(0, at)
+
+
+def put_rows(x: Tensor, at: Tensor | None, like: Tensor) -> Tensor:
+    """Rows where they were in a tensor with as many rows as ``like``, 0 between them."""
+    if at is None:
+        return x
+    sizes = like.shape[:-1]
+    return x.new_zeros(sizes.numel(), x.shape[-1]).index_copy_(0, at, x).view(*sizes, x.shape[-1])
 
 
 # ---- Masks ---------------------------------------------------------------------------------------

@@ -31,8 +31,7 @@ class _Builder(Builder):
 
     def __init__(self, module: fx.GraphModule, plan: Plan, tokens: Tokens) -> None:
         super().__init__(module, plan)
-        self.tokens = tokens
-        self.few: dict[fx.Node, fx.Node] = {}  # results that lack the hidden tokens
+        self.tokens, self.row_wise = tokens, set()
         self.at: dict[Mask, fx.Node] = {}
         self.taken: dict[Any, fx.Node] = {}
 
@@ -42,9 +41,6 @@ class _Builder(Builder):
             found = self.run(node, wants)
             (self.few if node in self.tokens.lines else self.nodes)[node] = found
             return
-        for source in (*node.all_input_nodes, *step.row.inputs):
-            if source not in self.nodes:
-                self.nodes[source] = self.put_back(source)
         super().add(node, step)
 
     def run(self, node: fx.Node, wants: Wants) -> fx.Node:

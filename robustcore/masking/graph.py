@@ -14,6 +14,7 @@ from robustcore.masking import calls
 from robustcore.masking.masks import Mask
 from robustcore.masking.moves import Index
 from robustcore.masking.plan import Plan, Step
+from robustcore.masking.rows import reads_size, row_wise
 from robustcore.masking.rules.call import RESULT, Then
 from robustcore.ops.masking.fill import consume_fill, neighbor_fill
 from robustcore.ops.masking.pools import mask_pool
@@ -41,6 +42,10 @@ class Builder:
 
     def __init__(self, module: fx.GraphModule, plan: Plan, soft: bool = False) -> None:
         self.module, self.plan, self.soft = module, plan, soft
+        self.row_wise = row_wise(plan)
+        self.few: dict[fx.Node, fx.Node] = {}  # results that lack what is hidden
+        self.like: dict[fx.Node, fx.Node] = {}  # of each, a whole one with as many rows
+        self.rows: dict[Any, fx.Node] = {}
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.masks: dict[Mask, fx.Node] = {}
@@ -56,7 +61,43 @@ class Builder:
         return traced.with_graph(self.module, self.graph, self.name + type(self.module).__name__)
 
     def add(self, node: fx.Node, step: Step) -> None:
+        if node in self.row_wise:
+            self.few[node] = self.on_rows(node)
+            return
+        if reads_size(node) and node.args[0] in self.like:
+            self.nodes[node] = self.plain(node, self.like)
+            return
+        for source in (*node.all_input_nodes, *step.row.inputs):
+            if source not in self.nodes:
+                self.nodes[source] = self.put_back(source)
         self.nodes[node] = self.copy(node, step)
+
+    def on_rows(self, node: fx.Node) -> fx.Node:
+        """The node's operation on visible rows."""
+
+        def given(source: fx.Node) -> fx.Node:
+            if source in self.few or self.plan.values[source].kind != "map":
+                return self.few.get(source) or self.nodes[source]
+            self.like[source] = self.nodes[source]
+            return self.call(calls.take_rows, (self.nodes[source], self.rows_of(source)))
+
+        new = self.graph.node_copy(node, given)
+        maps = [n for n in node.all_input_nodes if self.plan.values[n].kind == "map"]
+        self.like[node] = self.like[maps[0]]
+        return new
+
+    def rows_of(self, node: fx.Node) -> fx.Node:
+        """Which rows of a node's result are visible."""
+        key = self.plan.mask_of(node), traced.sizes(node)[:-1]
+        if key not in self.rows:
+            arguments = self.mask(key[0]), self.like[node]
+            self.rows[key] = self.call(calls.visible_rows, arguments)
+        return self.rows[key]
+
+    def put_back(self, source: fx.Node) -> fx.Node:
+        """A node's result with rows of zeros where it lacks them."""
+        arguments = self.few[source], self.rows_of(source), self.like[source]
+        return self.call(calls.put_rows, arguments)
 
     def enter(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
         x, mask = self.graph.placeholder("x"), self.graph.placeholder("mask")
@@ -95,6 +136,9 @@ class Builder:
 
     def plain(self, node: fx.Node, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
         name = traced.name_of(node)
+        if name == "sym_size":  # ATen's own cannot be mapped by vmap
+            source, dim = traced.arguments(node).values()
+            return self.call(calls.size, (replaced[source], dim))
         if node.op == "call_function" and name == "add_" and isinstance(node.args[1], fx.Node):
             alpha = node.kwargs.get("alpha", 1)
             return self.call(calls.add_in_place, (*(replaced[n] for n in node.args), alpha))  # type: ignore[index]

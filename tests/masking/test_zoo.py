@@ -13,7 +13,7 @@ NETWORKS = [("torchvision", name) for name in zoo.TORCHVISION] + [("timm", n) fo
 # The most fills and multiplications that a network's plan may need.
 PLANS = {
     "resnet18": (12, 2), "resnet34": (20, 2), "resnet50": (17, 2), "wide_resnet50_2": (17, 2),
-    "resnext50_32x4d": (17, 2), "vgg16_bn": (13, 6), "alexnet": (5, 4), "squeezenet1_1": (9, 12),
+    "resnext50_32x4d": (17, 2), "vgg16_bn": (13, 7), "alexnet": (5, 5), "squeezenet1_1": (9, 12),
     "densenet121": (59, 191), "efficientnet_b0": (17, 17), "mobilenet_v2": (18, 1),
     "mobilenet_v3_large": (16, 9), "convnext_tiny": (22, 1),
 }  # fmt: skip
