@@ -1,4 +1,4 @@
-"""MaskedModel on timm's ViT-tiny: masks that differ in a batch, and one that all samples share.
+"""MaskedModel on timm's transformers: masks that differ in a batch, and one that all samples share.
 
 Random weights, 224 x 224, batch 8, half of the 16 x 16 patches visible. `plain` is the eager
 network without a mask; `visible tokens` is that on 98 of the 196 tokens, which no masking can go
@@ -16,12 +16,12 @@ from robustcore.masking import MaskedModel
 BATCH, SIDE = 8, 14
 
 
-def build():
+def build(name):
     path = Path(__file__).parents[2] / "tests" / "masking" / "zoo.py"
     spec = importlib.util.spec_from_file_location("zoo", path)
     zoo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(zoo)
-    return zoo.build("timm", "vit_tiny_patch16_224")
+    return zoo.build("timm", name)
 
 
 def masks(device):
@@ -43,7 +43,7 @@ def alone(model, x, shown):
     "impl", ["robustcore, shared mask", "robustcore", "plain", "visible tokens"]
 )
 def test_vit_tiny(impl, measure, device):
-    model, mask = build().to(device), masks(device)
+    model, mask = build("vit_tiny_patch16_224").to(device), masks(device)
     masked, x = MaskedModel(model), torch.randn(BATCH, 3, 224, 224, device=device)
     shown = mask[0, 0, ::16, ::16].flatten().nonzero().flatten()
     implementations = {
@@ -60,3 +60,21 @@ def test_vit_tiny(impl, measure, device):
         against = ("plain", implementations["plain"]) if impl.startswith("robustcore") else None
         group = "ViT-tiny, half of its patches"
         measure(group, impl, implementations[impl], rounds=7, against=against)
+
+
+@pytest.mark.parametrize("impl", ["robustcore, shared mask", "robustcore", "plain"])
+def test_swin_tiny(impl, measure, device):
+    """In windows hidden tokens are left out of the dense layers alone."""
+    model, mask = build("swin_tiny_patch4_window7_224").to(device), masks(device)
+    masked, x = MaskedModel(model), torch.randn(BATCH, 3, 224, 224, device=device)
+    implementations = {
+        "robustcore, shared mask": lambda: masked(x, mask[:1]),
+        "robustcore": lambda: masked(x, mask),
+        "plain": lambda: model(x),
+    }
+    with torch.inference_mode():
+        error = (masked(x, torch.ones_like(mask)) - model(x)).abs().max()
+        assert error <= (1e-2 if device.type == "cuda" else 1e-5) * model(x).abs().max()
+        against = ("plain", implementations["plain"]) if impl.startswith("robustcore") else None
+        group = "Swin-tiny, half of its 16 x 16 blocks"
+        measure(group, impl, implementations[impl], rounds=5, against=against)

@@ -84,8 +84,8 @@ class MaskedModel(nn.Module):
 
     Masks of zeros and ones are the published ones; values between count in fills, means and
     attention as weights, and are otherwise visible. Where all samples of a batch are known to have
-    the same mask of zeros and ones, hidden tokens are left out of what is computed; to know, the
-    values are looked at (under vmap and torch.compile they are not).
+    the same mask of zeros and ones, hidden tokens are left out of what is computed; else of dense
+    layers and norms. To know, values are looked at (under vmap and torch.compile they are not).
 
     Raises UnsupportedOperation, a ValueError, when the model cannot be traced or holds an operation
     without a rule: with ``example`` at once, else at the first mask.
