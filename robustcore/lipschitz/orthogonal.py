@@ -20,7 +20,7 @@ from robustcore.common.checks import (
 from robustcore.lipschitz.base import Filtered, require_finite
 from robustcore.lipschitz.filters import Shape, certified_filter, orthogonal_filter
 from robustcore.lipschitz.layers import last_features, of_dtype
-from robustcore.ops.autograd import arithmetic
+from robustcore.ops.autograd import arithmetic, is_channels_last
 
 
 class _Orthogonal(Filtered):
@@ -356,7 +356,7 @@ class OrthogonalConvTranspose3d(_OrthogonalConvTranspose):
 
 
 def wrap(x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
-    """Circular padding of ``[N, C, *D]``; half the time of torch's for channels last."""
+    """Circular padding of ``[N, C, *D]``; for channels last, which torch's leaves, in a third."""
     for dim, (before, behind) in enumerate(pads, 2):
         n = x.shape[dim]
         if max(before, behind) > n:
@@ -364,7 +364,11 @@ def wrap(x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
                 f"x: got shape {list(x.shape)}, want sides of at least {max(before, behind)}, "
                 "the padding"
             )
+    if not is_channels_last(x):
+        return pad(x, _backwards(pads), mode="circular")
+    for dim, (before, behind) in enumerate(pads, 2):
         if before or behind:
+            n = x.shape[dim]
             first, last = x.narrow(dim, n - before, before), x.narrow(dim, 0, behind)
             x = torch.cat([first, x, last], dim)
     return x
