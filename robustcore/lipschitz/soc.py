@@ -289,7 +289,8 @@ class SOC(LipschitzModule):
         """The singular vectors after power iterations."""
         u1, v1, u3, v3 = (t.flatten() for t in (self._u1, self._v1, self._u3, self._v3))
         # Its scale does not matter, but what is large has no squares.
-        skewed = skewed / skewed.abs().amax().clamp(min=torch.finfo(skewed.dtype).tiny)
+        largest = torch.linalg.vector_norm(skewed, math.inf)
+        skewed = skewed / largest.clamp(min=torch.finfo(skewed.dtype).tiny)
         mixed, flat = reshapes(skewed)
         for _ in range(iterations):
             v1 = _unit(mixed @ u1, v1)

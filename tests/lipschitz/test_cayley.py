@@ -93,6 +93,18 @@ def test_gradients():
         assert_close(ours, train, torch.float32)
 
 
+def test_wide_layers():
+    """On as many threads as there are, where torch's own batched solver is wrong."""
+    torch.manual_seed(0)
+    layer, x = lip.CayleyConv2d(256, 256, 1, bias=False), torch.randn(2, 256, 4, 4)
+    y = layer(x)
+    y.square().sum().backward()
+    assert layer.weight.grad.abs().max() < 1e-2  # the norm does not depend on the weight
+    for mode in (True, False):
+        with torch.no_grad():
+            assert abs(layer.train(mode)(x).norm() / x.norm() - 1) < 1e-5
+
+
 def test_eval_keeps_a_set_of_matrices_a_size():
     layer = lip.CayleyConv2d(2, 2).eval()
     for side in (4, 5, 4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ def _least_norm(weight: Tensor) -> Tensor:
     A thousandth of the largest entry, or of a tenth of the initialisation's.
     """
     least = 0.1 * weight.shape[0] ** -0.5
-    return 1e-3 * weight.detach().abs().amax().clamp(min=least)
+    return 1e-3 * torch.linalg.vector_norm(weight.detach(), math.inf).clamp(min=least)
 
 
 def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
@@ -86,12 +87,12 @@ def _norms(skewed: Tensor, vectors: SingularVectors) -> tuple[Tensor, Tensor]:
 
 def _built(
     weight: Tensor, scale: Tensor, vectors: SingularVectors
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The normalised filter, in the memory of the skew one, and the norms."""
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The normalised filter, in the memory of the skew one, the norms and their least."""
     skewed = skew(weight)
     norms = _norms(skewed, vectors)
     least = _least_norm(weight)
-    return skewed.mul_(scale / torch.maximum(torch.minimum(*norms), least)), norms
+    return skewed.mul_(scale / torch.maximum(torch.minimum(*norms), least)), (*norms, least)
 
 
 class _SkewConvExp(torch.autograd.Function):
@@ -137,13 +138,13 @@ def _weight_gradient(
     grad_filter: Tensor,
     weight: Tensor,
     scale: Tensor,
-    norms: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor, Tensor],
     vectors: SingularVectors,
 ) -> Tensor:
     """The gradient of ``scale S / sigma`` in the weight, out of that of its value; in place."""
     grad = grad_filter.to(weight.dtype).contiguous()
-    sigma = torch.minimum(*norms)
-    least = _least_norm(weight)
+    *both, least = norms
+    sigma = torch.minimum(*both)
     factor = scale / torch.maximum(sigma, least)
     # <grad, S> = <skew(grad), weight>
     inner = torch.dot(skew(grad).flatten(), weight.flatten())
