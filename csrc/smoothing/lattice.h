@@ -241,11 +241,15 @@ RC_HOST_DEVICE int64_t exact_count(const Lattice& lattice, uint32_t word, float 
   }
 }
 
-// The same without a guess: one lane's is better than none of a table.
+// The same from what a vector guessed; of a guess beyond the thresholds one lane makes a better
+// one.
 template <Domain kDomain>
-RC_HOST_DEVICE float exact_count(const Lattice& lattice, uint32_t word, const LatticePlace& place) {
+RC_HOST_DEVICE float exact_count_near(const Lattice& lattice, uint32_t word, float guess,
+                                      const LatticePlace& place) {
   uint32_t ignored;
-  const float guess = approximate<kDomain, Approximate>(word, lattice.spread, ignored);
+  if (guess > static_cast<float>(lattice.count)) {
+    guess = approximate<kDomain, Approximate>(word, lattice.spread, ignored);
+  }
   return static_cast<float>(exact_count(lattice, word, guess, place));
 }
 
@@ -262,7 +266,7 @@ RC_COLD typename L::Float exact_counts(const Lattice& lattice, typename L::Uint 
     const int i = __builtin_ctz(unsure);
     LatticePlace at = place;
     at.element += i;
-    counts[i] = exact_count<kDomain>(lattice, words[i], at);
+    counts[i] = exact_count_near<kDomain>(lattice, words[i], counts[i], at);
   }
   return L::load(counts);
 }

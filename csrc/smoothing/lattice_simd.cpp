@@ -31,7 +31,7 @@ void check_buckets(const LatticeCheckArgs& args, int64_t begin, int64_t end) {
       if (unsure >> i & 1) {
         ++unsure_count;
         if (split) continue;
-        counts[i] = exact_count<kDomain>(args.lattice, words[i], {});
+        counts[i] = exact_count_near<kDomain>(args.lattice, words[i], counts[i], {});
       }
       wrong += split || counts[i] != static_cast<float>(count);
     }
