@@ -62,7 +62,8 @@ def lattice_noise(
         sigma: standard deviation (gaussian), half width (uniform) or scale (laplace) of the noise,
             in the units of x.
         grid: q, steps of the image in [0, 1], 255 for 8-bit images; or (q, m), where a step of the
-            noise is 1/m of one of the image.
+            noise is 1/m of one of the image. A standard deviation of thousands of steps, as on
+            16-bit grids, takes several times as long: float32 no longer tells the integers apart.
         kind: ``"gaussian"``, ``"uniform"`` or ``"laplace"``.
 
     The other arguments and the returns are those of :func:`gaussian_noise`. The result is piecewise
