@@ -82,10 +82,56 @@ def test_layouts_and_vmap():
     f, r = layers(0, torch.float32), layers(1, torch.float32)
     want = ops.perceptual_distance(f, r)
     for first in relayouts(f[0]).values():
-        torch.testing.assert_close(ops.perceptual_distance([first, *f[1:]], r), want)
+        assert torch.equal(ops.perceptual_distance([first, *f[1:]], r), want)
     mapped = torch.func.vmap(lambda *t: ops.perceptual_distance(t[:3], t[3:]))
     both = [torch.stack([a, b]) for a, b in zip([*f, *r], [*r, *f], strict=True)]
     torch.testing.assert_close(mapped(*both), torch.stack([want, want]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_images_bits_are_its_own(dtype, device):
+    f, r = (torch.cat([t.to(device) for t in layers(seed, dtype)[:1]] * 5) for seed in (0, 1))
+    w = [t.to(device) for t in weights()[:1]]
+    leaf = f.clone().requires_grad_()
+    pixels = torch.arange(len(f), device=device) + 1.0
+
+    def gradient(leaf, r, scale):
+        total = (ops.perceptual_distance([leaf], [r], w) * scale).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
+    whole, threads = gradient(leaf, r, pixels), torch.get_num_threads()
+    assert whole.dtype == dtype
+    for b in (0, 7):
+        one = f[b : b + 1].clone().requires_grad_()
+        assert torch.equal(gradient(one, r[b : b + 1], pixels[b : b + 1]), whole[b : b + 1])
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(gradient(leaf, r, pixels), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_differentiated_again_has_the_kernels_values():
+    f, r = layers(0, torch.float64, zero=True)[:1], layers(1)[:1]
+    leaves = [t.clone().requires_grad_() for t in (*f, *r)]
+    total = ops.perceptual_distance(leaves[:1], leaves[1:], weights()[:1]).sum()
+    fused = torch.autograd.grad(total, leaves, retain_graph=True)
+    composed = torch.autograd.grad(total, leaves, create_graph=True)
+    assert not fused[0].requires_grad
+    assert composed[0].requires_grad
+    for a, b in zip(fused, composed, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_opcheck():
+    raw = torch.ops.robustcore
+    f, r = (layers(seed, torch.float32)[0] for seed in (0, 1))
+    w, tests = weights()[0].float(), ("test_schema", "test_faketensor")
+    torch.library.opcheck(raw.perceptual_distance.default, (f, r, w), test_utils=tests)
+    upstream = raw.perceptual_distance(f, r, w)
+    for wanted in ((True, True), (True, False)):
+        arguments = (upstream, f, r, None, *wanted)
+        torch.library.opcheck(raw.perceptual_distance_backward.default, arguments, test_utils=tests)
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """The losses of adversarial training."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
@@ -45,3 +48,24 @@ def test_training_losses_are_those_of_the_publications():
     boosted = -q[range(12), y].log() - (1 - rival).log()
     loss = attacks.adversarial_training_loss(model, x, y, attack, "mart", beta=2.0)
     torch.testing.assert_close(loss, (boosted + 2 * kl * (1 - p[range(12), y])).mean())
+
+
+@pytest.mark.parametrize("kind", ["pgd", "trades", "mart"])
+def test_batch_norm_counts_the_images_that_are_trained_on(kind):
+    """And none of the attack's points, although the model is in training mode."""
+    model = conv_net().train()
+    x, y = images(), torch.arange(12) % 5
+    pgd = attacks.PGD(model, 0.05, steps=3, seed=0)
+    given, alike = [], copy.deepcopy(model)
+    with model.register_forward_pre_hook(
+        lambda model, inputs: given.append((model.training, inputs[0].detach()))
+    ):
+        attacks.adversarial_training_loss(model, x, y, pgd, kind)
+    counted = [batch for training, batch in given if training]
+    assert len(counted) == (1 if kind == "pgd" else 2)
+    assert len(given) >= len(counted) + 3
+    for batch in counted:
+        alike(batch)
+    found, want = model[1].state_dict(), alike[1].state_dict()
+    assert found["num_batches_tracked"] == len(counted)
+    assert all(torch.equal(found[name], want[name]) for name in want)
