@@ -6,7 +6,8 @@ Random weights (what is initialised with zeros, too), the model's own image size
 16 x 16 blocks. `ones`: the largest difference between a mask of ones and no mask, over the largest
 output (0: to the bit). `hidden`: whether the output stays the same, to the bit, when all that is
 hidden becomes NaN, is finite, and is the same, to 1e-5, beside another mask, where no tokens are
-left out. timm has to be installed.
+left out. `wrapping` is the time of the trace and the plan, one thread on a machine in use: most of
+it is torch.export's. timm has to be installed.
 """
 
 import importlib.util
