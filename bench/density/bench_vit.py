@@ -65,5 +65,5 @@ def test_training_step(impl, measure, device):
     other = {"robustcore": "no penalty", "math backend": "robustcore"}.get(impl)
     measure(
         "density training step: ViT-tiny, 16 x 3 x 224 x 224", impl, lambda: run(impl),
-        rounds=5, warmups=1, against=other and (other, lambda: run(other)),
+        rounds=3, warmups=1, against=other and (other, lambda: run(other)),
     )  # fmt: skip
