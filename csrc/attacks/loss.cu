@@ -10,7 +10,7 @@ struct LossRow {
   using T = T_;
   using L = OneLane<T>;
   const LossArgs& args;
-  const Team<1>& team;
+  const Team& team;
   int64_t at;
 
   __device__ T z(int64_t k, int) const {
@@ -54,10 +54,11 @@ struct LossRow {
       T a;
     };
     Sums total{0, 0};
-    over_segments<1, Part>(
+    over_segments<Part>(
         team, true, count,
         [&](int64_t first, int in_segment) {
           T a = 0, b = 0;
+          RC_ROLL
           for (int k = team.lane; k < in_segment; k += kWarp) f(first + k, 1, a, b);
           return Part{warp_sum(a)};
         },
@@ -69,7 +70,7 @@ struct LossRow {
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     loss_kernel(const __grid_constant__ LossArgs args) {
-  for_rows<1>(args.rows, [&](const Team<1>& team, int64_t at, bool live) {
+  for_rows(1, args.rows, [&](const Team& team, int64_t at, bool live) {
     LossRow<T> row{args, team, at};
     const RowLoss<LossRow<T>> loss(args, at, row);
     if (!live) return;
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 void attack_loss_cuda(const LossArgs& args, void* stream) {
   dispatch_arithmetic(args.logits.dtype, [&](auto tag) {
-    launch_rows<1>(loss_kernel<decltype(tag)>, args.rows, stream, args);
+    launch_rows(loss_kernel<decltype(tag)>, 1, args.rows, stream, args);
   });
 }
 

@@ -9,8 +9,6 @@
 namespace robustcore::attacks {
 namespace {
 
-using BlockTeam = Team<kWarpsPerBlock>;
-
 template <class T_>
 struct CudaRow {
   using T = T_;
@@ -18,16 +16,17 @@ struct CudaRow {
   struct Part {
     T a, b;
   };
-  const BlockTeam& team;
+  const Team& team;
   int64_t elements;
 
   template <class F>
   __device__ T max(int64_t count, const F& f) const {
     T most = 0;
-    over_segments<kWarpsPerBlock, T>(
+    over_segments<T>(
         team, true, count,
         [&](int64_t first, int in_segment) {
           T m = 0;
+          RC_ROLL
           for (int k = team.lane; k < in_segment; k += kWarp) m = L::max(m, f(first + k, 1));
           return warp_max(m);
         },
@@ -38,10 +37,11 @@ struct CudaRow {
   template <class F>
   __device__ Sums sums(int64_t count, const F& f) const {
     Sums total{0, 0};
-    over_segments<kWarpsPerBlock, Part>(
+    over_segments<Part>(
         team, true, count,
         [&](int64_t first, int in_segment) {
           T a = 0, b = 0;
+          RC_ROLL
           for (int k = team.lane; k < in_segment; k += kWarp) f(first + k, 1, a, b);
           return Part{warp_sum(a), warp_sum(b)};
         },
@@ -57,8 +57,8 @@ __device__ T element(const StridedView& view, int64_t row, int64_t k) {
 
 // Narrow types are rounded towards x0.
 template <class T>
-__device__ void store_element(void* out, DType dtype, const StridedView& place, int64_t row,
-                              int64_t k, T value, T x0) {
+__device__ void store_element(void* out, DType dtype, const StridedView& place,
+                                        int64_t row, int64_t k, T value, T x0) {
   const int64_t to = row * place.image_stride + element_offset(place, k);
   dispatch(dtype, [&](auto tag) {
     using E = decltype(tag);

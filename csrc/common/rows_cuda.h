@@ -16,28 +16,29 @@ constexpr int kBlocks = sizeof(In) == sizeof(double) ? 2 : 4;
 // Elements that a thread has in flight at a time: what hides the memory's latency.
 constexpr int kAhead = 4;
 
-// kWarps neighbouring warps of a block share a row: one where a row is short, all where it is long.
-// All threads of a block make the same turns, because shuffles and barriers need them.
-template <int kWarps>
+// Neighbouring warps of a block share a row: one where a row is short, all where it is long. All
+// threads of a block make the same turns, because shuffles and barriers need them.
 struct Team {
-  static constexpr int kRows = kWarpsPerBlock / kWarps;  // of a block at a time
+  int warps;  // 1 or kWarpsPerBlock
   int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  int row = warp / kWarps, member = warp % kWarps;
+  int row = warps == 1 ? warp : 0, member = warps == 1 ? 0 : warp;
 
+  __device__ explicit Team(int warps_) : warps(warps_) {}
   __device__ bool writes() const {
     return lane == 0 && member == 0;
   }
   // Calls body(k) with this thread's columns.
   template <class Body>
   __device__ void for_columns(int64_t columns, const Body& body) const {
-    for (int64_t k = member * kWarp + lane; k < columns; k += kWarps * kWarp) body(k);
+    RC_ROLL
+    for (int64_t k = member * kWarp + lane; k < columns; k += warps * kWarp) body(k);
   }
   // Calls body(first) for kAhead columns of this thread at a time: first, first + kWarp and so on.
   template <class Body>
   __device__ void for_batches(int64_t columns, const Body& body) const {
     constexpr int kBatch = kWarp * kAhead;
     RC_ROLL
-    for (int64_t k = member * kBatch + lane; k < columns; k += kWarps * kBatch) body(k);
+    for (int64_t k = member * kBatch + lane; k < columns; k += warps * kBatch) body(k);
   }
 };
 
@@ -80,12 +81,20 @@ __device__ void write_batch(void* data, DType dtype, int64_t begin, int64_t firs
   });
 }
 
+// How many warps share a row of so many elements.
+__host__ __device__ inline int team_size(int64_t elements) {
+  return elements <= 2 * kSegment ? 1 : kWarpsPerBlock;
+}
+__host__ __device__ inline int rows_at_once(int warps) {
+  return warps == 1 ? kWarpsPerBlock : 1;
+}
+
 // Calls body(team, row, live) for the block's rows. A team whose row is past the end comes along,
 // on row 0 and not live.
-template <int kWarps, class Body>
-__device__ void for_rows(int64_t rows, const Body& body) {
-  const Team<kWarps> team;
-  constexpr int64_t at_once = Team<kWarps>::kRows;
+template <class Body>
+__device__ void for_rows(int warps, int64_t rows, const Body& body) {
+  const Team team(warps);
+  const int64_t at_once = rows_at_once(warps);
   // Counted in rows, not in units: that takes up to eight registers less.
   for (int64_t first = blockIdx.x * at_once; first < rows; first += gridDim.x * at_once) {
     const int64_t row = first + team.row;
@@ -112,24 +121,24 @@ __device__ T warp_sum(T v) {
 
 // Calls add(part) with the part of every segment of a row, in order. compute(first, count) gives
 // the warp's segment, all lanes of it; count is 0 past the end, and where the row is not live.
-template <int kWarps, class Part, class Compute, class Add>
-__device__ void over_segments(const Team<kWarps>& team, bool live, int64_t elements,
-                              const Compute& compute, const Add& add) {
+template <class Part, class Compute, class Add>
+__device__ void over_segments(const Team& team, bool live, int64_t elements, const Compute& compute,
+                              const Add& add) {
   __shared__ Part parts[kWarpsPerBlock];
   const int64_t segments = ceil_div(elements, kSegment), columns = live ? elements : 0;
   RC_ROLL
-  for (int64_t wave = 0; wave < segments; wave += kWarps) {
+  for (int64_t wave = 0; wave < segments; wave += team.warps) {
     const int64_t first = (wave + team.member) * kSegment;
     const int64_t left = columns - first;
     const int count = static_cast<int>(left < 0 ? 0 : left < kSegment ? left : kSegment);
     const Part part = compute(first, count);
-    if constexpr (kWarps == 1) {
+    if (team.warps == 1) {
       if (count > 0) add(part);
     } else {
       if (team.lane == 0) parts[team.warp] = part;
       __syncthreads();
-      for (int i = 0; i < kWarps && (wave + i) * kSegment < columns; ++i) {
-        add(parts[team.row * kWarps + i]);
+      for (int i = 0; i < team.warps && (wave + i) * kSegment < columns; ++i) {
+        add(parts[i]);
       }
       __syncthreads();
     }
@@ -138,10 +147,9 @@ __device__ void over_segments(const Team<kWarps>& team, bool live, int64_t eleme
 
 // total plus the sum over a row: step(first, end, s) is s plus the terms of a batch of elements,
 // first, first + kWarp and so on, before `end`.
-template <int kWarps, class T, class Step>
-__device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T total,
-                      const Step& step) {
-  over_segments<kWarps, T>(
+template <class T, class Step>
+__device__ T sum_over(const Team& team, bool live, int64_t elements, T total, const Step& step) {
+  over_segments<T>(
       team, live, elements,
       [&](int64_t first, int count) {
         T s = 0;
@@ -154,16 +162,9 @@ __device__ T sum_over(const Team<kWarps>& team, bool live, int64_t elements, T t
   return total;
 }
 
-// Calls body with how many warps share a row of so many elements, as a constant.
-template <class Body>
-void for_team(int64_t elements, const Body& body) {
-  if (elements <= 2 * kSegment) return body(std::integral_constant<int, 1>{});
-  body(std::integral_constant<int, kWarpsPerBlock>{});
-}
-
-template <int kWarps, class Args>
-void launch_rows(void (*kernel)(Args), int64_t rows, void* stream, const Args& args) {
-  if (rows > 0) launch(kernel, ceil_div(rows, Team<kWarps>::kRows), kThreads, stream, args);
+template <class Args>
+void launch_rows(void (*kernel)(Args), int warps, int64_t rows, void* stream, const Args& args) {
+  if (rows > 0) launch(kernel, ceil_div(rows, rows_at_once(warps)), kThreads, stream, args);
 }
 
 }  // namespace

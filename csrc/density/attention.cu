@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       block.scores(tile);
       block.set_weights(tile);
       block.for_each_row([&](int r) {
+        RC_UNROLL_BY_4
         for (int j = 0; j < kTile; ++j) highest = L::max(highest, shared.weights[r][j]);
       });
     }
@@ -26,6 +27,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       block.probabilities(tile);
       block.set_weights(tile);
       block.for_each_row([&](int r) {
+        RC_UNROLL_BY_4
         for (int j = 0; j < kTile; ++j) sum += shared.weights[r][j];
       });
       block.add_product(block.columns(args.in.v, width), block.rows(args.out, width), c > 0);
@@ -170,10 +172,12 @@ __device__ void sum_rows(const AttentionDoubleBackwardArgs& args, Block<T>& bloc
     }
     block.set_weights(tile.slope);
     block.for_each_row([&](int r) {
+      RC_UNROLL_BY_4
       for (int j = 0; j < kTile; ++j) t += shared.weights[r][j];
     });
     block.set_weights(tile.w);
     block.for_each_row([&](int r) {
+      RC_UNROLL_BY_4
       for (int j = 0; j < kTile; ++j) rest += shared.weights[r][j];
     });
   }

@@ -10,6 +10,13 @@
 namespace robustcore::density {
 namespace {
 
+// Of loops over a tile's kTile elements: whole, they are machine code without end.
+#if defined(__CUDACC__)
+#define RC_UNROLL_BY_4 _Pragma("unroll 4")
+#else
+#define RC_UNROLL_BY_4
+#endif
+
 constexpr int kStep = kThreads / kTile;  // rows between two elements of a thread
 constexpr int kMine = kTile / kStep;
 static_assert(kTile * kStep == kThreads);
@@ -74,6 +81,7 @@ class Block {
       stage(a, d, s_.left);
       stage(b, d, s_.right);
       __syncthreads();
+      RC_UNROLL_BY_4
       for (int i = 0; i < kTile; ++i) {
         const T right = s_.right[x][i];
         RC_UNROLL
@@ -96,6 +104,7 @@ class Block {
         if (r >= result.count || d + x >= result.width) continue;
         T* const to = result.data + r * result.width + d + x;
         T sum = add ? *to : T(0);
+        RC_UNROLL_BY_4
         for (int i = 0; i < kTile; ++i) {
           sum = fused_multiply_add(s_.weights[r][i], s_.right[i][x], sum);
         }

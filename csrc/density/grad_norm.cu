@@ -7,15 +7,15 @@ namespace {
 // The kind of norm and the dtype are known when a kernel runs: one branch on each for a batch of
 // elements costs less than a kernel for each.
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     grad_norm_kernel(const __grid_constant__ GradNormArgs args) {
   using L = OneLane<T>;
   const T p = static_cast<T>(args.p);
-  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(args.elements), args.rows, [&](const Team& team, int64_t row, bool live) {
     const LaneRow<T> g(args.grad, row);
     Scaled<T> total{T(0), T(0)};
-    over_segments<kWarps, Scaled<T>>(
+    over_segments<Scaled<T>>(
         team, live, args.elements,
         [&](int64_t first, int count) {
           const int64_t end = first + count;
@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 // By how many elements a row's dual is shared: at infinity those that reach the maximum, else 1.
-template <int kWarps, class T>
-__device__ T sharers(const Team<kWarps>& team, bool live, const LaneRow<T>& g, int64_t elements,
-                     T scale, double p) {
+template <class T>
+__device__ T sharers(const Team& team, bool live, const LaneRow<T>& g, int64_t elements, T scale,
+                     double p) {
   using L = OneLane<T>;
   if (p != INFINITY) return 1;
   return sum_over(team, live, elements, T(0), [&](int64_t first, int64_t end, T s) {
@@ -66,12 +66,12 @@ __device__ T sharers(const Team<kWarps>& team, bool live, const LaneRow<T>& g, i
   });
 }
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     grad_norm_backward_kernel(const __grid_constant__ GradNormBackwardArgs args) {
   using L = OneLane<T>;
   const T p = static_cast<T>(args.p);
-  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(args.elements), args.rows, [&](const Team& team, int64_t row, bool live) {
     const LaneRow<T> g(args.grad, row);
     const T scale = divisor(at_row<T>(args.norm, row));
     const T shared = sharers(team, live, g, args.elements, scale, args.p);
@@ -89,12 +89,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     grad_norm_double_backward_kernel(const __grid_constant__ GradNormDoubleBackwardArgs args) {
   using L = OneLane<T>;
   const T p = static_cast<T>(args.p);
-  for_rows<kWarps>(args.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(args.elements), args.rows, [&](const Team& team, int64_t row, bool live) {
     const LaneRow<T> g(args.grad, row), v(args.v, row);
     const T norm = at_row<T>(args.norm, row), scale = divisor(norm);
     const T shared = sharers(team, live, g, args.elements, scale, args.p);
@@ -128,32 +128,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
-// Calls body(T{}, warps) with the type to compute in and how many warps share a row.
-template <class Args, class Body>
-void for_kind(const Args& args, const Body& body) {
-  dispatch_arithmetic(args.grad.dtype, [&](auto of) {
-    for_team(args.elements, [&](auto warps) { body(of, warps); });
-  });
-}
-
 }  // namespace
 
 void grad_norm_cuda(const GradNormArgs& args, void* stream) {
-  for_kind(args, [&](auto of, auto warps) {
-    launch_rows<warps()>(grad_norm_kernel<decltype(of), warps()>, args.rows, stream, args);
+  dispatch_arithmetic(args.grad.dtype, [&](auto tag) {
+    launch_rows(grad_norm_kernel<decltype(tag)>, team_size(args.elements), args.rows, stream, args);
   });
 }
 
 void grad_norm_backward_cuda(const GradNormBackwardArgs& args, void* stream) {
-  for_kind(args, [&](auto of, auto warps) {
-    launch_rows<warps()>(grad_norm_backward_kernel<decltype(of), warps()>, args.rows, stream, args);
+  dispatch_arithmetic(args.grad.dtype, [&](auto tag) {
+    launch_rows(grad_norm_backward_kernel<decltype(tag)>, team_size(args.elements), args.rows,
+                stream, args);
   });
 }
 
 void grad_norm_double_backward_cuda(const GradNormDoubleBackwardArgs& args, void* stream) {
-  for_kind(args, [&](auto of, auto warps) {
-    launch_rows<warps()>(grad_norm_double_backward_kernel<decltype(of), warps()>, args.rows, stream,
-                         args);
+  dispatch_arithmetic(args.grad.dtype, [&](auto tag) {
+    launch_rows(grad_norm_double_backward_kernel<decltype(tag)>, team_size(args.elements),
+                args.rows, stream, args);
   });
 }
 

@@ -22,18 +22,18 @@ struct BiasedRow {
   }
 };
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     logsumexp_kernel(const __grid_constant__ LogsumexpArgs args) {
   using L = OneLane<T>;
   const LogitsChunk& chunk = args.chunk;
   T* const max = static_cast<T*>(args.max);
   T* const sum = static_cast<T*>(args.sum);
-  for_rows<kWarps>(chunk.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(chunk.classes), chunk.rows, [&](const Team& team, int64_t row, bool live) {
     const BiasedRow<T> z(chunk.logits, chunk.bias, row);
     Scaled<T> total{T(-INFINITY), T(0)};
     if (live && max && !args.first) total = {max[row], sum[row]};
-    over_segments<kWarps, Scaled<T>>(
+    over_segments<Scaled<T>>(
         team, live, chunk.classes,
         [&](int64_t first, int count) {
           const int64_t end = first + count;
@@ -72,12 +72,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     logsumexp_backward_kernel(const __grid_constant__ LogsumexpBackwardArgs args) {
   using L = OneLane<T>;
   const LogitsChunk& chunk = args.chunk;
-  for_rows<kWarps>(chunk.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(chunk.classes), chunk.rows, [&](const Team& team, int64_t row, bool live) {
     if (!live) return;
     const BiasedRow<T> z(chunk.logits, chunk.bias, row);
     const T grad = at_row<T>(args.grad, row);
@@ -97,12 +97,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
-template <class T, int kWarps>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     logsumexp_double_backward_kernel(const __grid_constant__ LogsumexpDoubleBackwardArgs args) {
   using L = OneLane<T>;
   const LogitsChunk& chunk = args.chunk;
-  for_rows<kWarps>(chunk.rows, [&](const Team<kWarps>& team, int64_t row, bool live) {
+  for_rows(team_size(chunk.classes), chunk.rows, [&](const Team& team, int64_t row, bool live) {
     const BiasedRow<T> z(chunk.logits, chunk.bias, row), v(args.v, args.v_bias, row);
     const T shift = probability_shift(at_row<T>(args.lse, row));
     T zs[kAhead], vs[kAhead];
@@ -139,33 +139,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
-// Calls body(T{}, warps) with the type to compute in and how many warps share a row.
-template <class Body>
-void for_kind(const LogitsChunk& chunk, const Body& body) {
-  dispatch_arithmetic(chunk.logits.dtype, [&](auto of) {
-    for_team(chunk.classes, [&](auto warps) { body(of, warps); });
-  });
-}
-
 }  // namespace
 
 void logsumexp_cuda(const LogsumexpArgs& args, void* stream) {
-  for_kind(args.chunk, [&](auto of, auto warps) {
-    launch_rows<warps()>(logsumexp_kernel<decltype(of), warps()>, args.chunk.rows, stream, args);
+  dispatch_arithmetic(args.chunk.logits.dtype, [&](auto tag) {
+    launch_rows(logsumexp_kernel<decltype(tag)>, team_size(args.chunk.classes), args.chunk.rows,
+                stream, args);
   });
 }
 
 void logsumexp_backward_cuda(const LogsumexpBackwardArgs& args, void* stream) {
-  for_kind(args.chunk, [&](auto of, auto warps) {
-    launch_rows<warps()>(logsumexp_backward_kernel<decltype(of), warps()>, args.chunk.rows, stream,
-                         args);
+  dispatch_arithmetic(args.chunk.logits.dtype, [&](auto tag) {
+    launch_rows(logsumexp_backward_kernel<decltype(tag)>, team_size(args.chunk.classes),
+                args.chunk.rows, stream, args);
   });
 }
 
 void logsumexp_double_backward_cuda(const LogsumexpDoubleBackwardArgs& args, void* stream) {
-  for_kind(args.chunk, [&](auto of, auto warps) {
-    launch_rows<warps()>(logsumexp_double_backward_kernel<decltype(of), warps()>, args.chunk.rows,
-                         stream, args);
+  dispatch_arithmetic(args.chunk.logits.dtype, [&](auto tag) {
+    launch_rows(logsumexp_double_backward_kernel<decltype(tag)>, team_size(args.chunk.classes),
+                args.chunk.rows, stream, args);
   });
 }
 

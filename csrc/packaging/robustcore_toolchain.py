@@ -35,7 +35,8 @@ NVCC_WHEEL_PATH = Path("nvidia", "cu13", "bin", "nvcc")
 NVCC_DEFAULT = Path("/usr/local/cuda/bin/nvcc")
 NVCC_ADVICE = "install a CUDA toolkit, or say where one is with CUDACXX or CUDA_HOME"
 
-DEFAULT_ARCHS = [75, 80, 86, 89, 90, 100, 120]
+# A GPU of 8.9 runs what is compiled for 8.6: nvcc compiles the kernels to the same bytes for both.
+DEFAULT_ARCHS = [75, 80, 86, 90, 100, 120]
 
 
 class BuildError(Exception):

@@ -12,7 +12,7 @@ struct Image {
   const MeanSoftmaxArgs& args;
   const MeanSoftmax<L> math;
   const int64_t image;
-  const Team<1> team;
+  const Team team{1};
 
   __device__ Image(const MeanSoftmaxArgs& args_, int64_t image_)
       : args(args_), math(args_), image(image_) {}

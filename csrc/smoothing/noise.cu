@@ -6,11 +6,6 @@ namespace {
 
 // ---- noise ---------------------------------------------------------------------------------------
 
-enum class Write {
-  kQuads,    // a column is an aligned run of 4 * kChannels outputs
-  kScatter,  // each element finds its own place
-};
-
 // A block works on a tile of columns (four elements each, of kChannels channels) and a run of
 // samples: what depends on the column alone stays in registers over the run, what depends on the
 // sample alone in shared memory. Narrow images put several samples side by side in a block.
@@ -18,14 +13,17 @@ struct NoiseGrid {
   static constexpr int kThreads = 128;  // small, so that a short run still fills every processor
   static constexpr int kSources = 4;    // x, mean, std, sigma
   int32_t columns, rows;                // of a block's threads: columns * rows == kThreads
+  bool scattered;                       // each element finds its own place; else a column is an
+                                        // aligned run of 4 * kChannels outputs
   int64_t plane;                        // elements between a column's channels
   int64_t column_tiles, sample_runs;    // in all, per image
   int64_t samples;                      // of a run, at most kThreads
   PhiloxKeys<Scalar> keys;              // in constant memory, an operand of every round
   QuadSource sources[kSources];
 
-  NoiseGrid(const NoiseArgs& args, int channels)
+  NoiseGrid(const NoiseArgs& args, int channels, bool scattered_)
       : columns(kThreads),
+        scattered(scattered_),
         plane(channels == 1 ? args.elements : args.elements / args.channels),
         keys(philox_key(args.stream.seed)),
         sources{{args.x, 0}, {args.mean, 0}, {args.std, 1}, {args.sigma, args.sigma_value}} {
@@ -52,6 +50,7 @@ struct Epilogues {
   T base[kElements][kThreads], scale[kElements][kThreads];
   T shift[kShifted ? kElements : 1][kThreads];
   T read[NoiseGrid::kSources][4][kThreads];
+  int64_t places[kElements == 4 ? 4 : 1][kThreads];  // of the outputs, where they are scattered
 
   // Of the quad at element e; each thread fills its own slots, from `j` on.
   __device__ void load(const NoiseArgs& args, const NoiseGrid& grid, int64_t image, int64_t e,
@@ -75,34 +74,27 @@ struct Epilogues {
       base[j + i][threadIdx.x] = x, scale[j + i][threadIdx.x] = gain;
     }
   }
-};
-
-// The places of a column's outputs where they are scattered.
-struct Places {
-  int64_t at[4];
-
-  __device__ Places(const NoiseArgs& args, int64_t first) {
+  __device__ void place(const NoiseArgs& args, int64_t e) {
     const int64_t pixels = args.elements / args.channels;
-    int64_t c = first / pixels, p = first % pixels;
+    int64_t c = e / pixels, p = e % pixels;
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      at[i] = p * args.channels + c;
+      places[i][threadIdx.x] = p * args.channels + c;
       if (++p == pixels) p = 0, ++c;
     }
   }
 };
 
 // Blocks that share a processor: as many as leave each thread the registers it needs.
-template <Distribution kDistribution, int kChannels, Write kWrite>
-constexpr int kNoiseBlocks = is_lattice(kDistribution)   ? (kChannels == 1 ? 4 : 3)
-                             : !is_affine(kDistribution) ? 4
-                             : kDistribution != Distribution::kGaussian
-                                 ? (kChannels == 1 ? 6 : 4)
-                                 : (kChannels == 1 && kWrite == Write::kQuads ? 8 : 6);
+template <class T, Distribution kDistribution, int kChannels>
+constexpr int kNoiseBlocks =
+    !is_affine(kDistribution)                  ? 4
+    : kDistribution != Distribution::kGaussian ? (kChannels == 1 ? 6 : 4)
+                                               : (kChannels == 1 && sizeof(T) == 4 ? 8 : 6);
 
 // One thread's column: holds what stays the same over a run of samples in registers. T is what is
 // computed in; the dtype that is written is known when it runs, and the branches are cheap.
-template <class T, Distribution kDistribution, int kChannels, Write kWrite>
+template <class T, Distribution kDistribution, int kChannels>
 class Column {
   using One = OneLane<T>;
   static constexpr int kElements = 4 * kChannels;
@@ -117,7 +109,6 @@ class Column {
         shared_(shared),
         image_(image),
         first_(4 * column),
-        places_(args, first_),
         value_(Value::make(args)) {
     RC_UNROLL
     for (int j = 0; j < kElements; ++j) {
@@ -156,20 +147,23 @@ class Column {
  private:
   template <class Out>
   __device__ void store(Out* out, const T (&values)[kElements]) const {
-    if constexpr (kWrite == Write::kQuads) {
-      auto* to = reinterpret_cast<Quad<Out>*>(out + kChannels * first_);
-      RC_UNROLL
-      for (int q = 0; q < kChannels; ++q) {
-        Quad<Out> quad;
+    if constexpr (kChannels == 1) {
+      if (grid_.scattered) {
         RC_UNROLL
-        for (int i = 0; i < 4; ++i) quad.v[i] = convert<Out>(values[4 * q + i]);
-        to[q] = quad;
+        for (int i = 0; i < 4; ++i) {
+          if (first_ + i >= args_.elements) break;
+          out[shared_.places[i][threadIdx.x]] = convert<Out>(values[i]);
+        }
+        return;
       }
-    } else {
+    }
+    auto* to = reinterpret_cast<Quad<Out>*>(out + kChannels * first_);
+    RC_UNROLL
+    for (int q = 0; q < kChannels; ++q) {
+      Quad<Out> quad;
       RC_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if (first_ + i < args_.elements) out[places_.at[i]] = convert<Out>(values[i]);
-      }
+      for (int i = 0; i < 4; ++i) quad.v[i] = convert<Out>(values[4 * q + i]);
+      to[q] = quad;
     }
   }
 
@@ -186,15 +180,13 @@ class Column {
   const NoiseGrid& grid_;
   const Shared& shared_;
   const int64_t image_, first_;
-  const Places places_;
   Value value_;
   T base_[kElements], scale_[kElements];
   PhiloxColumn<Scalar> counter_[kChannels];
 };
 
-template <class T, Distribution kDistribution, int kChannels, Write kWrite>
-__global__ void __launch_bounds__(NoiseGrid::kThreads,
-                                  kNoiseBlocks<kDistribution, kChannels, kWrite>)
+template <class T, Distribution kDistribution, int kChannels>
+__global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<T, kDistribution, kChannels>)
     noise_kernel(const __grid_constant__ NoiseArgs args, const __grid_constant__ NoiseGrid grid) {
   __shared__ PhiloxRow rows[NoiseGrid::kThreads];
   __shared__ Epilogues<T, kDistribution, 4 * kChannels> epilogues;
@@ -220,10 +212,12 @@ __global__ void __launch_bounds__(NoiseGrid::kThreads,
     for (int c = 0; mine && c < kChannels; ++c) {
       epilogues.load(args, grid, image, c * grid.plane + 4 * column, 4 * c);
     }
+    if constexpr (kChannels == 1) {
+      if (mine && grid.scattered) epilogues.place(args, 4 * column);
+    }
     __syncthreads();
     if (mine) {
-      Column<T, kDistribution, kChannels, kWrite> outputs(args, grid, epilogues, image0 + image,
-                                                          column);
+      Column<T, kDistribution, kChannels> outputs(args, grid, epilogues, image0 + image, column);
       int64_t begin = (image * args.samples + s_begin + first_row) * args.elements;
       RC_ROLL
       for (int s = first_row; s < count; s += grid.rows, begin += grid.rows * args.elements) {
@@ -234,10 +228,10 @@ __global__ void __launch_bounds__(NoiseGrid::kThreads,
   });
 }
 
-template <class T, Distribution kDistribution, int kChannels, Write kWrite>
-void launch_noise(const NoiseArgs& args, void* stream) {
-  const NoiseGrid grid(args, kChannels);
-  launch(noise_kernel<T, kDistribution, kChannels, kWrite>,
+template <class T, Distribution kDistribution, int kChannels>
+void launch_noise(const NoiseArgs& args, bool scattered, void* stream) {
+  const NoiseGrid grid(args, kChannels, scattered);
+  launch(noise_kernel<T, kDistribution, kChannels>,
          args.images * grid.column_tiles * grid.sample_runs, NoiseGrid::kThreads, stream, args,
          grid);
 }
@@ -351,14 +345,11 @@ void noise_cuda(const NoiseArgs& args, void* stream) {
   dispatch_arithmetic(args.out_dtype, [&](auto of_arithmetic) {
     for_distribution(args.distribution, [&](auto of) {
       using T = decltype(of_arithmetic);
-      // The layouts of images in the dtypes of models get kernels of their own.
-      if constexpr (std::is_same_v<T, float>) {
-        if (whole_quads && args.channels == 1)
-          return launch_noise<T, of(), 1, Write::kQuads>(args, stream);
-        if (whole_quads && args.channels == 3)
-          return launch_noise<T, of(), 3, Write::kQuads>(args, stream);
+      // What three channels gain when they are written together, a draw on the lattice hides.
+      if constexpr (std::is_same_v<T, float> && !is_lattice(of())) {
+        if (whole_quads && args.channels == 3) return launch_noise<T, of(), 3>(args, false, stream);
       }
-      launch_noise<T, of(), 1, Write::kScatter>(args, stream);
+      launch_noise<T, of(), 1>(args, !(whole_quads && args.channels == 1), stream);
     });
   });
 }
