@@ -82,10 +82,10 @@ __device__ void write_batch(void* data, DType dtype, int64_t begin, int64_t firs
 }
 
 // How many warps share a row of so many elements.
-__host__ __device__ inline int team_size(int64_t elements) {
+RC_HOST_DEVICE int team_size(int64_t elements) {
   return elements <= 2 * kSegment ? 1 : kWarpsPerBlock;
 }
-__host__ __device__ inline int rows_at_once(int warps) {
+RC_HOST_DEVICE int rows_at_once(int warps) {
   return warps == 1 ? kWarpsPerBlock : 1;
 }
 
