@@ -11,7 +11,7 @@ if importlib.util.find_spec("robustcore._C") is None:
 import torch  # noqa: F401  (first: it loads the libtorch that the extension links to)
 
 from robustcore import attacks, density, influence, lipschitz, masking, ops, smoothing
-from robustcore._build import __version__, build_info
+from robustcore._build import __version__, build_info, get_include
 from robustcore.common.interop import as_tensor
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "attacks",
     "build_info",
     "density",
+    "get_include",
     "influence",
     "lipschitz",
     "masking",

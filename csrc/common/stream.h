@@ -26,7 +26,7 @@ enum class Domain : uint32_t {
   kAttackStart = 16,  // attacks/start.h
   kSquare = 17,       // attacks/square.h
   kRademacher = 24,   // influence/projection.h
-  kNormal = 25,       // influence/projection.h
+  kNormal = 25,       // influence/projection.h; 192 to 255 are left to users
 };
 
 constexpr int64_t kMaxElements = int64_t{1} << 34;

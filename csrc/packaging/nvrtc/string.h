@@ -1,0 +1,2 @@
+// NVRTC has memcpy of its own accord.
+#pragma once
