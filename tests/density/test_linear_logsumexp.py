@@ -130,6 +130,30 @@ def test_low_precision_double_backward(dtype):
         assert error < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_products_as_a_gpu_takes_them(dtype, small_chunks, monkeypatch):
+    """Without a wider copy, products of narrow matrices in float32: the same results."""
+
+    def results():
+        torch.manual_seed(0)
+        x, w = (torch.randn(n, 4, dtype=dtype, requires_grad=True) for n in (7, 11))
+        lse = ops.linear_logsumexp(x, w)
+        (grad,) = torch.autograd.grad(lse.sum(), x, create_graph=True)
+        return lse, grad, *torch.autograd.grad(grad.float().square().sum(), (x, w))
+
+    def product(out, a, b, first):
+        assert a.dtype == b.dtype == dtype
+        products.append(a.shape)
+        out.copy_(a.float() @ b.float()) if first else out.add_(a.float() @ b.float())
+
+    wanted, products = results(), []
+    monkeypatch.setattr(linear_chunks, "_multiplies_exactly", lambda *_: True)
+    monkeypatch.setattr(linear_chunks, "_add_exact_product", product)
+    for got, want in zip(results(), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=2**-7)
+    assert len(products) > 10
+
+
 def test_the_weights_gradient_is_not_computed_for_nothing(monkeypatch):
     features, weight, bias, _ = layer(8, 4, 6)
     asked = []

@@ -36,6 +36,7 @@ class _Chunks:
     def __init__(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.type = arithmetic(features)
         self.features, self.weight = features, weight
+        self.narrow = _multiplies_exactly(features, weight)
         self.bias = None if bias is None else bias.to(self.type).contiguous()
         self.rows, self.classes = features.shape[0], weight.shape[0]
         self.at_once = CHUNK_ROWS if features.device.type == "cpu" else 4 * CHUNK_ROWS
@@ -53,8 +54,9 @@ class _Chunks:
             yield slice(c, min(c + CHUNK_CLASSES, self.classes))
 
     def part(self, t: Tensor, part: slice) -> Tensor:
-        """Rows of a matrix, in the type that products are taken in."""
-        return t[part].to(self.type)
+        """Rows of a matrix, as products take them."""
+        as_it_is = self.narrow and t.dtype == self.features.dtype
+        return t[part] if as_it_is else t[part].to(self.type)
 
     def product(self, buffer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
         """features @ weight.T in a buffer."""
@@ -111,8 +113,26 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
+def _multiplies_exactly(features: Tensor, weight: Tensor) -> bool:
+    """Whether narrow matrices need no wider copies: products exact, sums in float32."""
+    dtypes = {features.dtype, weight.dtype}
+    on_gpu = features.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out")
+    return on_gpu and (dtypes == {torch.bfloat16} or dtypes == {torch.float16})
+
+
+def _add_exact_product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    if first:
+        torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+    else:
+        out.add_(torch.ops.aten.mm.dtype(a, b, out.dtype))
+
+
 def _add_product(out: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:
     """out = a @ b, or out += a @ b."""
+    if a.dtype == b.dtype != out.dtype:
+        _add_exact_product(out, a, b, first)
+        return
+    a, b = a.to(out.dtype), b.to(out.dtype)
     ours = out.device.type == "cpu" and out.dtype == torch.float32
     if ours and _C.build_info()["simd"] == "avx512" and out.numel() * a.shape[1] >= MANY_PRODUCTS:
         _product(out, a, b, not first)
