@@ -19,7 +19,8 @@ constexpr int kAhead = 4;
 // Neighbouring warps of a block share a row: one where a row is short, all where it is long. All
 // threads of a block make the same turns, because shuffles and barriers need them.
 struct Team {
-  int warps;  // 1 or kWarpsPerBlock
+  int warps;                 // 1 or kWarpsPerBlock
+  int blocks = 1, part = 0;  // how many blocks share a row, each a team, and which of them this is
   int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int row = warps == 1 ? warp : 0, member = warps == 1 ? 0 : warp;
 
@@ -38,7 +39,10 @@ struct Team {
   __device__ void for_batches(int64_t columns, const Body& body) const {
     constexpr int kBatch = kWarp * kAhead;
     RC_ROLL
-    for (int64_t k = member * kBatch + lane; k < columns; k += warps * kBatch) body(k);
+    for (int64_t k = (part * warps + member) * kBatch + lane; k < columns;
+         k += blocks * warps * kBatch) {
+      body(k);
+    }
   }
 };
 
@@ -100,6 +104,16 @@ __device__ void for_rows(int warps, int64_t rows, const Body& body) {
     const int64_t row = first + team.row;
     body(team, row < rows ? row : 0, row < rows);
   }
+}
+
+// The same where nothing is added up along a row: for_batches gives a team its share of the row.
+template <class Body>
+__device__ void for_shared_rows(int64_t rows, int64_t columns, const Body& body) {
+  Team team(team_size(columns));
+  if (team.warps == 1 || gridDim.x <= rows) return for_rows(team.warps, rows, body);
+  team.blocks = static_cast<int>(gridDim.x / rows);
+  team.part = static_cast<int>(blockIdx.x / rows);
+  body(team, blockIdx.x % rows, true);
 }
 
 template <class T>
@@ -165,6 +179,18 @@ __device__ T sum_over(const Team& team, bool live, int64_t elements, T total, co
 template <class Args>
 void launch_rows(void (*kernel)(Args), int warps, int64_t rows, void* stream, const Args& args) {
   if (rows > 0) launch(kernel, ceil_div(rows, rows_at_once(warps)), kThreads, stream, args);
+}
+
+// For a kernel with for_shared_rows: several blocks a row where few rows are long.
+template <class Args>
+void launch_shared_rows(void (*kernel)(Args), int64_t rows, int64_t columns, void* stream,
+                        const Args& args) {
+  const int warps = team_size(columns);
+  const int64_t wanted = rows > 0 ? blocks_wanted() / rows : 0;
+  const int64_t shares = ceil_div(columns, kThreads * kAhead);
+  const int64_t blocks = wanted < shares ? wanted : shares;
+  if (warps == 1 || blocks < 2) return launch_rows(kernel, warps, rows, stream, args);
+  launch(kernel, rows * blocks, kThreads, stream, args);
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     grad_norm_backward_kernel(const __grid_constant__ GradNormBackwardArgs args) {
   using L = OneLane<T>;
   const T p = static_cast<T>(args.p);
-  for_rows(team_size(args.elements), args.rows, [&](const Team& team, int64_t row, bool live) {
+  for_shared_rows(args.rows, args.elements, [&](const Team& team, int64_t row, bool live) {
     const LaneRow<T> g(args.grad, row);
     const T scale = divisor(at_row<T>(args.norm, row));
     const T shared = sharers(team, live, g, args.elements, scale, args.p);
@@ -138,8 +138,11 @@ void grad_norm_cuda(const GradNormArgs& args, void* stream) {
 
 void grad_norm_backward_cuda(const GradNormBackwardArgs& args, void* stream) {
   dispatch_arithmetic(args.grad.dtype, [&](auto tag) {
-    launch_rows(grad_norm_backward_kernel<decltype(tag)>, team_size(args.elements), args.rows,
-                stream, args);
+    const auto kernel = grad_norm_backward_kernel<decltype(tag)>;
+    if (args.p == INFINITY) {  // sharers are added up
+      return launch_rows(kernel, team_size(args.elements), args.rows, stream, args);
+    }
+    launch_shared_rows(kernel, args.rows, args.elements, stream, args);
   });
 }
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     logsumexp_backward_kernel(const __grid_constant__ LogsumexpBackwardArgs args) {
   using L = OneLane<T>;
   const LogitsChunk& chunk = args.chunk;
-  for_rows(team_size(chunk.classes), chunk.rows, [&](const Team& team, int64_t row, bool live) {
+  for_shared_rows(chunk.rows, chunk.classes, [&](const Team& team, int64_t row, bool live) {
     if (!live) return;
     const BiasedRow<T> z(chunk.logits, chunk.bias, row);
     const T grad = at_row<T>(args.grad, row);
@@ -150,8 +150,8 @@ void logsumexp_cuda(const LogsumexpArgs& args, void* stream) {
 
 void logsumexp_backward_cuda(const LogsumexpBackwardArgs& args, void* stream) {
   dispatch_arithmetic(args.chunk.logits.dtype, [&](auto tag) {
-    launch_rows(logsumexp_backward_kernel<decltype(tag)>, team_size(args.chunk.classes),
-                args.chunk.rows, stream, args);
+    launch_shared_rows(logsumexp_backward_kernel<decltype(tag)>, args.chunk.rows,
+                       args.chunk.classes, stream, args);
   });
 }
 
