@@ -79,18 +79,19 @@ struct Projection<L, Norm::kL2> {
                             const X0& x0)
       : ball(ball_) {
     const double target = ball.eps * ball.eps;
-    double norm = squares(row, T(0), v, x0).b;
-    if (norm <= target) return;
-    if (!exact) {
-      s = static_cast<T>(ball.eps / ::sqrt(norm));
-      return;
-    }
     // The squared norm is concave in t = s^2: Newton's steps from the left stay there and end at
-    // the root, once no more elements reach the box.
-    double t = target / norm;
+    // the root, once no more elements reach the box. At 0 none does.
+    double t = 0;
     RC_ROLL
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i <= 64; ++i) {
       const Sums part = squares(row, static_cast<T>(::sqrt(t)), v, x0);
+      if (i == 0) {
+        if (part.b <= target) return;
+        t = target / part.b;
+        if (exact) continue;
+        s = static_cast<T>(ball.eps / ::sqrt(part.b));
+        return;
+      }
       const double next = part.b > 0 ? (target - part.a) / part.b : 1.0;
       if (next >= 1) return;
       if (!(next > t)) break;
@@ -130,21 +131,23 @@ struct Projection<L, Norm::kL1> {
   template <class Row, class V, class X0>
   RC_HOST_DEVICE Projection(Row& row, const Ball<L>& ball_, int64_t, bool, const V& v, const X0& x0)
       : ball(ball_) {
-    Sums part = norm_and_slope(row, T(0), v, x0);
-    if (part.a <= ball.eps) return;
     // The norm falls from above eps at `below` to at most eps at `above`.
-    T below = 0,
-      above = row.max(row.elements, [&](int64_t k, int n) { return abs<L>(v(k, n) - x0(k, n)); });
+    T below = 0, above = 0;
     constexpr double tolerance = std::is_same_v<T, double> ? 0x1p-51 : 0x1p-23;
     RC_ROLL
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i <= 64; ++i) {
+      const Sums part = norm_and_slope(row, t, v, x0);
+      if (i == 0) {
+        if (part.a <= ball.eps) return;
+        above = row.max(row.elements, [&](int64_t k, int n) { return abs<L>(v(k, n) - x0(k, n)); });
+      } else {
+        if (::fabs(part.a - ball.eps) <= tolerance * ball.eps) return;
+        (part.a > ball.eps ? below : above) = t;
+      }
       T next = static_cast<T>(static_cast<double>(t) + (part.a - ball.eps) / part.b);
       if (!(next > below && next < above)) next = below + (above - below) / 2;
       if (!(next > below && next < above)) break;
       t = next;
-      part = norm_and_slope(row, t, v, x0);
-      if (::fabs(part.a - ball.eps) <= tolerance * ball.eps) return;
-      (part.a > ball.eps ? below : above) = t;
     }
     t = above;
   }

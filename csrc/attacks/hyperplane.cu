@@ -9,7 +9,7 @@ struct HyperplaneRow : CudaRow<T> {
   const HyperplaneArgs& args;
   int64_t at;
 
-  __device__ HyperplaneRow(const HyperplaneArgs& args_, const Team& team, int64_t row)
+  __device__ HyperplaneRow(const HyperplaneArgs& args_, const BlockTeam& team, int64_t row)
       : CudaRow<T>{team, args_.elements}, args(args_), at(row) {}
   __device__ T x(int64_t k, int) const {
     return element<T>(args.x, at, k);
@@ -28,7 +28,7 @@ struct HyperplaneRow : CudaRow<T> {
 template <class T, Norm kNorm>
 __global__ void __launch_bounds__(kThreads, 2)
     hyperplane_kernel(const __grid_constant__ HyperplaneArgs args) {
-  for_rows(kWarpsPerBlock, args.rows, [&](const Team& team, int64_t at, bool) {
+  for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
     HyperplaneRow<T> row(args, team, at);
     hyperplane_row<kNorm>(args, at, row);
   });
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 void hyperplane_cuda(const HyperplaneArgs& args, void* stream) {
   dispatch_arithmetic(args.x.dtype, [&](auto tag) {
     for_dual_norm(args.norm, [&](auto norm) {
-      launch_rows(hyperplane_kernel<decltype(tag), norm()>, kWarpsPerBlock, args.rows, stream,
-                  args);
+      launch_rows<kWarpsPerBlock>(hyperplane_kernel<decltype(tag), norm()>, args.rows, stream,
+                                  args);
     });
   });
 }

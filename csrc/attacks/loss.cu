@@ -70,7 +70,7 @@ struct LossRow {
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     loss_kernel(const __grid_constant__ LossArgs args) {
-  for_rows(1, args.rows, [&](const Team& team, int64_t at, bool live) {
+  for_rows<1>(args.rows, [&](const Team& team, int64_t at, bool live) {
     LossRow<T> row{args, team, at};
     const RowLoss<LossRow<T>> loss(args, at, row);
     if (!live) return;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 void attack_loss_cuda(const LossArgs& args, void* stream) {
   dispatch_arithmetic(args.logits.dtype, [&](auto tag) {
-    launch_rows(loss_kernel<decltype(tag)>, 1, args.rows, stream, args);
+    launch_rows<1>(loss_kernel<decltype(tag)>, args.rows, stream, args);
   });
 }
 

@@ -9,6 +9,8 @@
 namespace robustcore::attacks {
 namespace {
 
+using BlockTeam = Team;  // of all warps of a block
+
 template <class T_>
 struct CudaRow {
   using T = T_;
@@ -16,7 +18,7 @@ struct CudaRow {
   struct Part {
     T a, b;
   };
-  const Team& team;
+  const BlockTeam& team;
   int64_t elements;
 
   template <class F>
@@ -57,8 +59,8 @@ __device__ T element(const StridedView& view, int64_t row, int64_t k) {
 
 // Narrow types are rounded towards x0.
 template <class T>
-__device__ void store_element(void* out, DType dtype, const StridedView& place,
-                                        int64_t row, int64_t k, T value, T x0) {
+__device__ void store_element(void* out, DType dtype, const StridedView& place, int64_t row,
+                              int64_t k, T value, T x0) {
   const int64_t to = row * place.image_stride + element_offset(place, k);
   dispatch(dtype, [&](auto tag) {
     using E = decltype(tag);

@@ -9,7 +9,7 @@ struct StepRow : CudaRow<T> {
   const StepArgs& args;
   int64_t at;
 
-  __device__ StepRow(const StepArgs& args_, const Team& team, int64_t row)
+  __device__ StepRow(const StepArgs& args_, const BlockTeam& team, int64_t row)
       : CudaRow<T>{team, args_.elements}, args(args_), at(row) {}
   __device__ T x(int64_t k, int) const {
     return element<T>(args.x, at, k);
@@ -34,7 +34,7 @@ struct StepRow : CudaRow<T> {
 
 template <class T, Norm kNorm>
 __global__ void __launch_bounds__(kThreads, 2) step_kernel(const __grid_constant__ StepArgs args) {
-  for_rows(kWarpsPerBlock, args.rows, [&](const Team& team, int64_t at, bool) {
+  for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
     StepRow<T> row(args, team, at);
     step_row<kNorm>(args, at, row);
   });
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 2) step_kernel(const __grid_constant
 void step_cuda(const StepArgs& args, void* stream) {
   dispatch_arithmetic(args.x.dtype, [&](auto tag) {
     for_norm(args.norm, [&](auto norm) {
-      launch_rows(step_kernel<decltype(tag), norm()>, kWarpsPerBlock, args.rows, stream, args);
+      launch_rows<kWarpsPerBlock>(step_kernel<decltype(tag), norm()>, args.rows, stream, args);
     });
   });
 }

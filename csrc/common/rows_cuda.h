@@ -106,6 +106,12 @@ __device__ void for_rows(int warps, int64_t rows, const Body& body) {
   }
 }
 
+// The same with teams of one size, however long the rows.
+template <int kWarps, class Body>
+__device__ void for_rows(int64_t rows, const Body& body) {
+  for_rows(kWarps, rows, body);
+}
+
 // The same where nothing is added up along a row: for_batches gives a team its share of the row.
 template <class Body>
 __device__ void for_shared_rows(int64_t rows, int64_t columns, const Body& body) {
@@ -179,6 +185,11 @@ __device__ T sum_over(const Team& team, bool live, int64_t elements, T total, co
 template <class Args>
 void launch_rows(void (*kernel)(Args), int warps, int64_t rows, void* stream, const Args& args) {
   if (rows > 0) launch(kernel, ceil_div(rows, rows_at_once(warps)), kThreads, stream, args);
+}
+
+template <int kWarps, class Args>
+void launch_rows(void (*kernel)(Args), int64_t rows, void* stream, const Args& args) {
+  launch_rows(kernel, kWarps, rows, stream, args);
 }
 
 // For a kernel with for_shared_rows: several blocks a row where few rows are long.

@@ -72,6 +72,8 @@ def test_nvcc_compiles_it(tmp_path):
 def nvrtc():
     """NVRTC of PyPI's nvidia-cuda-nvrtc, or a toolkit's; None where there is none."""
     found = [p for path in sys.path for p in Path(path).glob("nvidia/*/lib/libnvrtc.so.*")]
+    for builtins in (p for lib in found for p in lib.parent.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(builtins))  # which it looks for in the loader's folders alone
     for name in (*found, "libnvrtc.so.13", "libnvrtc.so.12"):
         try:
             return ctypes.CDLL(str(name))
