@@ -45,6 +45,7 @@ LAYERS = {
     "plain convolution": plain,
     "plain convolution, circular": lambda c: plain(c, "circular"),
 }
+FEW = {"rounds": 5, "warmups": 2}
 NORM_KEPT = ("robustcore", "robustcore, Cayley", "orthogonium AOC")
 
 
@@ -80,7 +81,7 @@ def test_training_step(case, impl, measure, device):
         assert abs(y.norm() / x.norm() - 1) < 1e-3
     ours = step_of(*made("robustcore", case, device))
     against = None if impl == "robustcore" else ("robustcore", ours)
-    measure(f"Layer, training step: {case}", impl, step_of(layer, x), against=against)
+    measure(f"Layer, training step: {case}", impl, step_of(layer, x), against=against, **FEW)
 
 
 @pytest.mark.parametrize("impl", LAYERS)
@@ -92,7 +93,7 @@ def test_inference(case, impl, measure, device):
     ours.eval()
     with torch.no_grad():
         against = None if impl == "robustcore" else ("robustcore", lambda: ours(same))
-        measure(f"Layer, inference: {case}", impl, lambda: layer(x), against=against, rounds=31)
+        measure(f"Layer, inference: {case}", impl, lambda: layer(x), against=against, rounds=15)
 
 
 def first_eval(layer, x):
@@ -113,10 +114,10 @@ def first_eval(layer, x):
 @pytest.mark.parametrize("case", SHAPES)
 def test_first_eval(case, impl, measure, device):
     layer, x = made(impl, case, device)
-    measure(f"Layer, first eval: {case}", impl, first_eval(layer, x), rounds=3)
+    measure(f"Layer, first eval: {case}", impl, first_eval(layer, x), **FEW)
 
 
 def test_first_eval_of_a_network(measure, device):
     torch.manual_seed(0)
     net, x = lip.LipConvNet(5, 10).to(device), torch.rand(16, 3, 32, 32, device=device)
-    measure("LipConvNet-5, first eval, 16 images", "robustcore", first_eval(net, x), rounds=3)
+    measure("LipConvNet-5, first eval, 16 images", "robustcore", first_eval(net, x), **FEW)
