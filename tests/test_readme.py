@@ -20,7 +20,7 @@ READMES = sorted([ROOT / "README.md", ROOT / "bench" / "README.md", *GUIDES])
 BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 RESULTS = re.compile(r"bench/results/\w+\.md|(?<=\()results/\w+\.md")
-FIGURE = re.compile(r"((?:[\d.]+ / )*[\d.]+)( ms| s| MiB|x)\b")
+FIGURE = re.compile(r"((?:\d[\d.]* / )*\d[\d.]*)( ms| s| MiB|x)\b")  # not the .x of a kernel
 
 
 def name(path):
