@@ -9,10 +9,11 @@ namespace robustcore::attacks {
 inline namespace RC_ISA {
 namespace {
 
-template <class T_>
+// L_: vectors, or single lanes where an element has to know its place.
+template <class T_, class L_ = LanesOf<T_>>
 struct SimdRow {
   using T = T_;
-  using L = LanesOf<T>;
+  using L = L_;
   int64_t elements;
 
   template <class F>

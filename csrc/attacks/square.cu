@@ -1,5 +1,5 @@
 #include "attacks/rows_cuda.h"
-#include "attacks/square.h"
+#include "attacks/square_peaks.h"
 
 namespace robustcore::attacks {
 namespace {
@@ -26,11 +26,48 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   });
 }
 
+template <class T>
+struct PeaksRow : CudaRow<T> {
+  const SquareArgs& args;
+  int64_t at;
+
+  __device__ PeaksRow(const SquareArgs& args_, const BlockTeam& team, int64_t row)
+      : CudaRow<T>{team, args_.elements()}, args(args_), at(row) {}
+  __device__ T x0(int64_t k) const {
+    return element<T>(args.x0, at, k);
+  }
+  __device__ T best(int64_t k) const {
+    return element<T>(args.best, at, k);
+  }
+  template <class F>
+  __device__ void write(int64_t first, int64_t count, const F& f) const {
+    this->team.for_columns(count, [&](int64_t i) {
+      const int64_t k = first + i;
+      store_element(args.out, args.x0.dtype, args.place, at, k, f(k), x0(k));
+    });
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    peaks_kernel(const __grid_constant__ SquareArgs args) {
+  for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
+    const auto draw = SquareDraw::of<T>(args, at);
+    PeaksRow<T> row(args, team, at);
+    SquarePeaks<T, PeaksRow<T>>(args, draw, at, row).run();
+  });
+}
+
 }  // namespace
 
 void square_cuda(const SquareArgs& args, void* stream) {
   dispatch_arithmetic(args.x0.dtype, [&](auto tag) {
-    launch(square_kernel<decltype(tag)>, args.rows, kThreads, stream, args);
+    using T = decltype(tag);
+    if (args.norm == Norm::kLinf) {
+      launch(square_kernel<T>, args.rows, kThreads, stream, args);
+      return;
+    }
+    launch_rows<kWarpsPerBlock>(peaks_kernel<T>, args.rows, stream, args);
   });
 }
 

@@ -1,4 +1,5 @@
-#include "attacks/square.h"
+#include "attacks/rows_simd.h"
+#include "attacks/square_peaks.h"
 
 namespace robustcore::attacks {
 inline namespace RC_ISA {
@@ -36,11 +37,51 @@ void square_rows(const SquareArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+template <class E>
+struct PeaksRow : SimdRow<Arithmetic<E>, OneLane<Arithmetic<E>>> {
+  using T = Arithmetic<E>;
+  const SquareArgs& args;
+  const E *x0_data, *best_data;
+  E* out;
+
+  PeaksRow(const SquareArgs& args_, int64_t at)
+      : SimdRow<T, OneLane<T>>{args_.elements()},
+        args(args_),
+        x0_data(static_cast<const E*>(args_.x0.data) + at * args_.x0.image_stride),
+        best_data(static_cast<const E*>(args_.best.data) + at * args_.best.image_stride),
+        out(static_cast<E*>(args_.out) + at * args_.place.image_stride) {}
+  T x0(int64_t k) const {
+    return convert<T>(x0_data[element_offset(args.x0, k)]);
+  }
+  T best(int64_t k) const {
+    return convert<T>(best_data[element_offset(args.best, k)]);
+  }
+  template <class F>
+  void write(int64_t first, int64_t count, const F& f) const {
+    for (int64_t k = first; k < first + count; ++k) {
+      out[element_offset(args.place, k)] = rounded_towards<E>(f(k), x0(k));
+    }
+  }
+};
+
+template <class E>
+void peaks_rows(const SquareArgs& args, int64_t begin, int64_t end) {
+  using T = Arithmetic<E>;
+  for (int64_t at = begin; at < end; ++at) {
+    const auto draw = SquareDraw::of<T>(args, at);
+    PeaksRow<E> row(args, at);
+    SquarePeaks<T, PeaksRow<E>>(args, draw, at, row).run();
+  }
+}
+
 }  // namespace
 }  // namespace RC_ISA
 
 void RC_VARIANT(square)(const SquareArgs& args, int64_t begin, int64_t end) {
-  dispatch(args.x0.dtype, [&](auto tag) { square_rows<decltype(tag)>(args, begin, end); });
+  dispatch(args.x0.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    args.norm == Norm::kLinf ? square_rows<E>(args, begin, end) : peaks_rows<E>(args, begin, end);
+  });
 }
 
 }  // namespace robustcore::attacks

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
 from robustcore.attacks.engine import Rows, column
 from robustcore.common.checks import require_flag, require_int
+from robustcore.ops.attacks import loops
 
 # Of the published algorithms, "rho" and those of l1.
 RISES, MOMENTUM = 0.75, 0.75
@@ -134,10 +134,12 @@ class AutoSteps(GradientMethod):
         self.stages = _stages(attack.steps, attack.eps, attack.larger_radii)
         self.points = sum(stage.steps + 1 for stage in self.stages)
         self._sparse = self.norm == "l1"
-        self._widths = np.zeros(self.points, dtype=np.int64)  # of what ends there, else 0
+        # Of what ends at the last one of so many points, else 0.
+        self._widths = torch.zeros(self.points + 1, dtype=torch.int64)
         for stage in self.stages:
             for end, width in _checkpoints(stage.steps, self._sparse):
-                self._widths[stage.first + end] = width
+                self._widths[stage.first + end + 1] = width
+        self._due = self._widths[1:].numpy() > 0
 
     def begin(self, rows: Rows) -> None:
         x0, state = rows["x0"], rows.state
@@ -149,7 +151,7 @@ class AutoSteps(GradientMethod):
         state["best_grad"], state["previous"] = torch.zeros_like(state["x"]), state["x"].clone()
         state["rate"] = zeros + eps * (1 if self._sparse else 2)
         state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
-        state["no_width"] = torch.zeros_like(state["age"])
+        self._widths = self._widths.to(x0.device)
         state["rises"], state["cut"] = zeros.clone(), torch.ones_like(state["found"])
         if self._sparse:
             state["eps"], state["topk"] = zeros + eps, zeros + SPARSE
@@ -163,20 +165,18 @@ class AutoSteps(GradientMethod):
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         state, here = rows.state, rows["x"]
-        widths = self._widths[np.minimum(rows.age, self.points - 1)]
-        due, width = widths.any(), state["no_width"]
-        if due:
-            width = torch.from_numpy(widths).to(x.device)
-        ops.apgd_update(
+        width = self._widths.index_select(0, state["age"])
+        loops.apgd_update(
             x, grad, loss, state["best"], state["best_grad"], state["best_loss"], state["last"],
             state["rate"], state["rises"], state["checked"], state["cut"],
-            state["no_width"] if self._sparse else width, rho=RISES,
+            torch.zeros_like(width) if self._sparse else width, RISES,
         )  # fmt: skip
+        due = (self._sparse or self.grid is not None) and self._due[rows.age].any()
         if due and self._sparse:
             back = self._check(rows, width)
             here = torch.where(column(back, here), state["best"], here)
             grad = torch.where(column(back, grad), state["best_grad"], grad)
-        elif due and self.grid is not None:  # x is what the model was shown of where the row is
+        elif due:  # x is what the model was shown of where the row is
             here = torch.where(column(state["cut"] & (width > 0), here), x, here)
         following = self._move(rows, here, grad)
         return following if len(self.stages) == 1 else self._next_stage(rows, following)
@@ -189,10 +189,9 @@ class AutoSteps(GradientMethod):
                 topk=state["topk"],
             )  # fmt: skip
         # Where the step before began is overwritten by where this one ends.
-        following = ops.attack_step(
-            here, grad, x0, norm=self.norm, eps=self.eps, step_size=state["rate"],
-            momentum=state["momentum"], previous=state["previous"], out=state["previous"],
-        )  # fmt: skip
+        following = loops.momentum_step(
+            here, grad, x0, self.norm, self.eps, state["rate"], state["momentum"], state["previous"]
+        )
         state["momentum"].fill_(MOMENTUM)
         state["previous"] = here
         return following

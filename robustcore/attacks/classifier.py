@@ -127,11 +127,11 @@ class Classifier:
         value, grad, logits = (t.div_(passes) for t in total)
         return value, grad, loss(logits)[2]
 
-    def forward(self, x: Tensor, indices: Tensor, loss: RowLoss) -> tuple[Tensor, Tensor]:
-        """Loss alone, and what is above 0 where x is misclassified."""
+    def forward(self, x: Tensor, indices: Tensor, loss: RowLoss) -> tuple[Tensor, None, Tensor]:
+        """As :meth:`evaluate`, without the gradient."""
         with torch.no_grad():
             value, _, ahead = loss(self.logits(x, indices))
-        return value, ahead
+        return value, None, ahead
 
     def classes(self, x: Tensor, indices: Tensor, labels: Tensor, batch: int) -> Tensor:
         """What the classifier answers in earnest: of a smoothed one by ``predict``."""

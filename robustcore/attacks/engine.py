@@ -22,10 +22,13 @@ from torch import Tensor
 
 from robustcore.attacks.classifier import Classifier
 from robustcore.attacks.losses import Loss, RowLoss
+from robustcore.ops.attacks import loops
 
 Ints = npt.NDArray[np.int64]
 # Steps between two looks at which images are fooled, where a look waits for the device.
 LOOK = 8
+# What ops.attack_watch notes of rows, in its order.
+FLAGS = "found", "fooled", "zero", "nan_grad", "nan_logits"
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -38,10 +41,27 @@ class Rows:
 
     def __init__(self, job: Ints, image: Ints, variant: Ints, state: dict[str, Tensor]) -> None:
         self.job, self.image, self.variant, self.state = job, image, variant, state
-        self.age = np.zeros(len(job), dtype=np.int64)
-        """Points that each has evaluated; ``state["age"]`` is the same on the device."""
+        self.clock = 0
+        """Points that have been evaluated since the batch began."""
+        self._birth = np.zeros(len(job), dtype=np.int64)
+        self._span = 0, 0  # the first birth and the last
         self.indices: Tensor | None = None
         """Of the images in the stream, on the CPU; None until they are asked for."""
+
+    @property
+    def age(self) -> Ints:
+        """Points that each has evaluated; ``state["age"]`` is the same on the device."""
+        return self.clock - self._birth
+
+    @property
+    def oldest(self) -> int:
+        """The largest age."""
+        return self.clock - self._span[0]
+
+    @property
+    def youngest(self) -> int:
+        """The smallest age."""
+        return self.clock - self._span[1]
 
     def __len__(self) -> int:
         return len(self.job)
@@ -56,7 +76,7 @@ class Rows:
         self.job, self.image, self.variant = (
             a[chosen] for a in (self.job, self.image, self.variant)
         )
-        self.age, self.indices = self.age[chosen], None
+        self._born(self._birth[chosen])
 
     def put(self, places: Ints, other: Rows) -> None:
         """Other rows in some places."""
@@ -64,8 +84,14 @@ class Rows:
         for name, value in other.state.items():
             self.state[name].index_copy_(0, index, value)
         self.job[places], self.image[places] = other.job, other.image
-        self.variant[places], self.age[places] = other.variant, other.age
-        self.indices = None
+        self.variant[places] = other.variant
+        self._birth[places] = self.clock
+        self._born(self._birth)
+
+    def _born(self, birth: Ints) -> None:
+        self._birth, self.indices = birth, None
+        if len(birth):
+            self._span = int(birth.min()), int(birth.max())
 
 
 class Method(ABC):
@@ -78,6 +104,8 @@ class Method(ABC):
     targeted = False
     """Whether labels are the classes to reach."""
     gradients = True
+    keeps_best = True
+    """Whether any point can be the best one, which the engine then keeps in ``state``."""
     targets = 0
     """Variant v heads for the likely class number ``v % targets``, ``state["target"]``; 0: none."""
 
@@ -89,9 +117,10 @@ class Method(ABC):
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         """The next points, of the loss ``[R]`` and its gradient at x; updates the state.
 
-        ``best`` and ``best_loss`` of the state are then those of the highest loss so far, which is
-        infinite where the row is found: that point stays. May write to the gradient, and to x where
-        that is the state's.
+        ``age`` of the state counts x already. ``best`` and ``best_loss`` are those of the highest
+        loss so far, with ``best_grad`` if there is one; a method that keeps them itself does so
+        here. The loss is infinite where the row is found: that point stays. May write to the
+        gradient, and to x where that is the state's.
         """
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
@@ -168,7 +197,7 @@ class Engine:
         look = 1 if self._images.device.type == "cpu" else LOOK
         rows = self._fresh(self._batch)
         while len(rows):
-            for _ in range(min(look, int((self._method.points - rows.age).min()))):
+            for _ in range(min(look, self._method.points - rows.oldest)):
                 self._step(rows)
             self._settle(rows)
         return self._found
@@ -202,26 +231,29 @@ class Engine:
             rows.indices = self._indices[torch.from_numpy(rows.image)]
         x, indices = method.shown(rows), rows.indices
         loss = RowLoss(method.loss, state["label"], state.get("target"))
-        last = bool((rows.age >= method.points - 1).all())
-        if method.gradients and not last:
-            value, grad, ahead = self._classifier.evaluate(x, indices, loss)
-            _watch(rows, grad)
-        else:
-            (value, ahead), grad = self._classifier.forward(x, indices, loss), x
-        state["no_logits"] += ahead  # a NaN stays
-        fooled, counts = ahead > 0, method.counts(rows, x)
-        state["fooled"] = fooled
-        state["found"] |= fooled if counts is None else fooled & counts
-        value = value.to(state["best_loss"].dtype).masked_fill(state["found"], torch.inf)
-        state["x"] = method.advance(rows, x, value, grad)
-        state["age"] += ~state["found"]
-        rows.age += 1
+        value, grad, ahead = (
+            self._classifier.evaluate(x, indices, loss)
+            if method.gradients and rows.youngest < method.points - 1
+            else self._classifier.forward(x, indices, loss)
+        )
+        dtype = state["best_loss"].dtype
+        value, ahead = value.to(dtype), ahead.to(dtype)
+        loops.watch(
+            x, grad, value, ahead, method.counts(rows, x),
+            state["best"] if method.keeps_best else None,
+            None if grad is None else state.get("best_grad"),
+            state["best_loss"], *(state[name] for name in FLAGS), state["age"],
+        )  # fmt: skip
+        state["x"] = method.advance(rows, x, value, x if grad is None else grad)
+        rows.clock += 1
 
     def _settle(self, rows: Rows) -> None:
         """Takes out what is done, and brings in what waits."""
         found, method = self._found, self._method
-        success = rows["found"].cpu().numpy()
-        over = (rows.age >= method.points) | rows["ended"].cpu().numpy()
+        success, ended = rows["found"].cpu().numpy(), rows["ended"].cpu().numpy()
+        if rows.oldest < method.points and not (success.any() or ended.any()):
+            return
+        over = (rows.age >= method.points) | ended
         chosen = {}
         for i in np.flatnonzero(success):
             image, variant = rows.image[i], rows.variant[i]
@@ -273,19 +305,16 @@ class Engine:
         first = rows.variant[leaving] == 0
         found, zero = self._found, rows["zero"].cpu().numpy()[leaving]
         found.zero_gradients[image[zero & first]] = True
-        found.nan_gradients[image[~rows["no_grad"].isfinite().cpu().numpy()[leaving]]] = True
-        found.nan_logits[image[rows["no_logits"].isnan().cpu().numpy()[leaving]]] = True
+        found.nan_gradients[image[rows["nan_grad"].cpu().numpy()[leaving]]] = True
+        found.nan_logits[image[rows["nan_logits"].cpu().numpy()[leaving]]] = True
 
 
 def _at_rest(x0: Tensor, labels: Tensor, job: Ints, image: Ints, variant: Ints) -> Rows:
     """Rows before their first point."""
     state = {"x0": x0, "label": labels, "age": torch.zeros_like(labels)}
     state["variant"] = torch.from_numpy(variant).to(x0.device)
-    for flag in ("found", "fooled", "ended", "zero"):
+    for flag in (*FLAGS, "ended"):
         state[flag] = torch.zeros_like(labels, dtype=torch.bool)
-    wide = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    for trace in ("no_grad", "no_logits"):
-        state[trace] = torch.zeros_like(labels, dtype=wide)
     return Rows(job, image, variant, state)
 
 
@@ -301,19 +330,11 @@ def end_points(
     for _ in range(method.points - 1):
         x = method.shown(rows)
         value, grad, _ = classifier.evaluate(x, indices, RowLoss(loss, labels))
-        _watch(rows, grad)
-        rows.state["x"] = method.advance(rows, x, value.to(x.dtype), grad)
         rows.state["age"] += 1
-        rows.age += 1
+        dtype = rows["best_loss"].dtype
+        rows.state["x"] = method.advance(rows, x, value.to(dtype), grad)
+        rows.clock += 1
     return method.shown(rows)
-
-
-def _watch(rows: Rows, grad: Tensor) -> None:
-    """Notes gradients that are zero at the first step, or no numbers, which lead nowhere."""
-    flat = grad.flatten(1)
-    rows.state["no_grad"] += flat.sum(1, dtype=rows["no_grad"].dtype)  # what is no number stays
-    if (rows.age == 0).any():
-        rows.state["zero"] |= (flat == 0).all(1) & (rows["age"] == 0)
 
 
 def _without(ranking: Tensor, labels: Tensor) -> Tensor:

@@ -82,6 +82,8 @@ class Boundary(GradientMethod):
     and what was just pulled back, is projected.
     """
 
+    keeps_best = False  # what lies outside the ball is none of its points
+
     def __init__(self, attack: FAB, seed: int) -> None:
         super().__init__(attack, seed)
         self.loss = LOSSES["margin"]
@@ -102,15 +104,17 @@ class Boundary(GradientMethod):
             state["x"] = torch.where(column(later, x0), start, x0)
         self.begin_best(rows)
         state["best"] = x0
+        state["inside"] = torch.zeros_like(state["found"])
         state["pulled"] = torch.zeros_like(state["found"])
         state["projections"] = torch.zeros_like(state["age"])
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor:
-        return (distances(x, rows["x0"], self.norm) <= self.eps) & ~rows["ended"]
+        inside = (distances(x, rows["x0"], self.norm) <= self.eps) & ~rows["ended"]
+        rows.state["inside"] = inside
+        return inside
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        # What lies outside the ball is none of its points.
-        self.keep_best(rows, x, loss.masked_fill(~self.counts(rows, x), -torch.inf))
+        self.keep_best(rows, x, loss.masked_fill(~rows["inside"], -torch.inf))
         state, x0, attack = rows.state, rows["x0"], self._attack
         pull = state["fooled"] & ~state["pulled"]
         # Where the linearised difference of the logits is 0: <grad, v - x> = -loss.
@@ -142,7 +146,7 @@ class Nearest(Boundary):
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         # The margin, which no difference of two logits is above.
-        self.keep_best(rows, x, loss.masked_fill(~self.counts(rows, x), -torch.inf))
+        self.keep_best(rows, x, loss.masked_fill(~rows["inside"], -torch.inf))
         return super().advance(rows, x, *self._nearest(rows, x))
 
     def _nearest(self, rows: Rows, x: Tensor) -> tuple[Tensor, Tensor]:

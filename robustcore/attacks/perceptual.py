@@ -162,6 +162,8 @@ class PerceptualPGD(PerceptualAttack):
 class Perceptual(GradientMethod):
     """Perceptual attacks on rows. The state keeps the features of the images."""
 
+    keeps_best = False  # what is too far away is none of its points
+
     def __init__(self, attack: PerceptualAttack, seed: int) -> None:
         super().__init__(attack, seed)
         self._attack = attack
@@ -183,7 +185,6 @@ class Perceptual(GradientMethod):
         return self._distance(rows, x)[0] <= self.eps
 
     def _keep(self, rows: Rows, x: Tensor, loss: Tensor) -> None:
-        """What is too far away is none of the attack's points."""
         outside = self._distance(rows, x)[0] > self.eps
         self.keep_best(rows, x, loss.masked_fill(outside, -torch.inf))
 

@@ -12,6 +12,9 @@ from robustcore.attacks.attack import GradientMethod, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.common.checks import require_flag, require_int, require_positive
 
+# The share of the elements that a step of l1 moves.
+SPARSE = 0.05
+
 
 class PGD(StepAttack):
     """Projected gradient descent: steps along the gradient, each back into ball and box.
@@ -29,7 +32,9 @@ class PGD(StepAttack):
         targeted: labels are classes to reach.
         eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
-    Source: Madry et al., 2018; Croce and Hein, 2019, for l0.
+    In l1 a step moves the twentieth of the elements with the largest gradients, of those that the
+    box lets move. Source: Madry et al., 2018; Tramer and Boneh, 2019, for l1; Croce and Hein, 2019,
+    for l0.
     """
 
     def __init__(
@@ -124,6 +129,9 @@ class Steps(GradientMethod):
         self.begin_best(rows)
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        self.keep_best(rows, x, loss)
-        ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
-        return ops.attack_step(rows["x"], grad, rows["x0"], step_size=self._step_size, **ball)
+        here = rows["x"]
+        if self.norm == "l1":  # what cannot move would take the place of what can
+            blocked = ((here <= 0) & (grad < 0)) | ((here >= 1) & (grad > 0))
+            grad = grad.masked_fill_(blocked, 0.0)
+        ball: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "topk": SPARSE}
+        return ops.attack_step(here, grad, rows["x0"], step_size=self._step_size, **ball)

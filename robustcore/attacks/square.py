@@ -14,10 +14,6 @@ from robustcore.attacks.attack import GradientMethod, StepAttack
 from robustcore.attacks.engine import Rows
 from robustcore.common.checks import require_int, require_probability
 
-# Signs where windows are, made of the windows of linf.
-SIGNS: dict[str, Any] = {"eps": 1.0, "low": -1.0, "high": 1.0}
-ORDERS = {"l2": 2.0, "l1": 1.0}
-TINY = 1e-12
 # The published schedule of the share of pixels, for 10 000 queries: halved after each of these.
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -34,8 +30,8 @@ class Square(StepAttack):
         restarts, loss, targeted, eot, seed, mean, std, batch_size, grid, predict: see
             :class:`Attack`.
 
-    Every image has windows of its own. In l2 and l1 a window takes what the ball has left, and what
-    a second one had. Source: Andriushchenko et al., 2020.
+    Every image has windows of its own, see :func:`robustcore.ops.square_propose`.
+    Source: Andriushchenko et al., 2020; Croce and Hein, 2021, for l1.
     """
 
     def __init__(
@@ -79,69 +75,18 @@ class Squares(GradientMethod):
     def __init__(self, attack: Square, seed: int) -> None:
         super().__init__(attack, seed)
         self.points, self.variants = attack.queries, attack.restarts
-        step = np.arange(attack.queries) / attack.queries * 10_000
+        step = np.arange(attack.queries + 1) / attack.queries * 10_000
         share = attack.p_init / 2.0 ** np.searchsorted(np.array(HALVED), step, side="left")
-        self._share = torch.from_numpy(share)
+        self._share = torch.from_numpy(share)  # after so many points
 
     def begin(self, rows: Rows) -> None:
         x0, state = rows["x0"], rows.state
-        image = rows["index"], rows["variant"]
-        if self.norm == "linf":
-            state["x"] = ops.square_start(x0, *image, eps=self.eps, seed=self.seed)
-        else:
-            stripes = ops.square_start(torch.zeros_like(x0), *image, seed=self.seed, **SIGNS)
-            order, elements = ORDERS[self.norm], x0[0].numel()
-            start = x0 + stripes * (self.eps / elements ** (1 / order))
-            state["x"] = ops.project(start, x0, self.norm, self.eps)
+        self._ball: dict[str, Any] = dict(norm=self.norm, eps=self.eps, seed=self.seed)
+        state["x"] = ops.square_start(x0, rows["index"], rows["variant"], **self._ball)
         self.begin_best(rows)
+        self._share = self._share.to(x0.device, state["best_loss"].dtype)
 
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        self.keep_best(rows, x, loss)
-        age = torch.from_numpy(np.minimum(rows.age, self.points - 1))
-        share, age = self._share[age].to(x.device, loss.dtype), age.to(x.device)
-        best, x0, image = rows["best"], rows["x0"], (rows["index"], rows["variant"])
-        if self.norm == "linf":
-            return ops.square_propose(best, x0, *image, age, share, eps=self.eps, seed=self.seed)
-        zeros = torch.zeros_like(x0)
-        first, second = (
-            ops.square_propose(zeros, zeros, *image, query, share, seed=self.seed, **SIGNS)
-            for query in (2 * age, 2 * age + 1)
-        )
-        moved = x0 + _moved(best - x0, first, second, ORDERS[self.norm], self.eps)
-        return ops.project(moved, x0, self.norm, self.eps)
-
-
-def _moved(d: Tensor, first: Tensor, second: Tensor, order: float, eps: float) -> Tensor:
-    """d with what it has in a second window, and what the ball has left, in a first one.
-
-    The windows hold a sign a channel, and 0 outside.
-    """
-
-    def size(v: Tensor) -> Tensor:
-        return v.abs().pow(order).sum((2, 3), keepdim=True)
-
-    inside, both = first != 0, (first != 0) | (second != 0)
-    own = torch.where(inside, d, 0.0)
-    left = (eps**order - size(d).sum(1, keepdim=True)).clamp_min(0) / d.shape[1]
-    available = left + size(torch.where(both, d, 0.0))
-    new = first * _pattern(inside, second) + own / (size(own).pow(1 / order) + TINY)
-    new = new / (size(new).pow(1 / order) + TINY) * available.pow(1 / order)
-    return torch.where(inside, new, torch.where(both, 0.0, d))
-
-
-def _pattern(inside: Tensor, second: Tensor) -> Tensor:
-    """The published colours of a window: two peaks of opposite sign, side by side or stacked."""
-    inside = inside[:, :1]
-    across = second.flatten(1).sum(1).view(-1, 1, 1, 1) > 0  # a random bit
-    y, x = inside.any(3, keepdim=True).cumsum(2) - 1, inside.any(2, keepdim=True).cumsum(3) - 1
-    y, x = torch.where(across, x, y), torch.where(across, y, x)
-    side = inside.any(3, keepdim=True).sum(2, keepdim=True)
-    half = side // 2
-    upper = y < half
-    height = torch.where(upper, half, side - half)
-    away = torch.maximum((torch.where(upper, y, y - half) - height // 2).abs(), (x - half).abs())
-    rings = torch.maximum(height, side) // 2 + 1
-    terms = 1 / torch.arange(1, int(inside.shape[2]) + 2, device=inside.device).double().square()
-    sums = torch.cat([terms.new_zeros(1), terms.cumsum(0)])
-    value = sums[rings] - sums[away.clamp(min=0).minimum(rings)]
-    return torch.where(inside, torch.where(upper, value, -value), 0.0).to(second.dtype)
+        best, x0, age = rows["best"], rows["x0"], rows["age"]
+        share, image = self._share.index_select(0, age), (rows["index"], rows["variant"])
+        return ops.square_propose(best, x0, *image, age, share, **self._ball)

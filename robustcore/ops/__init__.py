@@ -8,6 +8,7 @@ from robustcore.ops.attacks.square import square_propose, square_start
 from robustcore.ops.attacks.start import random_start
 from robustcore.ops.attacks.step import attack_step, project
 from robustcore.ops.attacks.warp import spatial_warp
+from robustcore.ops.attacks.watch import attack_watch
 from robustcore.ops.density.attention import attention
 from robustcore.ops.density.grad_norm import grad_norm
 from robustcore.ops.density.linear_logsumexp import linear_logsumexp
@@ -45,6 +46,7 @@ __all__ = [
     "apgd_update",
     "attack_loss",
     "attack_step",
+    "attack_watch",
     "attention",
     "conv_exp",
     "conv_norm_bound",

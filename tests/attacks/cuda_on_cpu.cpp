@@ -1,5 +1,6 @@
 // Executes the attacks kernels through the shim and compares them with the CPU kernels, bit for
 // bit. Prints one line a case; the exit status is the number of cases that differ (at most 99).
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "attacks/start.h"
 #include "attacks/step.h"
 #include "attacks/warp.h"
+#include "attacks/watch.h"
 #include "cases.h"
 
 using namespace robustcore;
@@ -148,8 +150,13 @@ void start_case(int64_t elements, bool normal) {
 }
 
 template <class T>
-void square_case(int64_t channels, int64_t height, int64_t width, bool start) {
+void square_case(Norm norm, int64_t channels, int64_t height, int64_t width, bool start) {
   SquareArgs args{};
+  std::vector<double> rings(std::min(height, width) + 2);
+  for (size_t i = 1; i < rings.size(); ++i) {
+    rings[i] = rings[i - 1] + 1 / (static_cast<double>(i) * static_cast<double>(i));
+  }
+  args.norm = norm, args.rings = rings.data();
   args.rows = 3, args.channels = channels, args.height = height, args.width = width;
   const int64_t elements = args.elements();
   const auto x0 = pixels_of<T>(3 * elements, 1), best = pixels_of<T>(3 * elements, 2);
@@ -169,7 +176,9 @@ void square_case(int64_t channels, int64_t height, int64_t width, bool start) {
   square_baseline(args, 0, 3);
   args.out = out.gpu.data();
   square_cuda(args, nullptr);
-  report(label<T>(start ? "square start" : "square", 3, elements), out.agree());
+  report(label<T>(start ? "square start" : "square", 3, elements) + " norm " +
+             std::to_string(static_cast<int>(norm)),
+         out.agree());
 }
 
 // Rows that are a new best, that go back, and that stay.
@@ -204,6 +213,47 @@ void apgd_case(int64_t elements) {
   }
   for (int i = 0; i < 5; ++i) same = same && values[0][i] == values[1][i];
   report(label<T>("apgd", rows, elements), same);
+}
+
+// Rows that are found now, later or not, of a higher loss, with gradients that are zero or NaN.
+template <class T>
+void watch_case(int64_t elements, bool keeps) {
+  using A = Arithmetic<T>;
+  constexpr int64_t rows = 6;
+  const std::vector<A> ahead{1, -1, A(NAN), 2, -3, 4};
+  const auto x = pixels_of<T>(rows * elements, 1);
+  auto grad = pixels_of<T>(rows * elements, 2);
+  for (int64_t k = 0; k < elements; ++k) grad[elements + k] = convert<T>(0.0f);
+  grad[3 * elements + elements / 2] = convert<T>(INFINITY);
+  const bool counts[rows] = {true, true, true, false, true, true};
+  std::vector<T> best[2], best_grad[2];
+  std::vector<A> loss[2], best_loss[2];
+  bool flags[2][5][rows] = {};
+  std::vector<int64_t> age[2];
+  for (int side = 0; side < 2; ++side) {
+    best[side] = pixels_of<T>(rows * elements, 3), best_grad[side] = best[side];
+    loss[side] = {1, 2, 3, 4, 5, 6}, best_loss[side] = {9, 1, 3, 2, 7, A(INFINITY)};
+    age[side] = {0, 0, 3, 0, 5, 1};
+    flags[side][0][5] = true;
+    WatchArgs args{};
+    args.rows = rows, args.elements = elements, args.element_size = sizeof(T);
+    args.is_double = sizeof(T) == sizeof(double);
+    args.x = x.data(), args.grad = rows_of(grad, elements, 1);
+    if (keeps) args.best = best[side].data(), args.best_grad = best_grad[side].data();
+    args.loss = loss[side].data(), args.ahead = ahead.data(), args.counts = counts;
+    args.best_loss = best_loss[side].data();
+    args.found = flags[side][0], args.fooled = flags[side][1], args.zero = flags[side][2];
+    args.nan_grad = flags[side][3], args.nan_logits = flags[side][4], args.age = age[side].data();
+    std::vector<double> scratch(elements);
+    side ? attack_watch_cuda(args, nullptr)
+         : attack_watch_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, rows);
+  }
+  const auto same = [&](const auto& t) {
+    return std::memcmp(t[0].data(), t[1].data(), t[0].size() * sizeof(t[0][0])) == 0;
+  };
+  report(label<T>(keeps ? "watch" : "watch alone", rows, elements),
+         same(best) && same(best_grad) && loss[0] == loss[1] && best_loss[0] == best_loss[1] &&
+             age[0] == age[1] && std::memcmp(flags[0], flags[1], sizeof(flags[0])) == 0);
 }
 
 template <class T>
@@ -291,7 +341,11 @@ void cases() {
       loss_case<T>(loss, flag, 3, 70);
     }
     start_case<T>(13, flag);
-    square_case<T>(3, 5, 6, flag);
+    watch_case<T>(flag ? 300 : 33, flag);
+    for (const Norm norm : {Norm::kLinf, Norm::kL2, Norm::kL1}) {
+      square_case<T>(norm, 3, 5, 6, flag);
+      if (std::is_same_v<T, float>) square_case<T>(norm, 1, 40, 31, flag);
+    }
   }
 }
 

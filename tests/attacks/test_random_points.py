@@ -27,9 +27,11 @@ def calls(dtype=torch.float32):
     x0 = images(dtype)
     for norm in NORMS:
         yield ops.random_start, (x0, INDEX, VARIANT), dict(norm=norm, eps=EPS[norm], seed=3)
-    yield ops.square_start, (x0, INDEX, VARIANT), dict(eps=0.1, seed=3)
-    best = ops.square_start(x0, INDEX, VARIANT, eps=0.1, seed=3)
-    yield ops.square_propose, (best, x0, INDEX, VARIANT, AGE, SHARE), dict(eps=0.1, seed=3)
+    for norm in NORMS[:3]:
+        ball = dict(norm=norm, eps=EPS[norm], seed=3)
+        yield ops.square_start, (x0, INDEX, VARIANT), ball
+        best = ops.square_start(x0, INDEX, VARIANT, **ball)
+        yield ops.square_propose, (best, x0, INDEX, VARIANT, AGE, SHARE), ball
 
 
 def words(domain, image, sample, element, seed=3):
@@ -58,6 +60,60 @@ def test_windows_are_the_words_of_their_stream():
             sign = 1 if words(17, image, sample, 128) >> c & 1 else -1
             want[c, top : top + size, left : left + size] += 0.1 * sign
         torch.testing.assert_close(new[row], want)
+
+
+def peaks(size, order):
+    """The published colours of a window, two rectangles of rings."""
+    both = torch.zeros(size, size, dtype=torch.float64)
+    for first, rows, sign in ((0, size // 2, 1), (size // 2, size - size // 2, -1)):
+        part = both[first : first + rows]
+        top, left = rows // 2, size // 2
+        for ring in range(max(rows, size) // 2 + 1):
+            inside = (
+                slice(max(top - ring, 0), top + ring + 1),
+                slice(max(left - ring, 0), left + ring + 1),
+            )
+            part[inside] += sign / (ring + 1) ** 2
+        part /= part.abs().pow(order).sum() ** (1 / order)
+    return both
+
+
+@pytest.mark.parametrize(("norm", "order", "eps"), [("l2", 2, 0.5), ("l1", 1, 2.0)])
+def test_peaks_are_the_published_ones(norm, order, eps):
+    """Of points amid the box, which takes nothing away; written out an image at a time."""
+    x0 = torch.full((4, 3, 11, 13), 0.5)
+    best = x0 + 0.5 * (ops.square_start(x0, INDEX, VARIANT, norm=norm, eps=eps, seed=3) - x0)
+    arguments = best, x0, INDEX, VARIANT, AGE, SHARE
+    new = ops.square_propose(*arguments, norm=norm, eps=eps, seed=3)
+
+    def length(v):
+        return v.abs().pow(order).sum() ** (1 / order)
+
+    for row in range(4):
+        size = min(max(round(math.sqrt(float(SHARE[row]) * 11 * 13)), 3) | 1, 11)
+        image, sample = int(INDEX[row]), int(VARIANT[row]) << 24 | int(AGE[row]) + 1
+        corners = [
+            words(17, image, sample, i) * ((11, 13)[i % 2] - size + 1) >> 32 for i in range(4)
+        ]
+        windows = [
+            (..., slice(t, t + size), slice(w, w + size)) for t, w in (corners[:2], corners[2:])
+        ]
+        bits = words(17, image, sample, 128)
+        colours = peaks(size, order).T if bits >> 3 & 1 else peaks(size, order)
+        d = (best[row] - x0[row]).double()
+        either = torch.zeros(11, 13, dtype=torch.bool)
+        for window in windows:
+            either[window] = True
+        left = (eps**order - length(d) ** order) / 3
+        want = d.clone()
+        want[windows[1]] = 0
+        for c in range(3):
+            own = d[c][windows[0]]
+            added = (1 if bits >> c & 1 else -1) * colours + own / (length(own) + 1e-12)
+            share = (left + length(d[c][either]) ** order) ** (1 / order)
+            want[c][windows[0]] = added / length(added) * share
+        torch.testing.assert_close(new[row].double(), x0[row].double() + want, rtol=0, atol=2e-6)
+        assert float(length((new[row] - x0[row]).double())) == pytest.approx(eps, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,8 +192,10 @@ def test_radii_of_one_an_image():
 def test_opcheck():
     x0 = images()
     torch.library.opcheck(raw.attack_noise.default, (x0, INDEX, VARIANT, 3, True))
-    for best, age, share in ((None, None, None), (x0, AGE, SHARE)):
-        arguments = (best, x0, INDEX, VARIANT, age, share, 0.1, None, 3, 0.0, 1.0)
+    rings = torch.arange(13).double()
+    for best, age, share, ring in ((None, None, None, None), (x0, AGE, SHARE, rings)):
+        norm = 0 if ring is None else 1
+        arguments = (best, x0, INDEX, VARIANT, age, share, ring, norm, 0.1, None, 3, 0.0, 1.0)
         torch.library.opcheck(raw.square_propose.default, arguments)
 
 

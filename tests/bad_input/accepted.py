@@ -83,8 +83,8 @@ OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
 ATTACKS = (
-    "ops.apgd_update ops.attack_loss ops.attack_step* ops.project ops.random_start ops.square* "
-    "ops.hyperplane_projection"
+    "ops.apgd_update ops.attack_loss ops.attack_step* ops.attack_watch ops.project "
+    "ops.random_start ops.square* ops.hyperplane_projection"
 )
 COUNTS = "smoothing.*certificate"
 TASKS = "smoothing.AdaptiveMix* smoothing.CropSelection* smoothing.Denoised* smoothing.Diffusion"
@@ -155,7 +155,8 @@ OF_ARGUMENT = [
     ("influence.exact_linear", "test", ROWS, FREE),
     ("influence.lds", "scores outputs", FINITE | FLOATING, "computed in float64"),
     (ATTACKS, "x grad loss best best_grad best_loss last_loss step_size rises checked x0 previous "
-     "w b share eps topk momentum labels targets index variant restart age width", VALUES, DATA),
+     "w b share eps topk momentum labels targets index variant restart age width ahead", VALUES,
+     DATA),
     (ATTACKS, "step_size topk momentum eps share b", FLOATING, DTYPE),
     ("ops.random_start ops.square_start", "x0", FLOATING | SIZES, FREE),
     ("ops.spatial_warp", "angles shifts", VALUES | FLOATING | itself("of one more dimension"),

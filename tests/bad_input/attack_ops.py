@@ -23,6 +23,13 @@ EXAMPLES = {
         step_size=lambda: rand(2), topk=lambda: rand(2), momentum=lambda: rand(2), previous=images,
         out=images,
     ),
+    "ops.attack_watch": call(
+        ops.attack_watch, x=images, grad=images, loss=lambda: rand(2), ahead=lambda: rand(2),
+        counts=lambda: rand(2) > 0.5, best=images, best_grad=images, best_loss=lambda: rand(2),
+        **{name: lambda: rand(2) > 0.5
+           for name in ("found", "fooled", "zero", "nan_grad", "nan_logits")},
+        age=labels,
+    ),
     "ops.hyperplane_projection": call(
         ops.hyperplane_projection, x=images, w=images, b=lambda: rand(2), norm="l2", low=0.0,
         high=1.0,
@@ -43,10 +50,10 @@ EXAMPLES = {
     ),
     "ops.square_propose": call(
         ops.square_propose, best=images, x0=images, index=labels, variant=labels, age=labels,
-        share=lambda: rand(2), eps=0.1, seed=0, low=0.0, high=1.0,
+        share=lambda: rand(2), norm="l2", eps=0.1, seed=0, low=0.0, high=1.0,
     ),
     "ops.square_start": call(
-        ops.square_start, x0=images, index=labels, variant=labels, eps=0.1, seed=0, low=0.0,
-        high=1.0,
+        ops.square_start, x0=images, index=labels, variant=labels, norm="linf", eps=0.1, seed=0,
+        low=0.0, high=1.0,
     ),
 }  # fmt: skip
