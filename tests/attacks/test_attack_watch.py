@@ -54,7 +54,9 @@ def test_what_it_says(dtype, last, device):
     want = spelled_out(given)
     layout = torch.channels_last if last else torch.contiguous_format
     got = {
-        name: t.to(device).contiguous(memory_format=layout) if t.dim() == 4 else t.to(device)
+        name: t.clone()
+        .to(device)
+        .contiguous(memory_format=layout if t.dim() == 4 else torch.contiguous_format)
         for name, t in given.items()
     }
     ops.attack_watch(**got)
@@ -85,7 +87,7 @@ def test_a_row_does_not_see_its_batch(simd):
 
 
 def test_opcheck():
-    s = {name: t.nan_to_num(0) if t.is_floating_point() else t for name, t in state(6).items()}
+    s = {name: t.nan_to_num(0) if t.is_floating_point() else t for name, t in state(8).items()}
     names = (
         "x",
         "grad",
@@ -104,14 +106,14 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(age=torch.zeros(4)), "age: got torch.float32"),
-        (dict(zero=torch.zeros(4)), "zero: got torch.float32"),
+        (dict(age=torch.zeros(8)), "age: got torch.float32"),
+        (dict(zero=torch.zeros(8)), "zero: got torch.float32"),
         (dict(loss=torch.zeros(3)), r"loss: got torch.float32 of shape \[3\]"),
-        (dict(best=torch.zeros(4, 3, 5, 5)), "best: got shape"),
-        (dict(grad=torch.zeros(4, 3, 5, 8)[..., ::2]), "grad: has to be contiguous"),
+        (dict(best=torch.zeros(8, 3, 5, 5)), "best: got shape"),
+        (dict(grad=torch.zeros(8, 3, 5, 8)[..., ::2]), "grad: has to be contiguous"),
         (dict(grad=None), "best_grad: goes with grad and best"),
     ],
 )
 def test_bad_input(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        ops.attack_watch(**{**state(4), **change})
+        ops.attack_watch(**{**state(8), **change})
