@@ -50,24 +50,27 @@ def no_tf32(monkeypatch):
 
 @pytest.fixture
 def measure(benchmark, device):
-    """measure(group, impl, fn, launches=1, rounds=..., warmups=3, note="", against=None): times fn.
+    """measure(group, impl, fn, **options): times fn, and writes a row of the group's table.
 
-    The most memory it holds at a time is measured beside. With ``against=(name, function)`` that
-    function runs before each round, so that a machine whose speed drifts slows both down; the note
-    has how many times as long fn takes, by the medians.
+    The most memory it holds at a time is measured beside, but for work of so many calls that to
+    note each would take more than there is (``memory=False``). With ``against=(name, function)``
+    that function runs before each round, so that a machine whose speed drifts slows both down; the
+    note has how many times as long fn takes, by the medians.
 
     On CUDA `launches` calls are queued before one synchronisation, so launch latency hides as it
     does in use; the figure is of one call. The note stands below the table.
     """
 
-    def run(group, impl, fn, *, launches=1, rounds=None, warmups=3, note="", against=None):
+    def run(
+        group, impl, fn, *, launches=1, rounds=None, warmups=3, note="", against=None, memory=True
+    ):
         cuda = device.type == "cuda"
         for _ in range(warmups):
             fn()
         benchmark.group = group
         benchmark.extra_info["impl"] = impl
         benchmark.extra_info["note"] = note
-        benchmark.extra_info["peak_bytes"] = _peak_bytes(fn, cuda)
+        benchmark.extra_info["peak_bytes"] = _peak_bytes(fn, cuda) if memory else None
         launches = max(launches, 10) if cuda else launches
 
         def timed():
@@ -180,7 +183,8 @@ def _markdown(config, rows):
         yield "|---|---:|---:|---:|"
         for impl, seconds, peak, _ in entries:
             ratio = f"{seconds / ours:.2f}" if ours else ""
-            yield f"| {impl} | {seconds * 1e3:.3f} ms | {ratio} | {peak / 2**20:.2f} MiB |"
+            memory = "" if peak is None else f"{peak / 2**20:.2f} MiB"
+            yield f"| {impl} | {seconds * 1e3:.3f} ms | {ratio} | {memory} |"
         for impl, _, _, note in entries:
             if note:
                 yield ""

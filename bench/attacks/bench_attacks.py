@@ -32,9 +32,10 @@ def digits(kind):
 
 def peer(name):
     """The library, where torchvision, which it imports, can be imported or stood in for."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        torch.library.define("torchvision::nms", schema)
+    for op in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, op):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{op}", schema)
     sys.modules.setdefault("visdom", types.ModuleType("visdom"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -46,25 +47,34 @@ def robust(model, made, y):
         return f"{(model(made).argmax(1) == y).double().mean():.1%} robust"
 
 
+def autoattack(impl, model, x, y):
+    if impl == "robustcore":
+        return attacks.AutoAttack(model, eps=EPS, seed=0).run_standard_evaluation(x, y)
+    theirs = peer(impl).AutoAttack(model, eps=EPS, seed=0)
+    for part in theirs._autoattack.attacks:  # by default it takes 10 steps of the published
+        part.steps = 100
+    return theirs(x, y)
+
+
 @pytest.mark.parametrize("impl", ["robustcore", "torchattacks"])
 def test_autoattack(impl, measure, device):
     model, x, y = digits("pgd")
     model, x, y = model.to(device), x[:WHOLE].to(device), y[:WHOLE].to(device)
-    library = peer(impl) if impl == "torchattacks" else None
-    made = []
+    note = f"{robust(model, autoattack(impl, model, x, y), y)}; "
+    measure(
+        f"AutoAttack, {WHOLE} digits, CNN trained by PGD",
+        impl,
+        lambda: autoattack(impl, model, x, y),
+        rounds=1,
+        warmups=0,
+        note=note,
+        against=in_turn(impl, lambda: autoattack("robustcore", model, x, y)),
+        memory=False,
+    )
 
-    def fn():
-        if library is None:
-            made[:] = [attacks.AutoAttack(model, eps=EPS, seed=0).run_standard_evaluation(x, y)]
-        else:
-            theirs = library.AutoAttack(model, eps=EPS, seed=0)
-            for part in theirs._autoattack.attacks:  # by default it takes 10 steps of the published
-                part.steps = 100
-            made[:] = [theirs(x, y)]
 
-    measure(f"AutoAttack, {WHOLE} digits, CNN trained by PGD", impl, fn, rounds=1, warmups=1)
-    assert made
-    print(f"{impl}: {robust(model, made[0], y)}")
+def in_turn(impl, ours):
+    return None if impl == "robustcore" else ("robustcore", ours)
 
 
 STEPS = 100
@@ -82,20 +92,22 @@ def passes(model, x, y):
 @pytest.mark.parametrize("impl", ["robustcore", "the model alone", "torchattacks", "adv-lib"])
 def test_apgd_on_robust_images(impl, measure, device):
     """128 images that no step fools: the cost of the steps themselves."""
-    model, x, y = digits("pgd")
-    eps = 1e-4
-    model, x, y = model.to(device), x[:128].to(device), y[:128].to(device)
-    measure(f"APGD-{STEPS}, batch 128, none fooled", impl, runner(impl, model, x, y, eps))
+    apgd("pgd", 1e-4, f"APGD-{STEPS}, batch 128, none fooled", impl, measure, device)
 
 
 @pytest.mark.parametrize("impl", ["robustcore", "torchattacks", "adv-lib"])
 def test_apgd_on_half_robust_images(impl, measure, device):
     """Where half of the images are fooled at once, they leave the batch."""
-    model, x, y = digits("plain")
+    apgd("plain", 0.1, f"APGD-{STEPS}, batch 128, half fooled", impl, measure, device)
+
+
+def apgd(kind, eps, group, impl, measure, device):
+    model, x, y = digits(kind)
     model, x, y = model.to(device), x[:128].to(device), y[:128].to(device)
-    fn = runner(impl, model, x, y, 0.06)
-    note = f"{impl}: {robust(model, fn(), y)}"
-    measure(f"APGD-{STEPS}, batch 128, half fooled", impl, fn, note=note)
+    fn, ours = (runner(i, model, x, y, eps) for i in (impl, "robustcore"))
+    made = fn()
+    note = "" if made is None else f"{robust(model, made, y)}; "
+    measure(group, impl, fn, note=note, against=in_turn(impl, ours), warmups=2)
 
 
 def runner(impl, model, x, y, eps):
