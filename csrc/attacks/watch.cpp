@@ -44,7 +44,8 @@ void attack_watch(const Tensor& x,                     // [N, *D]
   if (grad) {
     dense("grad", *grad);
     // In whatever order all lie.
-    args.grad = {grad->const_data_ptr(), floating_dtype("grad", grad->scalar_type())};
+    args.grad.data = grad->const_data_ptr();
+    args.grad.dtype = floating_dtype("grad", grad->scalar_type());
     args.grad.dims = 1, args.grad.image_stride = args.grad.sizes[0] = args.elements;
     args.grad.strides[0] = 1;
   }
