@@ -222,11 +222,11 @@ class TestArchs:
         assert "none of this machine's GPUs ([61])" in capsys.readouterr().err
 
     def test_default_without_a_gpu(self, capsys):
-        assert toolchain.choose_archs(None, [], self.KNOWN) == [75, 80, 86, 90, 100, 120]
+        assert toolchain.choose_archs(None, [], self.KNOWN) == [75, 80, 90, 100, 120]
         assert capsys.readouterr().err == ""
 
     def test_default_drops_what_an_older_nvcc_lacks(self, capsys):
-        assert toolchain.choose_archs(None, [], (70, 75, 80, 86, 89, 90)) == [75, 80, 86, 90]
+        assert toolchain.choose_archs(None, [], (70, 75, 80, 86, 89, 90)) == [75, 80, 90]
         assert "[100, 120]" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ class TestResolve:
         [
             ("auto", None, [], ""),
             ("auto", None, [90], "90"),
-            ("auto", "13.0", [], "75 80 86 90 100 120"),
+            ("auto", "13.0", [], "75 80 90 100 120"),
             ("auto", "13.0", [90], "90"),
-            ("on", None, [90], "75 80 86 90 100 120"),
+            ("on", None, [90], "75 80 90 100 120"),
             ("off", "13.0", [90], ""),
         ],
     )

@@ -35,8 +35,8 @@ NVCC_WHEEL_PATH = Path("nvidia", "cu13", "bin", "nvcc")
 NVCC_DEFAULT = Path("/usr/local/cuda/bin/nvcc")
 NVCC_ADVICE = "install a CUDA toolkit, or say where one is with CUDACXX or CUDA_HOME"
 
-# A GPU of 8.9 runs what is compiled for 8.6: nvcc compiles the kernels to the same bytes for both.
-DEFAULT_ARCHS = [75, 80, 86, 90, 100, 120]
+# GPUs of 8.6 and 8.9 run what is compiled for 8.0; 10.3 and 12.1, what is for 10.0 and 12.0.
+DEFAULT_ARCHS = [75, 80, 90, 100, 120]
 
 
 class BuildError(Exception):

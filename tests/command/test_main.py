@@ -1,5 +1,6 @@
 """``robustcore demo``: an option of one family's demo is refused by the others."""
 
+import functools
 import itertools
 
 import pytest
@@ -22,7 +23,8 @@ def demos(monkeypatch):
     """What the demos were run with, without running them."""
     runs = []
     for family, module in DEMOS.items():
-        monkeypatch.setattr(module, "run", lambda args, family=family: runs.append((family, args)))
+        record = functools.partial(lambda family, args, *_: runs.append((family, args)), family)
+        monkeypatch.setattr(module, "run", record)
     return runs
 
 
