@@ -81,7 +81,7 @@ def measure(benchmark, device):
 
         benchmark.extra_info["launches"] = launches
         rounds, warmup_rounds = (
-            (15 if cuda else 11, 2) if rounds is None else (rounds, min(1, warmups - 1))
+            (15 if cuda else 11, 2) if rounds is None else (rounds, min(1, max(0, warmups - 1)))
         )
         others = []
 

@@ -117,7 +117,5 @@ def runner(impl, model, x, y, eps):
         return lambda: passes(model, x, y)
     if impl == "torchattacks":
         return lambda: peer(impl).APGD(model, eps=eps, steps=STEPS)(x, y)
-    peer("adv_lib")
-    from adv_lib.attacks import apgd
-
-    return lambda: apgd(model, x, y, eps=eps, norm=float("inf"), n_iter=STEPS)
+    library = peer("adv_lib.attacks")
+    return lambda: library.apgd(model, x, y, eps=eps, norm=float("inf"), n_iter=STEPS)

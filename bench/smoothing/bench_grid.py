@@ -41,7 +41,7 @@ def test_lattice_noise(shape, kind, measure, device):
     on_grid()
     steps = (out * 0.25 + 0.5).double() * 255
     assert (steps - steps.round()).abs().max() < 1e-2
-    measure(f"{kind}: {shape}, float32", "robustcore", on_grid, against=("without a grid", real))
+    measure(f"on a grid, {kind}: {shape}, float32", "robustcore", on_grid, against=("without a grid", real))
 
 
 def test_certify(measure, device):
@@ -52,7 +52,7 @@ def test_certify(measure, device):
     # Other noise, nearly the same distribution: the difference has a variance below n / 2.
     assert (counts[0] - counts[1]).abs().max() < 6 * 5000**0.5
     measure(
-        "certify: 4 digits, n = 10 000, demo CNN",
+        "certify on a grid: 4 digits, n = 10 000, demo CNN",
         "robustcore",
         lambda: on_grid.certify(images, n=10_000),
         rounds=25,

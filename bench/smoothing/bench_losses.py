@@ -71,7 +71,7 @@ def test_loss(shape, published, measure, device):
     ours, theirs = step(LOSSES[published]), step(published)
     torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-5)
     name = f"{published.__name__}: {shape}, forward and backward"
-    measure(name, "robustcore", ours, against=("as published", theirs))
+    measure(name, "robustcore", ours, against=("the published form", theirs))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
