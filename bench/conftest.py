@@ -100,7 +100,7 @@ def measure(benchmark, device):
             theirs = statistics.median(others[-rounds:])
             times = benchmark.stats.stats.median / theirs
             benchmark.extra_info["note"] += (
-                f"{times:.2f} times as long as {against[0]}, {theirs / launches * 1e3:.3g} ms, in "
+                f"{'; ' * bool(note)}{times:.2f} times as long as {against[0]}, {theirs / launches * 1e3:.3g} ms, in "
                 f"turn with it (medians of {rounds} rounds)"
             )
 

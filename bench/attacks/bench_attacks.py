@@ -60,7 +60,7 @@ def autoattack(impl, model, x, y):
 def test_autoattack(impl, measure, device):
     model, x, y = digits("pgd")
     model, x, y = model.to(device), x[:WHOLE].to(device), y[:WHOLE].to(device)
-    note = f"{robust(model, autoattack(impl, model, x, y), y)}; "
+    note = f"{robust(model, autoattack(impl, model, x, y), y)}"
     measure(
         f"AutoAttack, {WHOLE} digits, CNN trained by PGD",
         impl,
@@ -106,7 +106,7 @@ def apgd(kind, eps, group, impl, measure, device):
     model, x, y = model.to(device), x[:128].to(device), y[:128].to(device)
     fn, ours = (runner(i, model, x, y, eps) for i in (impl, "robustcore"))
     made = fn()
-    note = "" if made is None else f"{robust(model, made, y)}; "
+    note = "" if made is None else f"{robust(model, made, y)}"
     measure(group, impl, fn, note=note, against=in_turn(impl, ours), warmups=2)
 
 

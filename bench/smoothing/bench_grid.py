@@ -41,7 +41,12 @@ def test_lattice_noise(shape, kind, measure, device):
     on_grid()
     steps = (out * 0.25 + 0.5).double() * 255
     assert (steps - steps.round()).abs().max() < 1e-2
-    measure(f"on a grid, {kind}: {shape}, float32", "robustcore", on_grid, against=("without a grid", real))
+    measure(
+        f"on a grid, {kind}: {shape}, float32",
+        "robustcore",
+        on_grid,
+        against=("without a grid", real),
+    )
 
 
 def test_certify(measure, device):
