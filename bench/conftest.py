@@ -99,10 +99,11 @@ def measure(benchmark, device):
         if against:
             theirs = statistics.median(others[-rounds:])
             times = benchmark.stats.stats.median / theirs
-            benchmark.extra_info["note"] += (
-                f"{'; ' * bool(note)}{times:.2f} times as long as {against[0]}, {theirs / launches * 1e3:.3g} ms, in "
+            ratio = (
+                f"{times:.2f} times as long as {against[0]}, {theirs / launches * 1e3:.3g} ms, in "
                 f"turn with it (medians of {rounds} rounds)"
             )
+            benchmark.extra_info["note"] = "; ".join(filter(None, [note, ratio]))
 
     return run
 

@@ -70,7 +70,7 @@ def test_ranks(way, measure):
     try:
         assert two() == one(), "counts depend on the number of ranks"
         group = f"2 gloo ranks of one thread against 1, sharing {way}"
-        note = "counts identical; "
+        note = "counts identical"
         measure(group, "robustcore", two, rounds=11, note=note, against=("1 rank", one))
     finally:
         two.close()
