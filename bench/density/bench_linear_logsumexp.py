@@ -93,7 +93,7 @@ CROSS_ENTROPIES = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("impl", CROSS_ENTROPIES)
-@pytest.mark.parametrize("case", list(CASES)[:2])
+@pytest.mark.parametrize("case", ["N 4096, D 512, K 50000", "N 512, D 256, K 10000"])
 def test_cross_entropy(case, impl, measure, device):
     if device.type == "cpu" and impl in ("cut-cross-entropy", "Liger"):
         pytest.skip("runs on a GPU only")

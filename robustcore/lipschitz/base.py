@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustcore.common.checks import require_flag
+from robustcore.common.checks import require_flag, require_parameter_form
 from robustcore.ops.autograd import not_compiled
 
 
@@ -113,7 +114,7 @@ class Filtered(LipschitzModule):
         """The filter as ``torch.nn`` would hold it; in eval that of the certificates."""
         whole = torch.compiler.is_compiling() and self._kept is None  # the graph makes the filter
         kept = None if self.training or whole else self.kept()
-        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if kept is not None and not needs_gradient(self):
             return kept[0]  # type: ignore[no-any-return]
         with torch.autocast(self.weight.device.type, enabled=False):
             filter = self.made().to(self.weight.dtype)
@@ -132,12 +133,37 @@ class Filtered(LipschitzModule):
         return module.train(self.training)
 
 
+def make_parameters(
+    layer: nn.Module,
+    shape: tuple[int, ...],
+    fill: Callable[[Tensor], Any],
+    outputs: int,
+    bias: bool,
+    device: Any,
+    dtype: Any,
+) -> None:
+    """Gives the layer a weight that ``fill`` starts, and a bias of zeros or None."""
+    require_flag("bias", bias)
+    require_parameter_form(device, dtype)
+    weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+    fill(weight)
+    layer.register_parameter("weight", weight)
+    zeros = nn.Parameter(weight.new_zeros(outputs)) if bias else None
+    layer.register_parameter("bias", zeros)
+
+
 def require_finite(layer: nn.Module, *names: str) -> None:
     """Raises ValueError where one of these parameters is not: such a layer has no bound."""
     for name in names:
         free = getattr(layer, name)
         if free is not None and not bool(free.isfinite().all()):
             raise ValueError(f"{name}: is not finite, the layer has no bound")
+
+
+def needs_gradient(layer: nn.Module) -> bool:
+    """Whether what is made of the layer's parameters is differentiated: of all but its bias."""
+    free = (p for name, p in layer.named_parameters(recurse=False) if name != "bias")
+    return torch.is_grad_enabled() and any(p.requires_grad for p in free)
 
 
 def with_gradient(value: Tensor, of: Tensor) -> Tensor:

@@ -8,23 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, pixel_unshuffle
+from torch.nn.functional import pad, pixel_unshuffle
 
 from robustcore.common.checks import (
-    require_flag,
     require_floating,
     require_int,
-    require_parameter_form,
 )
-from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite, with_gradient
+from robustcore.lipschitz.base import (
+    LipschitzModule,
+    make_parameters,
+    needs_gradient,
+    require_finite,
+    with_gradient,
+)
 from robustcore.lipschitz.export import Exported
 from robustcore.lipschitz.filters import rounded
-from robustcore.lipschitz.layers import last_features, of_dtype
+from robustcore.lipschitz.layers import FilteredLinear, of_dtype
 from robustcore.ops.autograd import arithmetic
 from robustcore.ops.lipschitz.polar import cayley, distance
 
 
-class CayleyLinear(Filtered):
+class CayleyLinear(FilteredLinear):
     """A linear map with orthonormal rows or columns: the Cayley transform of its free matrix.
 
     Args:
@@ -49,10 +53,9 @@ class CayleyLinear(Filtered):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        require_int("in_features", in_features, 1, 2**31)
-        require_int("out_features", out_features, 1, 2**31)
-        self.in_features, self.out_features = in_features, out_features
-        _make_parameters(self, (out_features, in_features), out_features, bias, device, dtype)
+        self._set_features(in_features, out_features)
+        shape = out_features, in_features
+        make_parameters(self, shape, _start, out_features, bias, device, dtype)
 
     def made(self) -> Tensor:
         """The matrix of training, ``[out_features, in_features]``."""
@@ -64,15 +67,6 @@ class CayleyLinear(Filtered):
         exact = cayley(_limited(self.weight.double()))
         matrix, bound = rounded(exact[None], math.sqrt(1 + distance(exact)), self.weight.dtype)
         return matrix[0], bound
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*, in_features]`` to ``[*, out_features]``."""
-        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
-
-    def export(self) -> nn.Linear:
-        """The layer as an ``nn.Linear``."""
-        features = self.in_features, self.out_features
-        return self._fill(nn.Linear(*features, self.bias is not None))  # type: ignore[no-any-return]
 
 
 class CayleyConv2d(LipschitzModule):
@@ -124,7 +118,7 @@ class CayleyConv2d(LipschitzModule):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         shape = (out_channels, in_channels * stride**2, kernel_size, kernel_size)
-        _make_parameters(self, shape, out_channels, bias, device, dtype)
+        make_parameters(self, shape, _start, out_channels, bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
@@ -189,7 +183,7 @@ class CayleyConv2d(LipschitzModule):
     def _matrices(self, height: int, width: int) -> Tensor:
         """``[H, W / 2 + 1, out, in]``, complex."""
         kept = None if self.training else self._kept_matrices(height, width)
-        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if kept is not None and not needs_gradient(self):
             return kept
         turns = self._turns(self.weight, height, width)
         return turns if kept is None else with_gradient(kept, turns)
@@ -248,16 +242,8 @@ def _by_frequency(
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _make_parameters(
-    layer: nn.Module, shape: tuple[int, ...], outputs: int, bias: bool, device: Any, dtype: Any
-) -> None:
-    require_flag("bias", bias)
-    require_parameter_form(device, dtype)
-    weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-    nn.init.normal_(weight, std=math.prod(shape[1:]) ** -0.5)
-    layer.register_parameter("weight", weight)
-    zeros = nn.Parameter(weight.new_zeros(outputs)) if bias else None
-    layer.register_parameter("bias", zeros)
+def _start(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=math.prod(weight.shape[1:]) ** -0.5)
 
 
 def _limited(weight: Tensor) -> Tensor:

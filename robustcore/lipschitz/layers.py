@@ -19,7 +19,7 @@ from robustcore.common.checks import (
     require_positive,
     require_real,
 )
-from robustcore.lipschitz.base import LipschitzModule, require_finite
+from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite
 from robustcore.lipschitz.export import (
     Exported,
     householder,
@@ -288,6 +288,31 @@ def flat_features(x: Any, features: int, name: str = "x") -> Tensor:
     if require_floating(name, x).dim() < 2 or math.prod(x.shape[1:]) != features:
         raise ValueError(f"{name}: got shape {list(x.shape)}, want [N, {features}] features")
     return x.flatten(1)  # type: ignore[no-any-return]
+
+
+class FilteredLinear(Filtered):
+    """``[*, in_features]`` to ``[*, out_features]``: a linear map whose matrix is its filter."""
+
+    in_features: int
+    out_features: int
+
+    def _set_features(self, in_features: int, out_features: int) -> None:
+        require_int("in_features", in_features, 1, 2**31)
+        require_int("out_features", out_features, 1, 2**31)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*, in_features]`` to ``[*, out_features]``."""
+        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
+
+    def export(self) -> nn.Linear:
+        """The layer as an ``nn.Linear``."""
+        features = self.in_features, self.out_features
+        return self._fill(nn.Linear(*features, self.bias is not None))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 def last_features(x: Any, features: int, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from robustcore.common.checks import (
     require_choice,
@@ -19,7 +19,7 @@ from robustcore.common.checks import (
 )
 from robustcore.lipschitz.base import Filtered, require_finite
 from robustcore.lipschitz.filters import Shape, certified_filter, orthogonal_filter
-from robustcore.lipschitz.layers import last_features, of_dtype
+from robustcore.lipschitz.layers import FilteredLinear, of_dtype
 from robustcore.ops.autograd import arithmetic, is_channels_last
 
 
@@ -70,7 +70,7 @@ class _Orthogonal(Filtered):
         return filter.movedim((-2, -1), (1, 2)).flatten(0, 1).contiguous()
 
 
-class OrthogonalLinear(_Orthogonal):
+class OrthogonalLinear(FilteredLinear, _Orthogonal):
     """A linear map with orthonormal rows or columns: the polar factor of its free matrix.
 
     Args:
@@ -91,24 +91,9 @@ class OrthogonalLinear(_Orthogonal):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        require_int("in_features", in_features, 1, 2**31)
-        require_int("out_features", out_features, 1, 2**31)
+        self._set_features(in_features, out_features)
         shape = Shape(1, in_features, out_features, (), ())
         super().__init__(shape, out_features, bias, device, dtype)
-        self.in_features, self.out_features = in_features, out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*, in_features]`` to ``[*, out_features]``."""
-        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
-
-    def export(self) -> nn.Linear:
-        """The layer as an ``nn.Linear``."""
-        features = self.in_features, self.out_features
-        return self._fill(nn.Linear(*features, self.bias is not None))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 class _OrthogonalConv(_Orthogonal):

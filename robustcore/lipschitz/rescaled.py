@@ -9,27 +9,24 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, linear
 
 from robustcore.common.checks import (
-    require_flag,
     require_floating,
     require_int,
-    require_parameter_form,
 )
-from robustcore.lipschitz.base import Filtered, LipschitzModule, require_finite, with_gradient
+from robustcore.lipschitz.base import (
+    Filtered,
+    LipschitzModule,
+    make_parameters,
+    needs_gradient,
+    require_finite,
+    with_gradient,
+)
 from robustcore.lipschitz.export import Exported
 from robustcore.lipschitz.filters import rounded
-from robustcore.lipschitz.layers import last_features, of_dtype
+from robustcore.lipschitz.layers import FilteredLinear, last_features, of_dtype
 
 # A weight whose largest entry, and a channel whose sum of products beside the largest entry is
 # below these, is not blown up, so that zero has a gradient.
 _LEAST, _LEAST_SUM = 1e-4, 1e-7
-
-
-def free_weight(shape: tuple[int, ...], device: Any, dtype: Any) -> nn.Parameter:
-    """With orthonormal rows or columns."""
-    require_parameter_form(device, dtype)
-    weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-    nn.init.orthogonal_(weight)
-    return weight
 
 
 def scales(weight: Tensor, q: Tensor | None = None) -> Tensor:
@@ -70,7 +67,7 @@ class _AOL(Filtered):
         return weight * scales(weight.transpose(0, 1)).view(-1, *[1] * (weight.dim() - 2))
 
 
-class AOLLinear(_AOL):
+class AOLLinear(FilteredLinear, _AOL):
     """Almost orthogonal: a linear map whose inputs are scaled until it cannot stretch.
 
     Args:
@@ -93,22 +90,9 @@ class AOLLinear(_AOL):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        require_int("in_features", in_features, 1, 2**31)
-        require_int("out_features", out_features, 1, 2**31)
-        self.in_features, self.out_features = in_features, out_features
-        require_flag("bias", bias)
-        self.weight = free_weight((out_features, in_features), device, dtype)
-        zeros = nn.Parameter(self.weight.new_zeros(out_features)) if bias else None
-        self.register_parameter("bias", zeros)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*, in_features]`` to ``[*, out_features]``."""
-        return linear(last_features(x, self.in_features, self.weight), self.filter, self.bias)
-
-    def export(self) -> nn.Linear:
-        """The layer as an ``nn.Linear``."""
-        features = self.in_features, self.out_features
-        return self._fill(nn.Linear(*features, self.bias is not None))  # type: ignore[no-any-return]
+        self._set_features(in_features, out_features)
+        shape = out_features, in_features
+        make_parameters(self, shape, nn.init.orthogonal_, out_features, bias, device, dtype)
 
 
 class AOLConv2d(_AOL):
@@ -141,12 +125,10 @@ class AOLConv2d(_AOL):
             ("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)
         ):  # fmt: skip
             require_int(name, value, 1, 2**31)
-        require_flag("bias", bias)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.kernel_size = k = _odd(kernel_size)
-        self.weight = free_weight((out_channels, in_channels, k, k), device, dtype)
-        zeros = nn.Parameter(self.weight.new_zeros(out_channels)) if bias else None
-        self.register_parameter("bias", zeros)
+        shape = out_channels, in_channels, k, k
+        make_parameters(self, shape, nn.init.orthogonal_, out_channels, bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H', W']``."""
@@ -163,10 +145,12 @@ class AOLConv2d(_AOL):
 class _SLL(LipschitzModule):
     """A free weight ``[hidden, in, *k]``, and a scale of each of its outputs."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, shape: tuple[int, ...], device: Any, dtype: Any) -> None:
         super().__init__()
-        self.weight = free_weight(shape, device, dtype)
-        self.bias = nn.Parameter(self.weight.new_zeros(shape[0]))
+        make_parameters(self, shape, nn.init.orthogonal_, shape[0], True, device, dtype)
         self.q = nn.Parameter(self.weight.new_zeros(shape[0]))
 
     def derive(self) -> Tensor:
@@ -177,7 +161,7 @@ class _SLL(LipschitzModule):
 
     def _scales(self) -> Tensor:
         kept: Tensor | None = None if self.training else self.kept()
-        if kept is not None and not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if kept is not None and not needs_gradient(self):
             return kept
         with torch.autocast(self.weight.device.type, enabled=False):
             fresh = scales(self.weight, self.q)

@@ -257,9 +257,6 @@ EXAMPLES = {
         lipschitz.OrthogonalLinear, in_features=4, out_features=3, bias=True, device=None,
         dtype=None,
     ),
-    "lipschitz.OrthogonalLinear.forward": call(
-        lambda: lipschitz.OrthogonalLinear(4, 3), x=lambda: rand(2, 4)
-    ),
     "lipschitz.ProjectionPool2d": call(
         lipschitz.ProjectionPool2d, channels=4, theta=None, device=None, dtype=None
     ),

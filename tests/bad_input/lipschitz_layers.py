@@ -25,9 +25,6 @@ EXAMPLES = {
     "lipschitz.CayleyLinear": call(
         lipschitz.CayleyLinear, in_features=4, out_features=3, bias=True, device=None, dtype=None
     ),
-    "lipschitz.CayleyLinear.forward": call(
-        lambda: lipschitz.CayleyLinear(4, 3), x=lambda: rand(2, 4)
-    ),
     "lipschitz.CayleyConv2d": call(
         lipschitz.CayleyConv2d,
         in_channels=3,

@@ -74,6 +74,21 @@ def test_autocast(name, dtype):
 
 
 @each
+@pytest.mark.parametrize("train", [True, False])
+def test_each_parameter_trains_alone(name, train):
+    layer, x = made(name)
+    layer.train(train)(x)
+    layer(x).square().sum().backward()
+    wanted = [p.grad for p in layer.parameters()]
+    for i, alone in enumerate(layer.parameters()):
+        for p in layer.parameters():
+            p.requires_grad_(p is alone)
+        alone.grad = None
+        layer(x).square().sum().backward()
+        torch.testing.assert_close(alone.grad, wanted[i])
+
+
+@each
 def test_copies(name):
     layer, x = made(name)
     for mode in (True, False):
