@@ -10,6 +10,7 @@
 #include "lipschitz/pairs.h"
 #include "lipschitz/series.h"
 #include "lipschitz/skew.h"
+#include "mma_cases.h"
 
 using namespace robustcore;
 using namespace robustcore::lipschitz;
@@ -147,6 +148,7 @@ void pair_cases(const PairShape& shape) {
 }  // namespace
 
 int main() {
+  mma_cases();
   for (const DType dtype : kDTypes) {
     for (const int parts : {0, 1, 6, 7}) {
       update_case(dtype, 7, parts);

@@ -8,10 +8,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -29,7 +32,8 @@ enum cudaError_t {
   cudaErrorInsufficientDriver,
   cudaErrorUnsupportedPtxVersion,
 };
-enum { cudaDevAttrMultiProcessorCount };
+enum { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 inline const char* cudaGetErrorString(cudaError_t) {
   return "shim";
@@ -41,9 +45,14 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// One processor: small grids, so that blocks have to loop over several units.
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = 1;
+// One processor: small grids, so that blocks have to loop over several units. Shared memory as an
+// H100 has it.
+inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 227 << 10;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
@@ -77,8 +86,19 @@ class Barrier {
   pthread_barrier_t barrier_;
 };
 
+// What the lanes of a warp hand one another: two of them in turn, so that one barrier a hand-over
+// suffices.
+struct Exchange {
+  alignas(16) unsigned char bytes[2][kWarp * 512];
+};
+
+struct alignas(16) SharedUnit {
+  unsigned char bytes[16];
+};
+
 struct Block {
-  explicit Block(unsigned threads) : all(threads), slots(threads) {
+  explicit Block(unsigned threads)
+      : all(threads), slots(threads), exchanges((threads + kWarp - 1) / kWarp) {
     for (unsigned w = 0; w < threads; w += kWarp) {
       const unsigned size = threads - w < kWarp ? threads - w : kWarp;
       warps.push_back(std::make_unique<Barrier>(size));
@@ -87,9 +107,15 @@ struct Block {
   Barrier all;
   std::vector<std::unique_ptr<Barrier>> warps;
   std::vector<uint64_t> slots;  // of shuffles, one a thread
+  std::vector<Exchange> exchanges;
+  std::vector<SharedUnit> dynamic_shared;  // of this launch and no larger
 };
 
 inline thread_local Block* block = nullptr;
+
+inline char* dynamic_shared() {
+  return reinterpret_cast<char*>(block->dynamic_shared.data());
+}
 
 }  // namespace cuda_shim
 
@@ -112,6 +138,48 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   return other;
 }
 
+namespace cuda_shim {
+
+// A whole warp's instruction: each lane hands in a value and gets those of all 32, of which it
+// computes what the instruction leaves in its own registers. They stay until the next exchange but
+// one.
+template <class T>
+const T* exchange(const T& mine) {
+  static_assert(sizeof(T) <= 512 && std::is_trivially_copyable_v<T>);
+  static thread_local unsigned turn = 0;
+  T* all = reinterpret_cast<T*>(block->exchanges[threadIdx.x / kWarp].bytes[turn++ % 2]);
+  std::memcpy(&all[threadIdx.x % kWarp], &mine, sizeof(T));
+  block->warps[threadIdx.x / kWarp]->wait();
+  return all;
+}
+
+// Asynchronous copies happen as late as they may, when they are waited for: who reads too early
+// reads what was there before.
+struct Copy {
+  void* to;
+  const void* from;
+  bool there;
+};
+inline thread_local std::vector<Copy> open_copies;
+inline thread_local std::deque<std::vector<Copy>> copy_groups;
+
+inline void copy_async(void* to, const void* from, bool there) {
+  open_copies.push_back({to, from, there});
+}
+inline void commit_copies() {
+  copy_groups.push_back(std::move(open_copies));
+  open_copies.clear();
+}
+inline void wait_copies(size_t groups) {
+  for (; copy_groups.size() > groups; copy_groups.pop_front()) {
+    for (const Copy& c : copy_groups.front()) {
+      c.there ? std::memcpy(c.to, c.from, 16) : std::memset(c.to, 0, 16);
+    }
+  }
+}
+
+}  // namespace cuda_shim
+
 template <class T>
 T atomicAdd(T* to, T value) {
   return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
@@ -131,10 +199,13 @@ class Team {
     turn_.wait();
     for (auto& thread : threads_) thread.join();
   }
-  void run(int64_t grid, const std::function<void()>& body) {
+  void run(int64_t grid, const std::function<void()>& body, size_t shared) {
     grid_ = grid, body_ = &body;
-    turn_.wait();  // starts it
-    turn_.wait();  // all are through
+    // Anew for each launch: an address sanitizer sees where it ends.
+    shared_.dynamic_shared = std::vector<SharedUnit>((shared + 15) / 16);
+    std::memset(shared_.dynamic_shared.data(), 0xFF, shared);  // NaN
+    turn_.wait();                                              // starts it
+    turn_.wait();                                              // all are through
   }
 
  private:
@@ -159,9 +230,10 @@ class Team {
   std::vector<std::thread> threads_;
 };
 
-inline void launch(int64_t grid, int64_t threads, const std::function<void()>& body) {
+inline void launch(int64_t grid, int64_t threads, const std::function<void()>& body,
+                   size_t shared = 0) {
   static std::map<int64_t, Team> teams;
-  teams.try_emplace(threads, static_cast<unsigned>(threads)).first->second.run(grid, body);
+  teams.try_emplace(threads, static_cast<unsigned>(threads)).first->second.run(grid, body, shared);
 }
 
 }  // namespace cuda_shim
