@@ -1,0 +1,49 @@
+"""Maps of pairs of channels, and orthogonal convolutions."""
+
+from cases.case import FLOATS, LAST, Case, normal, uniform, with_gradients
+from robustcore import ops
+
+
+def pairs():
+    maps = {
+        "maxmin": lambda x: ops.maxmin(x),
+        "householder": lambda x: ops.householder(x, angles(x, 8)),
+        "householder2": lambda x: ops.householder(x, angles(x, 3, 8)),
+        "projection_pool": lambda x: ops.projection_pool(x, angles(x, 8)),
+    }
+
+    def angles(x, *shape):
+        return 3 * uniform(*shape, dtype=x.dtype, seed=4).to(x.device)
+
+    for op, fn in maps.items():
+        for name, dtype in FLOATS.items():
+            for last in (False, True):
+
+                def run(device, fn=fn, dtype=dtype, last=last):
+                    x = normal(3, 16, 5, 7, dtype=dtype)
+                    x = x.contiguous(memory_format=LAST) if last else x
+                    return with_gradients(fn, device, x)
+
+                yield Case(op, f"{name}, {'channels last' if last else 'contiguous'}", run)
+
+
+def series():
+    for name, dtype in FLOATS.items():
+        yield Case(
+            "skew_kernel", name,
+            lambda device, dtype=dtype: [
+                ops.skew_kernel(normal(6, 6, 3, 3, dtype=dtype).to(device)).kernel
+            ],
+        )  # fmt: skip
+
+        def run(device, dtype=dtype):
+            kernel = ops.skew_kernel(normal(24, 24, 3, 3, dtype=dtype) / 30).kernel
+            return with_gradients(
+                lambda x, k: ops.conv_exp(x, k, radius=1.5, degree=4), device,
+                normal(2, 24, 6, 5, dtype=dtype), kernel,
+            )  # fmt: skip
+
+        yield Case("conv_exp", name, run, False)
+
+
+GROUPS = (pairs, series)

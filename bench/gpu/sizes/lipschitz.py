@@ -1,0 +1,39 @@
+"""Maps of pairs of channels, and orthogonal convolutions."""
+
+import torch
+
+from sizes.size import raw, size_of
+
+
+def pairs(at):
+    for shape in ((256, 64, 32, 32), (4096, 64, 32, 32)):
+        for last in (False, True):
+            x = at.randn(*at(*shape), last=last)
+            label = f"{list(shape)}, {'channels last' if last else 'contiguous'}"
+            bits, size = raw.maxmin(x, last)[1], size_of(x)
+            table = torch.rand(4, x.shape[1] // 2, device=at.device)
+            wide = torch.rand(15, x.shape[1] // 2, device=at.device)
+            yield "maxmin", label, 2 * size, lambda x=x, la=last: raw.maxmin(x, la), "copy"
+            fn = lambda x=x, b=bits, la=last: raw.maxmin_swap(x, b, la)  # noqa: E731
+            yield "maxmin, backward", label, 2 * size, fn, "copy"
+            for name, index, numbers in (("householder", 0, table), ("householder2", 1, wide)):
+                fn = lambda x=x, n=numbers, i=index, la=last: raw.pair_map(x, n, i, la)  # noqa: E731
+                yield name, label, 2 * size, fn, "copy"
+
+
+def series(at):
+    for shape in ((256, 64, 32, 32), (4096, 64, 32, 32)):
+        z, b = at.randn(*at(*shape)), at.randn(*at(*shape))
+        out = torch.empty_like(z)
+        fn = lambda z=z, b=b, o=out: raw.conv_exp_update(  # noqa: E731
+            z, None, b, None, 0.5, 2.0, -1.0, 3.0, 0.25, o, None
+        )
+        yield "conv_exp_update", str(list(shape)), 3 * size_of(z), fn, "copy"
+    weight = at.randn(*at(512, 512, 3, 3))
+    if at.tiny:
+        weight = weight[..., :3, :3].contiguous()
+    fn = lambda: raw.skew(weight)  # noqa: E731
+    yield "skew", "[512, 512, 3, 3]", 2 * size_of(weight), fn, "copy"
+
+
+GROUPS = (pairs, series)
