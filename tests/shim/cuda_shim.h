@@ -202,10 +202,11 @@ class Team {
   void run(int64_t grid, const std::function<void()>& body, size_t shared) {
     grid_ = grid, body_ = &body;
     // Anew for each launch: an address sanitizer sees where it ends.
-    shared_.dynamic_shared = std::vector<SharedUnit>((shared + 15) / 16);
-    std::memset(shared_.dynamic_shared.data(), 0xFF, shared);  // NaN
-    turn_.wait();                                              // starts it
-    turn_.wait();                                              // all are through
+    SharedUnit unwritten;
+    std::memset(&unwritten, 0xFF, sizeof unwritten);  // NaN
+    shared_.dynamic_shared = std::vector<SharedUnit>((shared + 15) / 16, unwritten);
+    turn_.wait();  // starts it
+    turn_.wait();  // all are through
   }
 
  private:
