@@ -32,7 +32,7 @@ def digits(kind):
 
 def peer(name):
     """The library, where torchvision, which it imports, can be imported or stood in for."""
-    for op in ("nms", "qnms"):
+    for op in () if torch.version.cuda else ("nms", "qnms"):  # compiled for a torch with CUDA
         if not hasattr(torch.ops.torchvision, op):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{op}", schema)

@@ -1,18 +1,24 @@
 """Networks for the tests: torchvision's and timm's where they are installed."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
 
 def torchvision():
-    """The module, or the test is skipped. What it expects of its compiled part is declared."""
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        name, arguments = schema.split("(", 1)
+    """The module, or the test is skipped; where its compiled part does not load, without that."""
+    spec = importlib.util.find_spec("torchvision")
+    try:
+        for library in Path(spec.origin).parent.glob("_C*.so") if spec else ():
+            torch.ops.load_library(library)
+    except OSError:  # of another torch
+        pass
+    for name in ("nms", "qnms"):  # which it expects of that part
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", f"({arguments}")
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
     return pytest.importorskip("torchvision", exc_type=ImportError)
 
 

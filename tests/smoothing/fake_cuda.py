@@ -10,6 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+aten = torch.ops.aten
+# The host reads their results.
+WAITING = {aten._local_scalar_dense, aten.equal, aten.masked_select, aten.nonzero}
+
 
 def _tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
@@ -23,6 +27,10 @@ class FakeGraph:
         assert self._tape, "replayed before it was captured"
         assert not self._cuda.capturing
         self._cuda.log.append("replay")
+        with torch.no_grad():
+            self._repeat()
+
+    def _repeat(self):
         for op, args, kwargs, results in self._tape:
             again = _tensors(op(*args, **kwargs))
             for old, new in zip(results, again, strict=True):
@@ -33,19 +41,23 @@ class FakeGraph:
 class _Tape(TorchDispatchMode):
     """Records ops; they run on the way, and what they wrote to is put back at the end."""
 
-    def __init__(self, tape):
+    def __init__(self, tape, cuda):
         super().__init__()
-        self._tape, self._before = tape, []
+        self._tape, self._cuda, self._before = tape, cuda, []
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if op.overloadpacket in WAITING:
+            self._cuda.waits()
         for argument, value in zip(op._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and value is not None:
                 self._before.append((value, value.clone()))
         result = op(*args, **kwargs)
         self._tape.append((op, args, kwargs, _tensors(result)))
         return result
 
+    @torch.no_grad()
     def put_back(self):
         for tensor, before in reversed(self._before):
             tensor.copy_(before)
@@ -111,7 +123,7 @@ class FakeCuda:
         self.pools.append(pool)
         # Not `with`: torch, too, leaves its stream current when the capture failed.
         self._streams.append(stream)
-        tape = _Tape(graph._tape)
+        tape = _Tape(graph._tape, self)
         self.capturing = True
         try:
             with tape:

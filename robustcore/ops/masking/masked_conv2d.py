@@ -76,7 +76,7 @@ def masked_conv2d(
         y = partial_correction(y, mask, bias, kernel, strides, pads, dilations)
     out_mask = mask_pool(mask, kernel, strides, pads, dilations)
     wide = arithmetic(y)
-    scale, shift = (None if t is None else t.to(wide) for t in (scale, shift))
+    scale, shift = (None if t is None else t.to(wide).contiguous() for t in (scale, shift))
     return apply_epilogue(y, out_mask, scale, shift, relu, in_place=True), out_mask
 
 
