@@ -4,28 +4,29 @@ The calls are those of tests/bad_input/examples.py, which no op can be missing f
 on the CPU too, where a capture is a tape of the ops called, and where it has to hold as well.
 """
 
-import functools
 from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
-from bad_input.examples import EXAMPLES
-from robustcore import ops
+from op_calls import (
+    CALLS,
+    IN_PLACE,
+    NEAR,
+    arguments,
+    is_float,
+    op_of,
+    run,
+    tensors,
+    with_derivatives,
+)
 from robustcore.common import cuda_graph
 from smoothing.fake_cuda import FakeCuda
 from testing import TOLERANCE, assert_same, relayouts
 
-CALLS = sorted(name.removeprefix("ops.") for name in EXAMPLES if name.startswith("ops."))
 CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
-# Their sums are torch's products and convolutions, or in another order: near, not equal.
-NEAR = {
-    "attention", "conv_exp", "conv_norm_bound", "conv_spectral_bound", "linear_logsumexp",
-    "masked_conv2d", "masked_mean", "masked_pool", "perceptual_distance", "skew_kernel",
-    "spatial_warp",
-}  # fmt: skip
 # Steps and projections of a search, counts, masks, and numbers of the host.
 WITHOUT_DERIVATIVE = {
     "add_pixel_votes", "apgd_update", "attack_loss", "attack_step", "attack_watch",
@@ -33,77 +34,12 @@ WITHOUT_DERIVATIVE = {
     "mask_pool", "project", "random_start",
     "splitting_levels", "splitting_noise", "square_propose", "square_start",
 }  # fmt: skip
-IN_PLACE = {"apgd_update", "attack_watch"}
 # Of the host, in what they take or in what they give.
 NUMBERS = {"conv_norm_bound", "exp_series", "splitting_levels"}
 # What an op writes to has to be as it asks for.
 WRITTEN = {"out", "counts"}
-CONSTANT = {"mask", "angles", "shifts"}
 # Gradients of one number a channel are torch's sums, in the order of the memory.
 SUMMED = {"gaussian_noise"}
-
-
-def is_tensor(value):
-    return isinstance(value, torch.Tensor)
-
-
-def is_float(value):
-    return is_tensor(value) and value.is_floating_point()
-
-
-def op_of(call):
-    return call.split("/")[0]
-
-
-def arguments(call, device, change=lambda t: t):
-    """Of the call, anew: every tensor changed, and moved to the device."""
-    _, given = EXAMPLES[f"ops.{call}"]()
-    moved = tree_map(lambda v: change(v.detach().clone()) if is_tensor(v) else v, given)
-    return tree_map(lambda v: v.to(device) if is_tensor(v) else v, moved)
-
-
-def tensors(*trees):
-    return [leaf for leaf in tree_flatten(trees)[0] if is_tensor(leaf)]
-
-
-def run(call, given):
-    """What the op gives, and its arguments after it: some write to them."""
-    return tensors(getattr(ops, op_of(call))(**given), given)
-
-
-@functools.cache
-def upstream(shape, dtype, device):
-    """Made on the CPU, and once: a capture cannot fetch it."""
-    return torch.linspace(-1, 1.5, shape.numel()).view(shape).to(device, dtype)
-
-
-def with_derivatives(call, given, orders):
-    """The results that have a derivative, their gradients, and those of these; [] if there is none.
-
-    A mask, a pose and what is written to are constants.
-    """
-    if op_of(call) in IN_PLACE:
-        return []
-
-    def leaf(v):
-        return v.detach().requires_grad_() if is_float(v) else v
-
-    given = {
-        name: value if name in CONSTANT else tree_map(leaf, value)
-        for name, value in given.items()
-        if name != "out"
-    }
-    inputs = [t for t in tensors(given) if t.requires_grad]
-    values = [t for t in tensors(getattr(ops, op_of(call))(**given)) if t.requires_grad]
-    results = list(values)
-    for order in range(orders * bool(values)):
-        along = [upstream(t.shape, t.dtype, t.device) for t in values]
-        values = torch.autograd.grad(
-            values, inputs, along, create_graph=order + 1 < orders, materialize_grads=True
-        )
-        results += values
-        values = [t for t in values if t.requires_grad]
-    return [t.detach() for t in results]
 
 
 def assert_agrees(call, got, want, near=False):
