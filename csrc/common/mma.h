@@ -15,6 +15,8 @@
 // the warp calls what stands here, together.
 #pragma once
 
+#include <algorithm>
+
 #include "common/cuda.h"
 #include "common/dtype.h"
 
@@ -72,26 +74,38 @@ float element_of(const uint32_t* low_first, int k) {
   }
 }
 
+// Of kN neighbouring B: c[n] += a b[n].
+template <class E, int kN>
+void multiply_add(FragmentC (&c)[kN], const FragmentA<E>& a, const FragmentB<E> (&b)[kN]) {
+  struct Operands {
+    FragmentA<E> a;
+    FragmentB<E> b[kN];
+  } mine{a, {}};
+  std::copy(b, b + kN, mine.b);
+  const Operands* all = cuda_shim::exchange(mine);
+  for (int n = 0; n < kN; ++n) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = row_of(lane(), i), column = column_of(lane(), i);
+      uint32_t a_row[8], b_column[8];
+      for (int t = 0; t < 8; ++t) {
+        a_row[t] = all[row % 8 * 4 + t % 4].a.r[row / 8 + t / 4 * 2];
+        b_column[t] = all[column * 4 + t % 4].b[n].r[t / 4];
+      }
+      double sum = c[n].v[i];
+      for (int k = 0; k < kDepth<E>; ++k) {
+        sum += static_cast<double>(element_of<E>(a_row, k)) * element_of<E>(b_column, k);
+      }
+      c[n].v[i] = static_cast<float>(sum);
+    }
+  }
+}
+
 template <class E>
 void multiply_add(FragmentC& c, const FragmentA<E>& a, const FragmentB<E>& b) {
-  struct Both {
-    FragmentA<E> a;
-    FragmentB<E> b;
-  };
-  const Both* all = cuda_shim::exchange(Both{a, b});
-  for (int i = 0; i < 4; ++i) {
-    const int row = row_of(lane(), i), column = column_of(lane(), i);
-    uint32_t a_row[8], b_column[8];
-    for (int t = 0; t < 8; ++t) {
-      a_row[t] = all[row % 8 * 4 + t % 4].a.r[row / 8 + t / 4 * 2];
-      b_column[t] = all[column * 4 + t % 4].b.r[t / 4];
-    }
-    double sum = c.v[i];
-    for (int k = 0; k < kDepth<E>; ++k) {
-      sum += static_cast<double>(element_of<E>(a_row, k)) * element_of<E>(b_column, k);
-    }
-    c.v[i] = static_cast<float>(sum);
-  }
+  FragmentC cs[1] = {c};
+  const FragmentB<E> bs[1] = {b};
+  multiply_add(cs, a, bs);
+  c = cs[0];
 }
 
 // Four 8 x 8 matrices of 16 bits: lane 8 m + i hands in row i of matrix m, and gets of each matrix
@@ -143,6 +157,14 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const FragmentA<E>& a
   }
 #undef RC_MMA
 #endif
+}
+
+// Of kN neighbouring B: c[n] += a b[n].
+template <class E, int kN>
+__device__ __forceinline__ void multiply_add(FragmentC (&c)[kN], const FragmentA<E>& a,
+                                             const FragmentB<E> (&b)[kN]) {
+  RC_UNROLL
+  for (int n = 0; n < kN; ++n) multiply_add(c[n], a, b[n]);
 }
 
 // Four 8 x 8 matrices of 16 bits in shared memory: lane 8 m + i hands in row i of matrix m, 16
@@ -265,6 +287,19 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const Split<FragmentA
   multiply_add(c, a.small, b.big);
   multiply_add(c, a.big, b.small);
   multiply_add(c, a.big, b.big);
+}
+
+// The same of kN neighbouring B. A sum takes its next product kN products later: the hardware waits
+// for none.
+template <int kN>
+__device__ __forceinline__ void multiply_add(FragmentC (&c)[kN], const Split<FragmentA<Tf32>>& a,
+                                             const Split<FragmentB<Tf32>> (&b)[kN]) {
+  FragmentB<Tf32> big[kN], small[kN];
+  RC_UNROLL
+  for (int n = 0; n < kN; ++n) big[n] = b[n].big, small[n] = b[n].small;
+  multiply_add(c, a.small, big);
+  multiply_add(c, a.big, small);
+  multiply_add(c, a.big, big);
 }
 
 }  // namespace robustcore::mma

@@ -11,6 +11,7 @@
 #include "lipschitz/series.h"
 #include "lipschitz/skew.h"
 #include "mma_cases.h"
+#include "series_block_cases.h"
 
 using namespace robustcore;
 using namespace robustcore::lipschitz;
@@ -149,6 +150,7 @@ void pair_cases(const PairShape& shape) {
 
 int main() {
   mma_cases();
+  series_block_cases();
   for (const DType dtype : kDTypes) {
     for (const int parts : {0, 1, 6, 7}) {
       update_case(dtype, 7, parts);

@@ -140,14 +140,15 @@ T __shfl_xor_sync(unsigned, T value, int step) {
 
 namespace cuda_shim {
 
+inline thread_local unsigned exchange_turn = 0;
+
 // A whole warp's instruction: each lane hands in a value and gets those of all 32, of which it
 // computes what the instruction leaves in its own registers. They stay until the next exchange but
 // one.
 template <class T>
 const T* exchange(const T& mine) {
   static_assert(sizeof(T) <= 512 && std::is_trivially_copyable_v<T>);
-  static thread_local unsigned turn = 0;
-  T* all = reinterpret_cast<T*>(block->exchanges[threadIdx.x / kWarp].bytes[turn++ % 2]);
+  T* all = reinterpret_cast<T*>(block->exchanges[threadIdx.x / kWarp].bytes[exchange_turn++ % 2]);
   std::memcpy(&all[threadIdx.x % kWarp], &mine, sizeof(T));
   block->warps[threadIdx.x / kWarp]->wait();
   return all;
