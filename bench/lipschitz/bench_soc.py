@@ -96,7 +96,8 @@ def layers(channels, device):
 def polynomial_errors(layer, side):
     """Largest distances of the two training polynomials to exp, up to the norm on such images."""
     with torch.no_grad():
-        kernel = normalised_filter(layer.weight, layer.scale, layer._train_vectors(side, side))
+        vectors, _ = layer._train_vectors(side, side)
+        kernel = normalised_filter(layer.weight, layer.scale, vectors)
     x = torch.randn(1, len(kernel), side, side, device=kernel.device)
     for _ in range(60):
         x = torch.conv2d(x / x.norm(), kernel, padding=kernel.shape[2] // 2)

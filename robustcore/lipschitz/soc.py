@@ -28,7 +28,9 @@ from robustcore.ops.lipschitz.skew import skew
 from robustcore.ops.lipschitz.skew_norm import skew_norm_bound
 from robustcore.ops.lipschitz.soc import (
     SingularVectors,
+    has_kernels,
     normalised_filter,
+    power_step,
     reshapes,
     skew_conv_exp,
 )
@@ -248,34 +250,41 @@ class SOC(LipschitzModule):
     # ---- training --------------------------------------------------------------------------------
 
     def _train_map(self, x: Tensor) -> Tensor:
-        vectors = self._train_vectors(x.shape[2], x.shape[3])
+        vectors, norms = self._train_vectors(x.shape[2], x.shape[3])
         if self.kernel_size == 1 and x.numel() > 8 * self.weight.shape[0] ** 2:
             # Many positions a channel: one matrix exponential costs less than the series.
             kernel = normalised_filter(self.weight, self.scale, vectors)
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
         if not torch.compiler.is_compiling():
             self._series = exp_series(self._radius, degree=self.train_degree)
-        return skew_conv_exp(x, self.weight, self.scale, vectors, self._series, self.recompute)
+        return skew_conv_exp(
+            x, self.weight, self.scale, vectors, self._series, self.recompute, norms
+        )
 
     @torch.no_grad()
-    def _train_vectors(self, height: int, width: int) -> SingularVectors:
-        """This step's singular vectors; every so often, also the radius."""
+    def _train_vectors(self, height: int, width: int) -> tuple[SingularVectors, Tensor | None]:
+        """This step's singular vectors, and their norms if at hand; every so often, the radius."""
+        kept = SingularVectors(self._u1, self._v1, self._u3, self._v3)
+        # None of these looks at values; a captured graph has the radius of the steps before it.
+        blind = torch.compiler.is_compiling() or transforming() or _capturing(self.weight)
+        refresh = self._until_refresh == 0 and not blind
+        norms = None
         with torch.autocast(self.weight.device.type, enabled=False):
-            if torch.compiler.is_compiling() or transforming():  # neither looks at values
-                vectors = self._iterated(skew(self.weight), 1)
-            else:
-                refresh = self._until_refresh == 0
+            fused = has_kernels(self.weight, self.scale)
+            vectors = kept
+            if refresh or not fused:
                 vectors = self._iterated(skew(self.weight), 50 if refresh else 1)
-                self._until_refresh = _REFRESH if refresh else self._until_refresh
-                if refresh:
-                    self._refresh(
-                        normalised_filter(self.weight, self.scale, vectors), height, width
-                    )
+                if not transforming():
+                    for old, new in zip(kept, vectors, strict=True):
+                        old.copy_(new)
+            if fused:
+                vectors, norms = power_step(self.weight, kept)
+            if refresh:
+                self._until_refresh = _REFRESH
+                self._refresh(normalised_filter(self.weight, self.scale, vectors), height, width)
+            if not blind:
                 self._until_refresh -= 1
-            if not transforming():
-                for old, new in zip((self._u1, self._v1, self._u3, self._v3), vectors, strict=True):
-                    old.copy_(new)
-        return vectors
+        return vectors, norms
 
     def _refresh(self, kernel: Tensor, height: int, width: int) -> None:
         scale, norm = float(self.scale), _operator_norm(kernel, height, width)
@@ -342,6 +351,11 @@ def _operator_norm(kernel: Tensor, height: int, width: int) -> float:
         x = torch.conv2d(x / norm.clamp(min=1e-30), kernel, padding=k // 2)
         norm = torch.linalg.vector_norm(x)
     return float(norm)
+
+
+def _capturing(t: Tensor) -> bool:
+    """Whether a CUDA graph is being made, in which nothing can be read."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _unit(vector: Tensor, before: Tensor) -> Tensor:

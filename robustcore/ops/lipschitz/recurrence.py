@@ -62,6 +62,12 @@ def prepare(x: Tensor, filter: Tensor, series: Series) -> Prepared:
     return Prepared(0, filter.contiguous(memory_format=_memory_format(x)))
 
 
+def wants_channels_last(x: Tensor, filter: Tensor, series: Series) -> bool:
+    """The layout of a filter that :func:`prepare` takes as it is."""
+    last = _memory_format(x) is torch.channels_last
+    return last and _choose_tile(x, filter, series) == 0
+
+
 def evaluate(x: Tensor, prepared: Prepared, series: Series, keep: bool) -> tuple[Tensor, Tensor]:
     """p(L) x, degree >= 1, and what backward wants of it: the u[k], 1 <= k < degree, or nothing."""
     keep = keep and series.degree > 1
@@ -77,10 +83,13 @@ def evaluate(x: Tensor, prepared: Prepared, series: Series, keep: bool) -> tuple
 
 
 class FilterWork(NamedTuple):
-    """What the filter's gradient is made of: of our own kernel its work, else the gradient."""
+    """What the filter's gradient is made of: of our own kernel its work, else a sum."""
 
     tile: int
     tensor: Tensor
+    other: Tensor | None = None
+    scales: tuple[float, float] = (1.0, 0.0)
+    """The gradient is ``scales[0] tensor + scales[1] other``."""
 
 
 def adjoint(
@@ -95,8 +104,7 @@ def adjoint(
     x = x.contiguous(memory_format=_memory_format(x))
     grad = _like(grad, x)
     if tile == 0:
-        grad_x, grad_filter = _backward(x, filter, kept, grad, series, need_x)
-        return grad_x, FilterWork(0, grad_filter)
+        return _backward(x, filter, kept, grad, series, need_x)
     given = kept if kept.numel() else None
     grad_x, work = _series_backward(grad, x, filter, given, *_numbers(series), tile)
     return grad_x, FilterWork(tile, work)
@@ -104,11 +112,18 @@ def adjoint(
 
 def filter_gradient(x: Tensor, work: FilterWork, series: Series) -> Tensor:
     """The filter's gradient out of the work of :func:`adjoint` on x."""
+    _, grad, other, scales = gradient_parts(x, work, series)
+    if scales[0] != 1:
+        grad.mul_(scales[0])
+    return grad if other is None else grad.add_(other, alpha=scales[1])
+
+
+def gradient_parts(x: Tensor, work: FilterWork, series: Series) -> FilterWork:
+    """The same as a sum, for those who have one more thing to do with it."""
     if work.tile == 0:
-        return work.tensor
+        return work
     x = x.contiguous(memory_format=_memory_format(x))
-    grad: Tensor = _series_gradient(work.tensor, x, series.degree, work.tile)
-    return grad
+    return FilterWork(0, _series_gradient(work.tensor, x, series.degree, work.tile))
 
 
 def adjoint_of_x(grad: Tensor, prepared: Prepared, series: Series) -> Tensor:
@@ -194,7 +209,7 @@ def _evaluate(x: Tensor, filter: Tensor, series: Series, keep: list[Tensor] | No
 
 def _backward(
     x: Tensor, filter: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, FilterWork]:
     """The adjoint recurrence: ``m[k + 1] = step L^T m[k] + carry m[k - 1]``, ``m[0] = grad``.
 
     The gradient of x is the sum of ``coefficients[k] m[k]``, that of the filter the sum of the
@@ -224,10 +239,10 @@ def _backward(
         if k == d - 1:
             last = out
     if d == 1:
-        return total, _weight_gradient(grad, x, filter) * (series.first * c[1])
-    grad_filter = _weight_gradient(last, x, filter).mul_(c[d])
-    grad_filter += _weight_gradient(side, kept, filter)
-    return total, grad_filter.mul_(series.step)
+        only = _weight_gradient(grad, x, filter)
+        return total, FilterWork(0, only, scales=(series.first * c[1], 0.0))
+    pair = _weight_gradient(last, x, filter), _weight_gradient(side, kept, filter)
+    return total, FilterWork(0, *pair, (series.step * c[d], series.step))
 
 
 def _evaluate_kept(x: Tensor, filter: Tensor, series: Series, parts: list[Tensor]) -> None:

@@ -1,0 +1,191 @@
+#include "common/math.h"
+#include "common/rows_cuda.h"
+#include "lipschitz/skew_filter.h"
+
+namespace robustcore::lipschitz {
+namespace {
+
+constexpr int kMaxWarps = 16;
+
+// The norm that a row of `squares` adds up to, in all lanes of a warp.
+__device__ float norm_of(const PowerArgs& args, int which, int lane) {
+  const int n = args.shape.channels;
+  double sum = 0;
+  RC_ROLL
+  for (int r = lane; r < n; r += kWarp) sum += args.squares[which * n + r];
+  return static_cast<float>(::sqrt(warp_sum(sum)));
+}
+
+// A block a row of S, a warp a tap: reads of the weight's transpose share their lines.
+__global__ void __launch_bounds__(kMaxWarps* kWarp)
+    power_half_kernel(const __grid_constant__ PowerArgs args) {
+  constexpr int kMaxTaps = FilterShape::kMaxSide * FilterShape::kMaxSide;
+  __shared__ float mixed[kMaxTaps], flat[kMaxTaps], largest[kMaxTaps], norms[2];
+  const int n = args.shape.channels, taps = args.shape.taps();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  if (args.second) {
+    for (int which = warp; which < 2; which += warps) {
+      const float norm = norm_of(args, which, lane);
+      if (lane == 0) norms[which] = norm;
+    }
+    __syncthreads();
+  }
+  for_units(n, [&](int64_t row) {
+    const int r = static_cast<int>(row);
+    RC_ROLL
+    for (int t = warp; t < taps; t += warps) {
+      const Factor a = mixed_factor(args, t, args.second ? norms[0] : 1.0f);
+      const Factor b = flat_factor(args, t, args.second ? norms[1] : 1.0f);
+      float sum_a = 0, sum_b = 0, most = 0;
+      for (int j = lane; j < n; j += kWarp) {
+        const float s = skew_at(args.weight, args.shape, r, j, t);
+        sum_a = fused_multiply_add(s, a.at(j), sum_a);
+        sum_b = fused_multiply_add(s, b.at(j), sum_b);
+        most = Scalar::max(abs<Scalar>(args.weight[(r * n + j) * taps + t]), most);
+      }
+      sum_a = warp_sum(sum_a), sum_b = warp_sum(sum_b), most = warp_max(most);
+      if (lane == 0) mixed[t] = sum_a, flat[t] = sum_b, largest[t] = most;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) write_row(args, r, mixed, flat);
+    if (threadIdx.x == 0 && !args.second) {
+      float most = 0;
+      for (int t = 0; t < taps; ++t) most = Scalar::max(largest[t], most);
+      args.largest[r] = most;
+    }
+    __syncthreads();
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    power_finish_kernel(const __grid_constant__ PowerArgs args) {
+  __shared__ float norms[4], most;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  if (warp < 4) {
+    const float norm = norm_of(args, warp, lane);
+    if (lane == 0) norms[warp] = norm;
+  } else if (warp == 4) {
+    float m = 0;
+    RC_ROLL
+    for (int r = lane; r < args.shape.channels; r += kWarp) m = Scalar::max(args.largest[r], m);
+    m = warp_max(m);
+    if (lane == 0) most = m;
+  }
+  __syncthreads();
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    args.norms[0] = norms[2], args.norms[1] = norms[3];
+    args.norms[2] = least_norm(args.shape, most);
+  }
+  for_items(finish_entries(args.shape),
+            [&](int64_t e) { finish_entry(args, norms, static_cast<int>(e)); });
+}
+
+// Calls body(o, i, t) for all entries, kWarpsPerBlock rows and kWarp columns a block, in which
+// reads of the transpose share their lines. Neighbouring lanes have neighbours in memory.
+template <class Body>
+__device__ __forceinline__ void for_entries(const FilterShape& shape, bool channels_last,
+                                            const Body& body) {
+  const int n = shape.channels, taps = shape.taps(), tiles = (n + kWarp - 1) / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for_units(ceil_div(n, kWarpsPerBlock) * tiles, [&](int64_t unit) {
+    const int down = static_cast<int>(unit) / tiles;
+    const int o = down * kWarpsPerBlock + warp;
+    const int first = (static_cast<int>(unit) - down * tiles) * kWarp;
+    if (o >= n) return;
+    for (int m = 0; m < taps; ++m) {
+      const int e = lane + m * kWarp;
+      const int i = first + (channels_last ? lane : e / taps);
+      const int t = channels_last ? m : e % taps;
+      if (i < n) body(o, i, t);
+    }
+  });
+}
+int64_t entry_blocks(const FilterShape& shape) {
+  return ceil_div(shape.channels, kWarpsPerBlock) * ceil_div(shape.channels, kWarp);
+}
+
+__global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant__ FilterArgs args) {
+  const float factor = factor_of(args.scale, args.norms);
+  dispatch_narrow<float>(args.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    for_entries(args.shape, args.channels_last, [&](int o, int i, int t) {
+      const int k = filter_index(args.shape, args.channels_last, o, i, t);
+      static_cast<E*>(args.out)[k] = convert<E>(skew_at(args.weight, args.shape, o, i, t) * factor);
+    });
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    filter_inner_kernel(const __grid_constant__ FilterBackwardArgs args) {
+  const FilterShape shape = args.shape;
+  const int taps = shape.taps();
+  for_rows(team_size(shape.row()), shape.channels, [&](const Team& team, int64_t row, bool live) {
+    const int r = static_cast<int>(row);
+    const float inner =
+        sum_over(team, live, shape.row(), 0.0f, [&](int64_t first, int64_t end, float sum) {
+          dispatch_narrow<float>(args.dtype, [&](auto tag) {
+            RC_UNROLL
+            for (int a = 0; a < kAhead; ++a) {
+              const int e = static_cast<int>(first) + a * kWarp;
+              if (e >= static_cast<int>(end)) continue;
+              const int j = e / taps, t = e - j * taps;
+              const float g = gradient_at<decltype(tag)>(
+                  args, filter_index(shape, args.channels_last, r, j, t));
+              sum = fused_multiply_add(g, skew_at(args.weight, shape, r, j, t), sum);
+            }
+          });
+          return sum;
+        });
+    if (live && team.writes()) args.inner[r] = inner;
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    filter_backward_kernel(const __grid_constant__ FilterBackwardArgs args) {
+  __shared__ float inner;
+  const FilterShape shape = args.shape;
+  if (threadIdx.x < kWarp) {
+    double sum = 0;
+    RC_ROLL
+    for (int r = threadIdx.x; r < shape.channels; r += kWarp) sum += args.inner[r];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) inner = static_cast<float>(sum);
+  }
+  __syncthreads();
+  const Slope slope(args, inner);
+  dispatch_narrow<float>(args.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    const auto at = [&](int o, int i, int t) {
+      const int k = filter_index(shape, args.channels_last, o, i, t);
+      return slope.at(args, o, i, t, gradient_at<E>(args, k));
+    };
+    for_entries(shape, false, [&](int o, int i, int t) {
+      args.out[filter_index(shape, false, o, i, t)] =
+          (at(o, i, t) - at(i, o, shape.taps() - 1 - t)) * 0.5f;
+    });
+  });
+}
+
+}  // namespace
+
+void power_cuda(const PowerArgs& args, void* stream) {
+  PowerArgs half = args;
+  const int taps = args.shape.taps(), warps = taps < kMaxWarps ? taps : kMaxWarps;
+  half.second = false;
+  launch(power_half_kernel, args.shape.channels, warps * kWarp, stream, half);
+  half.second = true;
+  launch(power_half_kernel, args.shape.channels, warps * kWarp, stream, half);
+  launch_items(power_finish_kernel, finish_entries(args.shape), stream, args);
+}
+
+void filter_cuda(const FilterArgs& args, void* stream) {
+  launch(filter_kernel, entry_blocks(args.shape), kThreads, stream, args);
+}
+
+void filter_backward_cuda(const FilterBackwardArgs& args, void* stream) {
+  launch_rows(filter_inner_kernel, team_size(args.shape.row()), args.shape.channels, stream, args);
+  launch(filter_backward_kernel, entry_blocks(args.shape), kThreads, stream, args);
+}
+
+}  // namespace robustcore::lipschitz
