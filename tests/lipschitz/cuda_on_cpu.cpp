@@ -10,6 +10,7 @@
 #include "lipschitz/pairs.h"
 #include "lipschitz/series.h"
 #include "lipschitz/skew.h"
+#include "lipschitz/skew_filter.h"
 #include "mma_cases.h"
 #include "series_block_cases.h"
 
@@ -89,6 +90,94 @@ void skew_case(DType dtype, int64_t channels, int64_t taps) {
   report(label("skew", dtype, channels, taps, 0), cpu == gpu);
 }
 
+// The four vectors of a filter, one after another.
+Vectors<float> split(Buffer& b, const FilterShape& s) {
+  float* u1 = static_cast<float*>(b.data());
+  const int sides = s.channels * s.side;
+  return {u1, u1 + sides, u1 + 2 * sides, u1 + 2 * sides + s.row()};
+}
+
+void power_case(const FilterShape& shape, float size) {
+  const int n = shape.channels;
+  Buffer weight = values(int64_t{n} * shape.row(), DType::kFloat32, 9);
+  for (int64_t i = 0; i < int64_t{n} * shape.row(); ++i) {
+    static_cast<float*>(weight.data())[i] *= size;
+  }
+  const int64_t entries = finish_entries(shape);
+  Buffer kept[2] = {values(entries, DType::kFloat32, 10), values(entries, DType::kFloat32, 10)};
+  Buffer fresh[2] = {{entries, DType::kFloat32, 0xCD}, {entries, DType::kFloat32, 0xAB}};
+  Buffer squares[2] = {{4 * n, DType::kFloat64, 0xCD}, {4 * n, DType::kFloat64, 0xAB}};
+  Buffer largest[2] = {{n, DType::kFloat32, 0xCD}, {n, DType::kFloat32, 0xAB}};
+  Buffer norms[2] = {{3, DType::kFloat32, 0xCD}, {3, DType::kFloat32, 0xAB}};
+  for (const bool cuda : {false, true}) {
+    PowerArgs args{shape,
+                   static_cast<const float*>(weight.data()),
+                   split(kept[cuda], shape),
+                   split(fresh[cuda], shape),
+                   static_cast<double*>(squares[cuda].data()),
+                   static_cast<float*>(largest[cuda].data()),
+                   static_cast<float*>(norms[cuda].data()),
+                   false};
+    if (cuda) {
+      power_cuda(args, nullptr);
+      continue;
+    }
+    std::vector<float> scratch(3 * shape.row());
+    for (const bool second : {false, true}) {
+      args.second = second;
+      power_half_baseline(args, scratch.data(), 0, filter_units(shape));
+    }
+    power_finish_baseline(args, 0, 1);
+  }
+  report(label("power", DType::kFloat32, n, shape.side, size > 0),
+         kept[0] == kept[1] && fresh[0] == fresh[1] && squares[0] == squares[1] &&
+             norms[0] == norms[1]);
+}
+
+void filter_case(const FilterShape& shape, DType dtype, bool channels_last, bool two) {
+  const int64_t count = int64_t{shape.channels} * shape.row();
+  Buffer weight = values(count, DType::kFloat32, 11);
+  Buffer vectors = values(finish_entries(shape), DType::kFloat32, 12);
+  float scale = 0.7f, norms[3] = {3.0f, two ? 2.5f : 3.5f, 1e-3f};
+  Buffer out[2] = {{count, dtype, 0xCD}, {count, dtype, 0xAB}};
+  Buffer inner[2] = {{shape.channels, DType::kFloat32, 0xCD},
+                     {shape.channels, DType::kFloat32, 0xAB}};
+  Buffer back[2] = {{count, DType::kFloat32, 0xCD}, {count, DType::kFloat32, 0xAB}};
+  Buffer grad = values(count, dtype, 13), other = values(count, dtype, 14);
+  const auto* w = static_cast<const float*>(weight.data());
+  const Vectors<float> v = split(vectors, shape);
+  for (const bool cuda : {false, true}) {
+    const FilterArgs args{shape, w, &scale, norms, out[cuda].data(), dtype, channels_last};
+    const FilterBackwardArgs backward{shape,
+                                      grad.data(),
+                                      two ? other.data() : nullptr,
+                                      dtype,
+                                      channels_last,
+                                      0.3f,
+                                      1.7f,
+                                      w,
+                                      &scale,
+                                      norms,
+                                      {v.u1, v.v1, v.u3, v.v3},
+                                      static_cast<float*>(inner[cuda].data()),
+                                      static_cast<float*>(back[cuda].data())};
+    if (cuda) {
+      filter_cuda(args, nullptr);
+      filter_backward_cuda(backward, nullptr);
+    } else {
+      std::vector<float> scratch(2 * shape.row());
+      filter_baseline(args, 0, filter_units(shape));
+      filter_inner_baseline(backward, scratch.data(), 0, filter_units(shape));
+      filter_backward_baseline(backward, 0, filter_units(shape));
+    }
+  }
+  const auto name = [&](const char* what) {
+    return label(what, dtype, shape.channels, shape.side, 2 * two + channels_last);
+  };
+  report(name("filter"), out[0] == out[1]);
+  report(name("filter backward"), inner[0] == inner[1] && back[0] == back[1]);
+}
+
 void pair_cases(const PairShape& shape) {
   const auto name = [&](const char* what) {
     return label(what, shape.dtype, shape.rows, shape.channels, shape.pixels);
@@ -162,5 +251,16 @@ int main() {
     pair_cases({70, 9, 1, dtype});
     pair_cases({1, 2, 4500, dtype});
   }
+  for (const FilterShape shape : {FilterShape{1, 1}, {5, 3}, {37, 3}, {33, 5}, {70, 1}, {9, 7}}) {
+    power_case(shape, shape.side == 5 ? 1e30f : 1.0f);
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (const bool channels_last : {false, true}) {
+        for (const bool two : {false, true}) filter_case(shape, dtype, channels_last, two);
+      }
+    }
+  }
+  power_case({19, 3}, 0.0f);
+  power_case({19, 3}, 1e-30f);
+  filter_case({240, 3}, DType::kFloat32, false, true);  // a block a row of the inner product
   return finish();
 }
