@@ -1,7 +1,11 @@
 """Maps of pairs of channels, and orthogonal convolutions."""
 
+import torch
+
 from cases.case import FLOATS, LAST, Case, normal, uniform, with_gradients
 from robustcore import ops
+
+raw = torch.ops.robustcore
 
 
 def pairs():
@@ -46,4 +50,24 @@ def series():
         yield Case("conv_exp", name, run, False)
 
 
-GROUPS = (pairs, series)
+def filters():
+    """What a SOC layer trains with: a step of power iteration, the filter, its gradient."""
+    for channels, side in ((40, 3), (240, 3), (9, 7)):
+        for name in ("float32", "bfloat16", "float16"):
+            for last in (False, True):
+
+                def run(device, c=channels, k=side, dtype=FLOATS[name], last=last):
+                    weight = (normal(c, c, k, k) / c**0.5).to(device)
+                    sizes = ((1, c, 1, k), (c, 1, k, 1), (1, c, k, k), (c, 1, 1, 1))
+                    kept = [normal(*size, seed=i).to(device) for i, size in enumerate(sizes)]
+                    *fresh, norms = raw.skew_power(weight, *kept)
+                    scale = torch.full((), 0.7, device=device)
+                    filter = raw.skew_filter(weight, scale, norms, weight.to(dtype), last)
+                    given = (filter + 1, filter, 0.3, 2.0, weight, scale, norms, *fresh)
+                    return [*fresh, *kept, norms, filter, raw.skew_filter_backward(*given)]
+
+                label = f"{channels} channels, side {side}, {name}"
+                yield Case("skew_filter", f"{label}{', channels last' * last}", run)
+
+
+GROUPS = (pairs, series, filters)

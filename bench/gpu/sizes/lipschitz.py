@@ -36,4 +36,26 @@ def series(at):
     yield "skew", "[512, 512, 3, 3]", 2 * size_of(weight), fn, "copy"
 
 
-GROUPS = (pairs, series)
+def filters(at):
+    """The iteration passes twice over the weight, the gradient twice over all it reads."""
+    for channels in (64, 256, 512):
+        (c,), side = at(channels), 3
+        weight, size = at.randn(c, c, side, side), 4 * (c * side) ** 2
+        sizes = ((1, c, 1, side), (c, 1, side, 1), (1, c, side, side), (c, 1, 1, 1))
+        kept = [at.randn(*s) for s in sizes]
+        *fresh, norms = raw.skew_power(weight, *kept)
+        scale, label = torch.full((), 0.7, device=at.device), f"[{channels}, {channels}, 3, 3]"
+        fn = lambda w=weight, k=kept: raw.skew_power(w, *k)  # noqa: E731
+        yield "skew_power", label, size, fn, "copy"
+        for last in (False, True):
+            form = f"{label}, {'channels last' if last else 'contiguous'}"
+            given = (weight, scale, norms, weight, last)
+            grad, other = raw.skew_filter(*given), raw.skew_filter(*given)
+            fn = lambda g=given: raw.skew_filter(*g)  # noqa: E731
+            yield "skew_filter", form, 2 * size, fn, "copy"
+            given = (grad, other, 0.3, 2.0, weight, scale, norms, *fresh)
+            fn = lambda g=given: raw.skew_filter_backward(*g)  # noqa: E731
+            yield "skew_filter, backward", form, 4 * size, fn, "copy"
+
+
+GROUPS = (pairs, series, filters)
