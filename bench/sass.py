@@ -139,11 +139,15 @@ def tool(name: str) -> str:
 
 
 def demangled(text: str) -> str:
-    """As in the source, without namespaces and parameters."""
     out = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True)
-    name = re.sub(r"(\w+|\(anonymous namespace\))::|^void ", "", out.stdout.strip())
+    return short(out.stdout.strip())
+
+
+def short(name: str) -> str:
+    """As in the source, without namespaces and parameters."""
+    name = re.sub(r"(\w+|\(anonymous namespace\))::|^void ", "", name)
     name = re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)  # an enumerator
-    return name[: name.rindex("(")]
+    return name.rpartition("(")[0] or name
 
 
 @contextmanager
