@@ -6,7 +6,8 @@
 #     bench/gpu.sh --again [OUT]     what failed; compute-sanitizer; ncu (on the same machine)
 #     bench/gpu.sh --rehearse [OUT]  every line of both on a machine without a GPU, at tiny sizes
 #
-# OUT (bench/results by default) gets one file, gpu.tar; the last lines printed are a summary of it.
+# OUT (build/gpu/out by default) gets gpu.tar, and gpu.md made of it; the last lines printed are a
+# summary. For bench/results and the README: python3 bench/gpu/report.py gpu.tar --results FILE ...
 # `--wheel FILE` installs that instead of building. Wants a python3 with a CUDA torch >= 2.10, pytest,
 # pytest-xdist, hypothesis, scikit-learn, torchvision and, to build, nvcc, scikit-build-core and
 # pybind11. Downloads nothing; what it builds stays in build/gpu. Every stage has its own time, and one
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 rehearse=${tiny[0]:-}
-mkdir -p "${out:=bench/results}" build/gpu
+mkdir -p "${out:=build/gpu/out}" build/gpu
 out=$(realpath "$out") work=$(realpath build/gpu)
 found=$work/found # what becomes the tar
 if [ -z "$again" ]; then rm -rf "$found" "$work/cache"; fi
@@ -93,6 +94,7 @@ first_call() {
   stage tests 75 "${pytest[@]}" --junitxml "$found/tests.xml"
   pack
   measure kernels 55 kernels
+  measure launched 25 launched
   measure certify 55 end_to_end --piece certify --seconds 35
   pack
   measure resnet50 50 end_to_end --piece resnet50 --seconds 25
@@ -103,22 +105,24 @@ first_call() {
 second_call() {
   local memcheck=(compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1)
   local racecheck=(compute-sanitizer --tool racecheck --error-exitcode 1)
-  local ncu=(ncu --clock-control none --kernel-name-base demangled --kernel-name 'regex:robustcore'
-    --launch-count 60 --section SpeedOfLight --section WarpStateStats --section Occupancy
-    --section LaunchStats)
+  local ncu=(ncu --csv --page details --log-file "$found/ncu.csv" --clock-control none
+    --kernel-name-base demangled --kernel-name 'regex:robustcore' --launch-count 80
+    --section SpeedOfLight --section WarpStateStats --section Occupancy --section LaunchStats)
   if [ -n "$rehearse" ]; then memcheck=(env) racecheck=(env) ncu=(env); fi
   local touch=(python3 bench/gpu/ops_once.py "$work/touched.tsv" --device "$device" --touch)
   stage tests_again 50 "${pytest[@]}" --lf --lfnf none --junitxml "$found/tests_again.xml"
   # Without torch's cache every tensor is an allocation of its own, whose ends are seen.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 70 "${memcheck[@]}" "${touch[@]}"
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage racecheck 70 "${racecheck[@]}" "${touch[@]}"
+  # Of what fell short, why.
   stage ncu 60 "${ncu[@]}" python3 bench/gpu/kernels.py "$work/profiled.tsv" --device "$device" \
-    "${tiny[@]}" --once --only 'gaussian_noise: 1000 x' 'count_votes: 1 x' \
-    'logsumexp, backward: 4096' 'neighbor_fill: .64, 64' 'maxmin: .256'
+    "${tiny[@]}" --once --slow "$found/kernels.tsv"
 }
 
 if [ -z "$again" ]; then first_call; fi
 if [ -n "$again$rehearse" ]; then second_call; fi
 pack
+python3 bench/gpu/report.py "$out/gpu.tar" --results "$out/gpu.md" ||
+  printf 'report\tfailed\t0\n' | tee -a "$found/stages.tsv"
 cat "$work/summary.txt"
 awk -F '\t' '$2 != "passed" { failed = 1 } END { exit failed }' "$found/stages.tsv"

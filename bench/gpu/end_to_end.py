@@ -16,18 +16,25 @@ from robustcore.masking import MaskedModel
 LAST = torch.channels_last
 
 
+def resnet50_of_10(zoo):
+    model = zoo.build("torchvision", "resnet50")
+    model.fc = nn.Linear(model.fc.in_features, 10)
+    return model
+
+
 def certify(device, tiny):
     bench = load("smoothing/bench_smooth.py")
+    zoo = load("../tests/masking/zoo.py")
     cases = [  # images' shape, samples, batch, network
         ("CIFAR, small CNN", (3, 32, 32), 100_000, 1000, bench.two_convolutions),
         ("CIFAR, ResNet-18", (3, 32, 32), 10_000, 1000, bench.resnet18),
-        ("ImageNet, ResNet-18", (3, 224, 224), 1000, 100, bench.resnet18),
+        ("ImageNet, ResNet-50", (3, 224, 224), 1000, 100, lambda: resnet50_of_10(zoo)),
     ]
     impls = ["robustcore", "robustcore, no CUDA graph", "published", "eager"]
-    for name, shape, n, batch, network in cases[:1] if tiny else cases:
+    for name, shape, n, batch, network in cases[::2] if tiny else cases:
         torch.manual_seed(0)
-        bench.BATCH, bench.N0 = (20, 10) if tiny else (batch, 100)
-        n = 40 if tiny else n
+        bench.BATCH, bench.N0 = (5, 5) if tiny else (batch, 100)
+        n, shape = (10, (3, 32, 32)) if tiny else (n, shape)
         model = network().to(device).eval()
         images = torch.rand(1, *shape, device=device)
         fns = {impl: bench.implementation(impl, model, images, n) for impl in impls}
@@ -84,10 +91,9 @@ def soc(device, tiny):
         last = x.contiguous(memory_format=LAST)
         fns = {"robustcore": lambda m=ours, x=last: m(x), "published": lambda m=theirs, x=x: m(x)}
         yield f"SOC inference: {shape}", inference(fns)
-    if tiny:
-        return  # its set-up takes a minute on a CPU
     torch.manual_seed(0)
-    net = LipConvNet(20, 10).to(device)
+    depth, sizes = (1, dict(init_channels=4, stages=1)) if tiny else (20, {})
+    net = LipConvNet(depth, 10, **sizes).to(device)
     nets = {"robustcore": net, "published": bench.published_net(net, device)}
     x = torch.rand(batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch,), device=device)
@@ -97,15 +103,15 @@ def soc(device, tiny):
         nn.functional.cross_entropy(net(x), labels).backward()
 
     fns = {name: lambda net=net: step(net) for name, net in nets.items()}
-    yield f"LipConvNet-20 training step, {batch} images", fns
+    yield f"LipConvNet-{depth} training step, {batch} images", fns
 
 
 def density(device, tiny):
     bench = load("density/bench_penalty.py")
     batch = 2 if tiny else 128
-    for network in (bench.vgg, bench.resnet18):
+    for name, network in (("vgg", bench.vgg), ("resnet18", bench.resnet18)):
         torch.manual_seed(0)
-        model = network().to(device)
+        model = network(*[4] * (tiny and name == "resnet18")).to(device)
         x = torch.rand(batch, 3, 32, 32, device=device)
         y = torch.randint(10, (batch,), device=device)
 
@@ -113,11 +119,9 @@ def density(device, tiny):
             model.zero_grad()
             return bench.step(impl, model, x, y)
 
-        if tiny and network is bench.resnet18:
-            continue
         names = ["robustcore", "published, two gradients", "published, one gradient", "no penalty"]
         fns = {name: lambda name=name, step=step: step(name) for name in names}
-        yield f"density training step: {network.__name__}, {batch} x 3 x 32 x 32", fns
+        yield f"density training step: {name}, {batch} x 3 x 32 x 32", fns
     for dtype in (torch.float32, torch.bfloat16):
         n, d, k = (8, 4, 16) if tiny else (4096, 512, 50_000)
         inputs = [torch.randn(n, d), torch.randn(k, d) / d**0.5, torch.randn(k)]
