@@ -5,7 +5,7 @@
 namespace robustcore::lipschitz {
 namespace {
 
-constexpr int kMaxWarps = 16;
+constexpr int kMaxWarps = 16, kMaxTaps = FilterShape::kMaxSide * FilterShape::kMaxSide;
 
 // The norm that a row of `squares` adds up to, in all lanes of a warp.
 __device__ float norm_of(const PowerArgs& args, int which, int lane) {
@@ -16,45 +16,57 @@ __device__ float norm_of(const PowerArgs& args, int which, int lane) {
   return static_cast<float>(::sqrt(warp_sum(sum)));
 }
 
-// A block a row of S, a warp a tap: reads of the weight's transpose share their lines.
+// A block a row, a warp a tap: reads of the weight's transpose share their lines. Calls tap(r, t)
+// in all lanes of a warp, then row(r) in one thread.
+template <class Tap, class Row>
+__device__ __forceinline__ void over_taps(const FilterShape& shape, const Tap& tap,
+                                          const Row& row) {
+  const int warp = threadIdx.x / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  for_units(shape.channels, [&](int64_t unit) {
+    const int r = static_cast<int>(unit);
+    RC_ROLL
+    for (int t = warp; t < shape.taps(); t += warps) tap(r, t);
+    __syncthreads();
+    if (threadIdx.x == 0) row(r);
+    __syncthreads();
+  });
+}
+void launch_taps(auto kernel, const auto& args, void* stream) {
+  const int taps = args.shape.taps();
+  launch(kernel, args.shape.channels, (taps < kMaxWarps ? taps : kMaxWarps) * kWarp, stream, args);
+}
+
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     power_half_kernel(const __grid_constant__ PowerArgs args) {
-  constexpr int kMaxTaps = FilterShape::kMaxSide * FilterShape::kMaxSide;
   __shared__ float mixed[kMaxTaps], flat[kMaxTaps], largest[kMaxTaps], norms[2];
   const int n = args.shape.channels, taps = args.shape.taps();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
   if (args.second) {
-    for (int which = warp; which < 2; which += warps) {
+    for (int which = warp; which < 2; which += blockDim.x / kWarp) {
       const float norm = norm_of(args, which, lane);
       if (lane == 0) norms[which] = norm;
     }
     __syncthreads();
   }
-  for_units(n, [&](int64_t row) {
-    const int r = static_cast<int>(row);
-    RC_ROLL
-    for (int t = warp; t < taps; t += warps) {
-      const Factor a = mixed_factor(args, t, args.second ? norms[0] : 1.0f);
-      const Factor b = flat_factor(args, t, args.second ? norms[1] : 1.0f);
-      float sum_a = 0, sum_b = 0, most = 0;
-      for (int j = lane; j < n; j += kWarp) {
-        const float s = skew_at(args.weight, args.shape, r, j, t);
-        sum_a = fused_multiply_add(s, a.at(j), sum_a);
-        sum_b = fused_multiply_add(s, b.at(j), sum_b);
-        most = Scalar::max(abs<Scalar>(args.weight[(r * n + j) * taps + t]), most);
-      }
-      sum_a = warp_sum(sum_a), sum_b = warp_sum(sum_b), most = warp_max(most);
-      if (lane == 0) mixed[t] = sum_a, flat[t] = sum_b, largest[t] = most;
+  const auto tap = [&](int r, int t) {
+    const Factor a = mixed_factor(args, t, args.second ? norms[0] : 1.0f);
+    const Factor b = flat_factor(args, t, args.second ? norms[1] : 1.0f);
+    float sum_a = 0, sum_b = 0, most = 0;
+    for (int j = lane; j < n; j += kWarp) {
+      const float s = skew_at(args.weight, args.shape, r, j, t);
+      sum_a = fused_multiply_add(s, a.at(j), sum_a);
+      sum_b = fused_multiply_add(s, b.at(j), sum_b);
+      most = Scalar::max(abs<Scalar>(args.weight[(r * n + j) * taps + t]), most);
     }
-    __syncthreads();
-    if (threadIdx.x == 0) write_row(args, r, mixed, flat);
-    if (threadIdx.x == 0 && !args.second) {
-      float most = 0;
-      for (int t = 0; t < taps; ++t) most = Scalar::max(largest[t], most);
-      args.largest[r] = most;
-    }
-    __syncthreads();
+    sum_a = warp_sum(sum_a), sum_b = warp_sum(sum_b), most = warp_max(most);
+    if (lane == 0) mixed[t] = sum_a, flat[t] = sum_b, largest[t] = most;
+  };
+  over_taps(args.shape, tap, [&](int r) {
+    write_row(args, r, mixed, flat);
+    if (args.second) return;
+    float most = 0;
+    for (int t = 0; t < taps; ++t) most = Scalar::max(largest[t], most);
+    args.largest[r] = most;
   });
 }
 
@@ -116,28 +128,27 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant_
   });
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMaxWarps* kWarp)
     filter_inner_kernel(const __grid_constant__ FilterBackwardArgs args) {
-  const FilterShape shape = args.shape;
-  const int taps = shape.taps();
-  for_rows(team_size(shape.row()), shape.channels, [&](const Team& team, int64_t row, bool live) {
-    const int r = static_cast<int>(row);
-    const float inner =
-        sum_over(team, live, shape.row(), 0.0f, [&](int64_t first, int64_t end, float sum) {
-          dispatch_narrow<float>(args.dtype, [&](auto tag) {
-            RC_UNROLL
-            for (int a = 0; a < kAhead; ++a) {
-              const int e = static_cast<int>(first) + a * kWarp;
-              if (e >= static_cast<int>(end)) continue;
-              const int j = e / taps, t = e - j * taps;
-              const float g = gradient_at<decltype(tag)>(
-                  args, filter_index(shape, args.channels_last, r, j, t));
-              sum = fused_multiply_add(g, skew_at(args.weight, shape, r, j, t), sum);
-            }
-          });
-          return sum;
-        });
-    if (live && team.writes()) args.inner[r] = inner;
+  __shared__ float inner[kMaxTaps];
+  const FilterShape& shape = args.shape;
+  const auto tap = [&](int r, int t) {
+    const int lane = threadIdx.x % kWarp;
+    float sum = 0;
+    dispatch_narrow<float>(args.dtype, [&](auto tag) {
+      for (int j = lane; j < shape.channels; j += kWarp) {
+        const int k = filter_index(shape, args.channels_last, r, j, t);
+        sum = fused_multiply_add(gradient_at<decltype(tag)>(args, k),
+                                 skew_at(args.weight, shape, r, j, t), sum);
+      }
+    });
+    sum = warp_sum(sum);
+    if (lane == 0) inner[t] = sum;
+  };
+  over_taps(shape, tap, [&](int r) {
+    float sum = 0;
+    for (int t = 0; t < shape.taps(); ++t) sum += inner[t];
+    args.inner[r] = sum;
   });
 }
 
@@ -171,11 +182,10 @@ __global__ void __launch_bounds__(kThreads)
 
 void power_cuda(const PowerArgs& args, void* stream) {
   PowerArgs half = args;
-  const int taps = args.shape.taps(), warps = taps < kMaxWarps ? taps : kMaxWarps;
-  half.second = false;
-  launch(power_half_kernel, args.shape.channels, warps * kWarp, stream, half);
-  half.second = true;
-  launch(power_half_kernel, args.shape.channels, warps * kWarp, stream, half);
+  for (const bool second : {false, true}) {
+    half.second = second;
+    launch_taps(power_half_kernel, half, stream);
+  }
   launch_items(power_finish_kernel, finish_entries(args.shape), stream, args);
 }
 
@@ -184,7 +194,7 @@ void filter_cuda(const FilterArgs& args, void* stream) {
 }
 
 void filter_backward_cuda(const FilterBackwardArgs& args, void* stream) {
-  launch_rows(filter_inner_kernel, team_size(args.shape.row()), args.shape.channels, stream, args);
+  launch_taps(filter_inner_kernel, args, stream);
   launch(filter_backward_kernel, entry_blocks(args.shape), kThreads, stream, args);
 }
 

@@ -8,14 +8,13 @@ namespace {
 
 using L = Lanes;
 
-// Row r of S: S[r, j, t] at s[j * along + t * across].
-RC_HOST_DEVICE void load_row(const float* weight, const FilterShape& shape, int r, int along,
-                             int across, float* s) {
+// Row r of S, taps by channels.
+RC_HOST_DEVICE void load_row(const float* weight, const FilterShape& shape, int r, float* s) {
   const int n = shape.channels, taps = shape.taps();
   for (int j = 0; j < n; ++j) {
     const float* own = weight + (r * n + j) * taps;
     const float* other = weight + (j * n + r) * taps + taps - 1;
-    for (int t = 0; t < taps; ++t) s[j * along + t * across] = (own[t] - other[-t]) * 0.5f;
+    for (int t = 0; t < taps; ++t) s[t * n + j] = (own[t] - other[-t]) * 0.5f;
   }
 }
 
@@ -81,7 +80,7 @@ void RC_VARIANT(power_half)(const PowerArgs& args, float* scratch, int64_t begin
   }
   for (int64_t row = begin * kFilterRun; row < end_row(shape, end); ++row) {
     const int r = static_cast<int>(row);
-    load_row(args.weight, shape, r, 1, n, s);
+    load_row(args.weight, shape, r, s);
     float mixed[kMaxTaps], flat[kMaxTaps];
     for (int t = 0; t < taps; ++t) {
       mixed[t] = product(s + t * n, a + t * n, n);
@@ -116,7 +115,7 @@ void RC_VARIANT(filter)(const FilterArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-// scratch: [2, channels * taps]
+// scratch: [2, taps, channels]
 void RC_VARIANT(filter_inner)(const FilterBackwardArgs& args, float* scratch, int64_t begin,
                               int64_t end) {
   const FilterShape& shape = args.shape;
@@ -124,19 +123,17 @@ void RC_VARIANT(filter_inner)(const FilterBackwardArgs& args, float* scratch, in
   float *s = scratch, *g = s + shape.row();
   for (int64_t row = begin * kFilterRun; row < end_row(shape, end); ++row) {
     const int r = static_cast<int>(row);
-    load_row(args.weight, shape, r, taps, 1, s);
+    load_row(args.weight, shape, r, s);
     dispatch_narrow<float>(args.dtype, [&](auto tag) {
       for (int j = 0; j < n; ++j) {
         const int k = filter_index(shape, args.channels_last, r, j, 0);
         for (int t = 0; t < taps; ++t) {
-          g[j * taps + t] = gradient_at<decltype(tag)>(args, k + t * step);
+          g[t * n + j] = gradient_at<decltype(tag)>(args, k + t * step);
         }
       }
     });
     float inner = 0;
-    for_segments(shape.row(), [&](int64_t first, int64_t count) {
-      inner += product(g + first, s + first, count);
-    });
+    for (int t = 0; t < taps; ++t) inner += product(g + t * n, s + t * n, n);
     args.inner[r] = inner;
   }
 }
