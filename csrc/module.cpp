@@ -10,6 +10,7 @@
 #include "common/winograd_plan.h"
 #include "lipschitz/pairs.h"
 #include "lipschitz/series.h"
+#include "lipschitz/series_block.h"
 #include "masking/fill.h"
 
 namespace py = pybind11;
@@ -42,11 +43,21 @@ std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, uint6
   return {out[0], out[1], out[2], out[3]};
 }
 
+bool series_block_fits([[maybe_unused]] const robustcore::lipschitz::BlockShape& shape,
+                       [[maybe_unused]] int device) {
+#if defined(RC_WITH_CUDA)
+  return robustcore::lipschitz::series_block_fits_cuda(shape, device);
+#else
+  return false;
+#endif
+}
+
 void export_constants(py::module_& m) {
   using namespace robustcore;
   m.attr("MAX_FILL_ITERS") = masking::kMaxIters;
   m.attr("MAX_FILL_ITERS_TRANSPOSED") = masking::kMaxItersTransposed;
   m.attr("MAX_SERIES_DEGREE") = lipschitz::SeriesArgs::kMaxDegree;
+  m.attr("MAX_SERIES_BLOCK_DEGREE") = lipschitz::BlockShape::kMaxDegree;
   m.attr("HOUSEHOLDER") = static_cast<int>(lipschitz::Map::kHouseholder);
   m.attr("HOUSEHOLDER2") = static_cast<int>(lipschitz::Map::kHouseholder2);
   m.attr("PROJECTION") = static_cast<int>(lipschitz::Map::kProjection);
@@ -66,6 +77,14 @@ PYBIND11_MODULE(_C, m) {
         "For tests: run the CPU kernels of another instruction set.");
   m.def("winograd_block", &robustcore::winograd_block,
         "Channels to a multiple of which our own convolutions pad; 0 where there are none.");
+  m.def(
+      "series_block_fits",
+      [](int32_t channels, int32_t height, int32_t width, int32_t degree, int32_t bytes,
+         int device) {
+        return series_block_fits({channels, height, width, degree, bytes}, device);
+      },
+      py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("degree"), py::arg("bytes"),
+      py::arg("device"), "Whether a GPU of this build keeps such maps for a whole series.");
   export_constants(m);
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("seed"),
         "For tests: one Philox4x32-10 block.");

@@ -24,15 +24,14 @@ __device__ __forceinline__ char* dynamic_shared() {
 #endif
 }
 
-// What a block of the current device may ask for.
-inline int64_t shared_limit() {
-  int device = 0, bytes = 0;
-  check_cuda(cudaGetDevice(&device));
+// What a block of a device may ask for.
+inline int64_t shared_limit(int device) {
+  int bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return bytes;
 }
 
-// As `launch`, with `bytes` of dynamic shared memory, at most shared_limit().
+// As `launch`, with `bytes` of dynamic shared memory, at most shared_limit(device).
 template <class... Parameters, class... Args>
 void launch_shared(void (*kernel)(Parameters...), int64_t units, int threads, int64_t bytes,
                    void* stream, const Args&... args) {

@@ -59,9 +59,9 @@ class Block {
   using Sums = mma::FragmentC[kTall][kWide];
 
  public:
-  __device__ Block(const BlockSeriesArgs& args, int64_t unit)
+  __device__ Block(const BlockSeriesArgs& args, const Plan& plan, int64_t unit)
       : args_(args),
-        plan_(args.plan),
+        plan_(plan),
         tile_(static_cast<int>(unit % plan_.tiles())),
         first_image_(unit / plan_.tiles() * plan_.images),
         region_(rectangle(plan_.shape.degree)),
@@ -315,25 +315,44 @@ class Block {
   int stage_ = 0;            // of the slice that is multiplied
 };
 
+int64_t units_of(const BlockSeriesArgs& args, const Plan& plan) {
+  return ceil_div(args.images, plan.images) * plan.tiles();
+}
+
 template <class E>
-__global__ void __launch_bounds__(kMost, 1)
-    series_block_kernel(const __grid_constant__ BlockSeriesArgs args) {
-#if defined(RC_CUDA_SHIM) || __CUDA_ARCH__ >= 800  // before, there are no such products
-  const int64_t units = ceil_div(args.images, args.plan.images) * args.plan.tiles();
-  for_units(units, [&](int64_t unit) { Block<E>(args, unit).run(); });
+__global__ void __launch_bounds__(kMost)
+    series_block_kernel(const __grid_constant__ BlockSeriesArgs args,
+                        const __grid_constant__ Plan plan, int64_t units) {
+#if defined(RC_CUDA_SHIM) || !defined(__CUDA_ARCH__) || \
+    __CUDA_ARCH__ >= 800  // before, there are no such products
+  for_units(units, [&](int64_t unit) { Block<E>(args, plan, unit).run(); });
 #endif
 }
 
 }  // namespace
 
-void series_block_cuda(const BlockSeriesArgs& args, void* stream) {
-  const Plan& plan = args.plan;
-  const int64_t units = ceil_div(args.images, plan.images) * plan.tiles();
+void series_block_cuda_as(const BlockSeriesArgs& args, const BlockPlan& plan, void* stream) {
   const auto start = [&](auto kernel) {
-    launch_shared(kernel, units, plan.warps() * mma::kLanes, plan.shared(), stream, args);
+    launch_shared(kernel, units_of(args, plan), plan.warps() * mma::kLanes, plan.shared(), stream,
+                  args, plan, units_of(args, plan));
   };
   if (args.dtype == DType::kBFloat16) return start(series_block_kernel<BFloat16>);
   start(series_block_kernel<float>);
+}
+
+bool series_block_fits_cuda(const BlockShape& shape, int device) {
+  return block_plan(shape, shared_limit(device), 1, 1).images > 0;
+}
+
+void series_block_cuda(const BlockSeriesArgs& args, void* stream) {
+  int device = 0, processors = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  const BlockPlan plan = block_plan(args.shape, shared_limit(device), args.images, processors);
+  if (plan.images == 0) {
+    throw std::runtime_error("robustcore: conv_exp_block: the maps do not fit this GPU");
+  }
+  series_block_cuda_as(args, plan, stream);
 }
 
 }  // namespace robustcore::lipschitz

@@ -144,9 +144,11 @@ struct BlockSeriesArgs {
   float alpha[BlockShape::kMaxDegree], beta[BlockShape::kMaxDegree], gamma[BlockShape::kMaxDegree];
   float delta[BlockShape::kMaxDegree + 1];
   BlockShape shape;
-  BlockPlan plan;  // of the launcher
 };
 
+bool series_block_fits_cuda(const BlockShape& shape, int device);
+// With a plan of the current device, or one that is given.
 void series_block_cuda(const BlockSeriesArgs& args, void* stream);
+void series_block_cuda_as(const BlockSeriesArgs& args, const BlockPlan& plan, void* stream);
 
 }  // namespace robustcore::lipschitz

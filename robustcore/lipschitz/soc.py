@@ -83,6 +83,7 @@ class SOC(LipschitzModule):
         scale: the published correction: 0.7 in "Skew orthogonal convolutions" (2021), 1 in
             "Improved deterministic l2 robustness" (2022); 1 x 1 kernels take 1.
         recompute: keep x alone for backward.
+        fused: on a GPU, all degrees in one kernel: see :func:`robustcore.ops.conv_exp`.
         device, dtype: of the parameters.
 
     Loads the checkpoints of both published repositories. Raises ValueError naming the argument.
@@ -108,6 +109,7 @@ class SOC(LipschitzModule):
         tol: float = 1e-6,
         scale: float = 1.0,
         recompute: bool = False,
+        fused: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -125,12 +127,15 @@ class SOC(LipschitzModule):
         scale, tol = require_positive("scale", scale), require_positive("tol", tol)
         require_flag("bias", bias)
         require_flag("recompute", recompute)
+        if fused is not None and require_flag("fused", fused) and kernel_size != 3:
+            raise ValueError(f"fused: got True, but kernel_size is {kernel_size}, want 3")
         require_parameter_form(device, dtype)
         if scale > torch.finfo(dtype or torch.get_default_dtype()).max:
             raise ValueError(f"scale: got {scale}, want a number that its dtype holds")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.train_degree, self.tol, self.recompute = int(train_degree), tol, recompute
+        self.fused = fused
         inner, k = in_channels * stride**2, kernel_size
         c = max(out_channels, inner)
         self.weight = nn.Parameter(torch.empty(c, c, k, k, device=device, dtype=dtype))
@@ -150,7 +155,7 @@ class SOC(LipschitzModule):
             self.register_buffer(name, self.weight.new_empty(shape))
         # Of the published initialisation, about; looked at before the first step, unless compiled.
         self._radius, self._until_refresh = 1.8 * scale, 0
-        self._series = exp_series(min(self._radius, 700.0), degree=self.train_degree)
+        self._series = self._training_series(min(self._radius, 700.0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,8 +214,8 @@ class SOC(LipschitzModule):
         return apply_series(x, kernel, series, self.recompute)
 
     def settings(self) -> tuple[Any, ...]:
-        """The error wanted."""
-        return (self.tol,)
+        """The error wanted, and how it is computed."""
+        return self.tol, self.fused
 
     @property
     def runs_as_exported(self) -> bool:  # type: ignore[override]
@@ -229,7 +234,7 @@ class SOC(LipschitzModule):
             return _Frozen(vectors, self._exponential(kernel), None, {})
         grid = next(grid for width, grid in _GRIDS if channels <= width)
         radius = skew_norm_bound(kernel, grid and max(grid, 2 * self.kernel_size - 1))
-        series = exp_series(radius, self.tol, contractive=True)
+        series = exp_series(radius, self.tol, contractive=True)._replace(fused=self.fused)
         return _Frozen(vectors, kernel, series, {})
 
     def export(self) -> nn.Module:
@@ -249,6 +254,9 @@ class SOC(LipschitzModule):
 
     # ---- training --------------------------------------------------------------------------------
 
+    def _training_series(self, radius: float) -> Series:
+        return exp_series(radius, degree=self.train_degree)._replace(fused=self.fused)
+
     def _train_map(self, x: Tensor) -> Tensor:
         vectors, norms = self._train_vectors(x.shape[2], x.shape[3])
         if self.kernel_size == 1 and x.numel() > 8 * self.weight.shape[0] ** 2:
@@ -256,7 +264,7 @@ class SOC(LipschitzModule):
             kernel = normalised_filter(self.weight, self.scale, vectors)
             return torch.conv2d(x, self._exponential(kernel).to(x.dtype))
         if not torch.compiler.is_compiling():
-            self._series = exp_series(self._radius, degree=self.train_degree)
+            self._series = self._training_series(self._radius)
         return skew_conv_exp(
             x, self.weight, self.scale, vectors, self._series, self.recompute, norms
         )

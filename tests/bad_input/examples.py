@@ -68,7 +68,7 @@ EXAMPLES = {
     ),
     "ops.conv_exp": call(
         ops.conv_exp, x=lambda: rand(2, 4, 6, 6), kernel=skew, radius=1.0, tol=None, degree=4,
-        method="chebyshev", contractive=False, recompute=False, check=True,
+        method="chebyshev", contractive=False, recompute=False, fused=None, check=True,
     ),
     "ops.conv_norm_bound": call(ops.conv_norm_bound, kernel=lambda: rand(2, 3, 3, 3), grid=8),
     "ops.conv_spectral_bound": call(
@@ -220,7 +220,7 @@ EXAMPLES = {
     **lipschitz_layers.EXAMPLES,
     "lipschitz.SOC": call(
         lipschitz.SOC, in_channels=3, out_channels=4, kernel_size=3, stride=1, bias=True,
-        train_degree=4, tol=1e-6, scale=1.0, recompute=False, device=None, dtype=None,
+        train_degree=4, tol=1e-6, scale=1.0, recompute=False, fused=None, device=None, dtype=None,
     ),
     "lipschitz.SOC.forward": call(lambda: lipschitz.SOC(3, 4).eval(), x=images),
     "lipschitz.CRCHead": call(

@@ -46,10 +46,9 @@ struct BlockCase {
   // y, and after it the maps.
   std::vector<E> run(BlockPlan plan) {
     std::vector<E> out(images * image() * (keep ? shape.degree : 1));
-    args.plan = plan;
     args.y = out.data();
     args.maps = keep ? out.data() + images * image() : nullptr;
-    series_block_cuda(args, nullptr);
+    series_block_cuda_as(args, plan, nullptr);
     return out;
   }
 

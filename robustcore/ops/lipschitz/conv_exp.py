@@ -20,6 +20,7 @@ from robustcore.ops.lipschitz.recurrence import (
     reference,
 )
 from robustcore.ops.lipschitz.series import Series, exp_series
+from robustcore.ops.lipschitz.series_block import chosen
 from robustcore.ops.lipschitz.skew import check_skew
 
 _DEFAULT_TOL = {
@@ -40,6 +41,7 @@ def conv_exp(
     method: str = "chebyshev",
     contractive: bool = False,
     recompute: bool = False,
+    fused: bool | None = None,
     check: bool = True,
 ) -> Tensor:
     """``exp(conv) x``, conv being the zero-padded convolution with a skew kernel: orthogonal.
@@ -65,6 +67,10 @@ def conv_exp(
             :func:`exp_series`.
         recompute: keep x alone for backward and compute the rest again. Default: also
             ``degree - 1`` tensors of x's size.
+        fused: on a GPU, all degrees in one kernel on the tensor cores (compute capability 8.0 or
+            newer, float32 and bfloat16, 3 x 3, 32, 64 or 128 channels, maps that its shared memory
+            holds, whole or in tiles) in place of cuDNN's convolutions. None: where a table of
+            measured shapes says it is faster; True: ValueError where it cannot run.
         check: refuse a kernel that is not skew. Costs one pass over the kernel on the CPU; kernels
             on a GPU are not checked, which would wait for them.
 
@@ -72,7 +78,9 @@ def conv_exp(
         ``[N, C, H, W]``.
 
     Rounding adds an error of a few units in the last place of norm(x) per degree, in the
-    convolutions' own precision: on a GPU float32 convolutions use TF32 unless told otherwise. Where
+    convolutions' own precision: on a GPU float32 convolutions use TF32 unless told otherwise, the
+    fused kernel never does. Its result is channels_last, and the same in every run on one device
+    and in every batch, but not to the bit that of convolutions. Where
     the series itself is further than 1e-5 from the exponential (a training degree), a coarser
     Winograd tile rounds up to seven times as much, about 1e-6.
     Differentiable to any order in x and kernel; under autocast it runs in the lower precision.
@@ -86,6 +94,9 @@ def conv_exp(
     if tol is None and degree is None:
         tol = _DEFAULT_TOL[x.dtype]
     series = exp_series(radius, tol, degree, method=method, contractive=contractive)
+    if fused is not None:
+        series = series._replace(fused=require_flag("fused", fused))
+        chosen(x, kernel, series)
     recompute, check = require_flag("recompute", recompute), require_flag("check", check)
     if check and x.device.type == "cpu" and not torch.compiler.is_compiling():
         check_skew("kernel", kernel)

@@ -1,7 +1,8 @@
 """A polynomial of a skew convolution applied to images, and its adjoint.
 
 On the CPU, float32 filters of 3 x 3 run as kernels of ours, all degrees of a few images at a time;
-else each convolution is torch's, followed by one fused pass.
+so they may on a GPU, see series_block.py. Else each convolution is torch's, followed by one fused
+pass.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from robustcore import _C
 from robustcore.ops.autograd import constant_when_compiled, fake_nothing, is_channels_last, raw
+from robustcore.ops.lipschitz import series_block as block
 from robustcore.ops.lipschitz.series import Series
 
 _pack = raw.conv_exp_pack.default
@@ -26,12 +28,15 @@ _convolution_backward = torch.ops.aten.convolution_backward
 # coarser tile cannot matter.
 _MIN_CHANNELS, _MIN_TILES, _COARSE_ERROR = 24, 16, 1e-5
 
+# In the place of a tile: all degrees in one kernel of a GPU.
+_BLOCK = -1
+
 
 class Prepared(NamedTuple):
     """A filter in the form that one way of evaluating a series reads."""
 
     tile: int
-    """The Winograd tile of our own kernel, or 0 where torch's convolutions run."""
+    """The Winograd tile of our own CPU kernel; 0 where torch's convolutions run, or ``_BLOCK``."""
     filter: Tensor
 
 
@@ -43,6 +48,8 @@ def form_for(
 
 
 def _choose_tile(x: Tensor, filter: Tensor, series: Series) -> int:
+    if block.chosen(x, filter, series):
+        return _BLOCK
     n, c, h, w = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or tuple(filter.shape[2:]) != (3, 3):
         return 0
@@ -57,21 +64,27 @@ def _choose_tile(x: Tensor, filter: Tensor, series: Series) -> int:
 
 def prepare(x: Tensor, filter: Tensor, series: Series) -> Prepared:
     """The filter as :func:`evaluate` and :func:`backward` want it for such images."""
-    if tile := _choose_tile(x, filter, series):
+    tile = _choose_tile(x, filter, series)
+    if tile == _BLOCK:
+        return Prepared(tile, block.prepare(filter))
+    if tile:
         return Prepared(tile, _pack(filter.contiguous(), tile))
     return Prepared(0, filter.contiguous(memory_format=_memory_format(x)))
 
 
 def wants_channels_last(x: Tensor, filter: Tensor, series: Series) -> bool:
     """The layout of a filter that :func:`prepare` takes as it is."""
-    last = _memory_format(x) is torch.channels_last
-    return last and _choose_tile(x, filter, series) == 0
+    tile = _choose_tile(x, filter, series)
+    return tile == _BLOCK or (tile == 0 and _memory_format(x) is torch.channels_last)
 
 
 def evaluate(x: Tensor, prepared: Prepared, series: Series, keep: bool) -> tuple[Tensor, Tensor]:
     """p(L) x, degree >= 1, and what backward wants of it: the u[k], 1 <= k < degree, or nothing."""
     keep = keep and series.degree > 1
     tile, filter = prepared
+    if tile == _BLOCK:
+        kept = _slots(x, series.degree - 1, last=True)[0] if keep else x.new_empty(0)
+        return block.evaluate(x, filter, series, kept=kept if keep else None), kept
     x = x.contiguous(memory_format=_memory_format(x))
     if tile:
         y, kept = _series(x, filter, *_numbers(series), tile, keep)
@@ -101,10 +114,14 @@ def adjoint(
     filter in between.
     """
     tile, filter = prepared
+    if tile == _BLOCK:
+        maps = _block_maps(x, filter, kept, grad, series, need_x)
+        return maps.grad_x, _filter_work(x, filter, maps, series)
     x = x.contiguous(memory_format=_memory_format(x))
     grad = _like(grad, x)
     if tile == 0:
-        return _backward(x, filter, kept, grad, series, need_x)
+        maps = _adjoint_maps(x, filter, kept, grad, series, need_x)
+        return maps.grad_x, _filter_work(x, filter, maps, series)
     given = kept if kept.numel() else None
     grad_x, work = _series_backward(grad, x, filter, given, *_numbers(series), tile)
     return grad_x, FilterWork(tile, work)
@@ -165,10 +182,11 @@ def _convolve(x: Tensor, filter: Tensor) -> Tensor:
     return torch.conv2d(x, filter, padding=(filter.shape[2] // 2, filter.shape[3] // 2))
 
 
-def _slots(like: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
-    """``[count * N, C, H, W]`` laid out as ``like``, and its ``count`` parts."""
+def _slots(like: Tensor, count: int, last: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """``[count * N, C, H, W]`` laid out as ``like`` or channels last, and its ``count`` parts."""
     n, c, h, w = like.shape
-    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    last = last or is_channels_last(like)
+    memory_format = torch.channels_last if last else torch.contiguous_format
     whole = torch.empty(
         count * n, c, h, w, dtype=like.dtype, device=like.device, memory_format=memory_format
     )
@@ -207,27 +225,33 @@ def _evaluate(x: Tensor, filter: Tensor, series: Series, keep: list[Tensor] | No
     return current
 
 
-def _backward(
-    x: Tensor, filter: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool
-) -> tuple[Tensor | None, FilterWork]:
-    """The adjoint recurrence: ``m[k + 1] = step L^T m[k] + carry m[k - 1]``, ``m[0] = grad``.
+class _Maps(NamedTuple):
+    """Of both recurrences, what the gradients are made of."""
 
-    The gradient of x is the sum of ``coefficients[k] m[k]``, that of the filter the sum of the
-    weight gradients of the pairs (u[k + 1], m[k]).
-    """
+    grad_x: Tensor | None
+    kept: Tensor
+    """u[1], ..., u[degree - 1], one behind the other."""
+    side: Tensor
+    """m[0], ..., m[degree - 2], m[0] scaled so that all pairs with u count the same."""
+    last: Tensor
+    """m[degree - 1]."""
+
+
+def _adjoint_maps(
+    x: Tensor, filter: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool
+) -> _Maps:
+    """The adjoint recurrence: ``m[k + 1] = step L^T m[k] + carry m[k - 1]``, ``m[0] = grad``."""
     c, d = series.coefficients, series.degree
     if d > 1 and kept.numel() == 0:
         kept, parts = _slots(x, d - 1)
         _evaluate_kept(x, filter, series, parts)
-    # m[0], ..., m[d - 2] side by side, as u[1], ..., u[d - 1] are; m[0] scaled so that all pairs
-    # count the same.
     side, slots = _slots(x, max(d - 1, 1))
-    ratio = series.first / series.step if d > 1 else 1.0
     total = torch.empty_like(x) if need_x else None
     _update(
-        grad, None, None, grad if need_x else None, ratio, 0.0, 0.0, c[0], 0.0, slots[0], total
+        grad, None, None, grad if need_x else None, _ratio(series), 0.0, 0.0, c[0], 0.0, slots[0],
+        total,
     )  # fmt: skip
-    before, current, scale = None, grad, -series.first
+    before, current, scale, last = None, grad, -series.first, grad
     for k in range(1, d + 1 if need_x else d):
         z = _like(_convolve(current, filter), x)
         out = slots[k] if k < d - 1 else z
@@ -238,19 +262,46 @@ def _backward(
         before, current, scale = current, out, -series.step
         if k == d - 1:
             last = out
+    return _Maps(total, kept, side, last)
+
+
+def _block_maps(
+    x: Tensor, filter: Tensor, kept: Tensor, grad: Tensor, series: Series, need_x: bool
+) -> _Maps:
+    """The same, each recurrence in one kernel."""
+    n, d = x.shape[0], series.degree
+    grad = block.aligned(grad)
+    if d > 1 and kept.numel() == 0:
+        kept, parts = _slots(x, d - 1, last=True)
+        block.evaluate(x, filter, _later(series), parts[0], kept[n:])
+    whole, slots = _slots(x, d, last=True)
+    torch.mul(grad, _ratio(series), out=slots[0])
+    total = block.adjoint(grad, filter, series, whole[n:], need_x)
+    return _Maps(total, kept, whole[: (d - 1) * n], slots[-1] if d > 1 else grad)
+
+
+def _ratio(series: Series) -> float:
+    return series.first / series.step if series.degree > 1 else 1.0
+
+
+def _filter_work(x: Tensor, filter: Tensor, maps: _Maps, series: Series) -> FilterWork:
+    """The sum of the weight gradients of the pairs (u[k + 1], m[k])."""
+    c, d = series.coefficients, series.degree
+    last = _weight_gradient(maps.last, x, filter)
     if d == 1:
-        only = _weight_gradient(grad, x, filter)
-        return total, FilterWork(0, only, scales=(series.first * c[1], 0.0))
-    pair = _weight_gradient(last, x, filter), _weight_gradient(side, kept, filter)
-    return total, FilterWork(0, *pair, (series.step * c[d], series.step))
+        return FilterWork(0, last, scales=(series.first * c[1], 0.0))
+    side = _weight_gradient(maps.side, maps.kept, filter)
+    return FilterWork(0, last, side, (series.step * c[d], series.step))
+
+
+def _later(series: Series) -> Series:
+    """u[1] is the value of the polynomial whose coefficients are the later ones."""
+    return series._replace(coefficients=series.coefficients[1:], first=series.step)
 
 
 def _evaluate_kept(x: Tensor, filter: Tensor, series: Series, parts: list[Tensor]) -> None:
     """Fills ``parts`` as :func:`_evaluate` does, without the last convolution."""
-    c, d = series.coefficients, series.degree
-    # u[1] is the value of the polynomial whose coefficients are the later ones.
-    later = series._replace(coefficients=c[1:], first=series.step)
-    value = _evaluate(x, filter, later, parts[1:] if d > 2 else None)
+    value = _evaluate(x, filter, _later(series), parts[1:] if series.degree > 2 else None)
     parts[0].copy_(value)
 
 

@@ -32,6 +32,8 @@ class Series(NamedTuple):
     """``norm(p(L) - exp(L))`` is at most this for every skew L of norm at most the radius."""
     lipschitz: float
     """``norm(p(L))`` is at most this for the same L: 1 + error, or 1 if scaled."""
+    fused: bool | None = None
+    """Whether a GPU evaluates it in one kernel: see :func:`conv_exp`."""
 
     @property
     def degree(self) -> int:
