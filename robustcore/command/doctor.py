@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from robustcore import ops
 from robustcore._build import build_info
 
 # Module, what it is for, how to get it.
@@ -60,11 +61,24 @@ def _device_lines() -> Iterator[str]:
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         yield f"GPU {i}         {torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
-        if not _runs_on(info["cuda_archs"], 10 * major + minor):
-            lack = (
-                "no kernel for it" if info["cuda"] else "robustcore was built without CUDA kernels"
-            )
-            yield from _reinstall(lack, f"ROBUSTCORE_CUDA=on ROBUSTCORE_CUDA_ARCHS={major}{minor}")
+        code = _code_for(info["cuda_archs"], 10 * major + minor)
+        if code is not None:
+            yield f"              {code} runs here; {_trial(i)}"
+            continue
+        lack = "no kernel for it" if info["cuda"] else "robustcore was built without CUDA kernels"
+        yield from _reinstall(lack, f"ROBUSTCORE_CUDA=on ROBUSTCORE_CUDA_ARCHS={major}{minor}")
+
+
+def _trial(gpu: int) -> str:
+    """What came of a small kernel."""
+    x = torch.linspace(0, 1, 37).view(1, 37)
+    want = ops.gaussian_noise(x, 3, 0.5, seed=1)
+    try:
+        got = ops.gaussian_noise(x.to(torch.device("cuda", gpu)), 3, 0.5, seed=1).cpu()
+    except (RuntimeError, AssertionError) as error:  # the other of a torch without CUDA
+        return f"! a kernel failed: {str(error).splitlines()[0]}"
+    same = torch.equal(got, want)
+    return "a kernel ran, with the CPU's bits" if same else "! a kernel's bits are not the CPU's"
 
 
 def _reinstall(lack: str, settings: str) -> Iterator[str]:
@@ -72,13 +86,20 @@ def _reinstall(lack: str, settings: str) -> Iterator[str]:
     yield f"                {settings} pip install --force-reinstall --no-deps ."
 
 
-def _runs_on(archs: list[str], capability: int) -> bool:
-    """Whether code was built for the capability: its own major version, or PTX not above it."""
-    for arch in archs:
-        number = int(arch.split("+")[0].rstrip("af"))
-        if number <= capability and (arch.endswith("PTX") or number // 10 == capability // 10):
-            return True
-    return False
+def _code_for(archs: list[str], capability: int) -> str | None:
+    """What of a build a GPU runs: machine code of its major version, else PTX not above it."""
+
+    def number(arch: str) -> int:
+        return int(arch.split("+")[0].rstrip("af"))
+
+    below = sorted((a for a in archs if number(a) <= capability), key=number, reverse=True)
+    for arch in below:
+        if number(arch) // 10 == capability // 10:
+            return f"code for {number(arch) / 10}"
+    for arch in below:
+        if arch.endswith("PTX"):
+            return f"PTX for {number(arch) / 10}, which the driver compiles at the first call,"
+    return None
 
 
 def _package_lines() -> Iterator[str]:

@@ -31,20 +31,22 @@ def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("archs", "capability", "runs"),
+    ("archs", "capability", "code"),
     [
-        (["80", "90"], 90, True),
-        (["80"], 86, True),
-        (["86"], 80, False),
-        (["80"], 90, False),
-        (["80+PTX"], 90, True),
-        (["90+PTX"], 80, False),
-        (["90a"], 90, True),
-        ([], 80, False),
+        (["80", "90"], 90, "code for 9.0"),
+        (["75", "80"], 86, "code for 8.0"),
+        (["86"], 80, None),
+        (["80"], 90, None),
+        (["75+PTX", "80+PTX"], 90, "PTX for 8.0"),
+        (["80", "90+PTX"], 89, "code for 8.0"),
+        (["90+PTX"], 80, None),
+        (["90a"], 90, "code for 9.0"),
+        ([], 80, None),
     ],
 )
-def test_which_gpus_a_build_runs_on(archs, capability, runs):
-    assert doctor._runs_on(archs, capability) is runs
+def test_which_code_of_a_build_a_gpu_runs(archs, capability, code):
+    found = doctor._code_for(archs, capability)
+    assert found is None if code is None else found.startswith(code)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_which_gpus_a_build_runs_on(archs, capability, runs):
         (True, (9, 0), {"cuda": False, "cuda_archs": []}, "CUDA=on ROBUSTCORE_CUDA_ARCHS=90 pip"),
         (False, None, {"cuda": False, "cuda_archs": []}, "ROBUSTCORE_CUDA=on pip install"),
         (True, (9, 0), {"cuda": True, "cuda_archs": ["90"]}, None),
+        (True, (8, 9), {"cuda": True, "cuda_archs": ["80", "90"]}, "code for 8.0 runs here; tried"),
     ],
 )
 def test_doctor_on_machines_with_a_gpu(capsys, monkeypatch, driver, gpu, build, message):
@@ -66,7 +69,15 @@ def test_doctor_on_machines_with_a_gpu(capsys, monkeypatch, driver, gpu, build, 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "NVIDIA Some GPU")
     info = robustcore.build_info() | build
     monkeypatch.setattr(doctor, "build_info", lambda: info)
+    monkeypatch.setattr(doctor, "_trial", lambda i: f"tried on {i}")
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     devices = text[text.index("GPU") : text.index("matplotlib")]
     assert (message in devices) if message else ("!" not in devices)
+
+
+def test_doctor_tries_a_kernel(device):
+    if device.type == "cuda":
+        assert doctor._trial(0) == "a kernel ran, with the CPU's bits"
+    elif not torch.cuda.is_available():
+        assert doctor._trial(0).startswith("! a kernel failed: ")
