@@ -58,6 +58,55 @@ constexpr int64_t parts_pitch(int64_t width) {
   return ceil_div(width, kSweepRows) * kSweepRows;
 }
 
+// How a sweep of at most `blocks` at a time goes: right is split where left has too few tiles for
+// them, left is taken in parts where it has more. The float32 sums of a part are the memory it
+// takes.
+struct SweepPlan {
+  int64_t splits, at_once;  // rows of left, whole tiles
+
+  int64_t numbers() const {
+    return splits * at_once;
+  }
+};
+
+inline SweepPlan plan_of(const SweepArgs& args, int64_t blocks) {
+  const int64_t tiles = ceil_div(args.left.count, kSweepRows);
+  const int64_t most = ceil_div(args.right.count, kSweepRows), wanted = blocks / tiles;
+  return {wanted < 1      ? 1
+          : wanted < most ? wanted
+                          : most,
+          (tiles < blocks ? tiles : blocks) * kSweepRows};
+}
+
+template <class T>
+T* from_row(T* numbers, int64_t row) {
+  return numbers ? numbers + row : nullptr;
+}
+inline const void* from_row(const void* data, int64_t row, int64_t bytes) {
+  return data ? static_cast<const char*>(data) + row * bytes : nullptr;
+}
+
+// What the rows of left from `first` on take, `at_once` of them or those there are.
+inline SweepArgs part_of(SweepArgs args, int64_t first, int64_t at_once) {
+  const auto row_bytes = [&](DType dtype) {
+    return args.width * (dtype == DType::kFloat32 ? 4 : 2);
+  };
+  SweepSide& left = args.left;
+  const int64_t bytes = row_bytes(args.dtype), remain = left.count - first;
+  left.count = remain < at_once ? remain : at_once;
+  left.data = from_row(left.data, first, bytes), left.along = from_row(left.along, first, bytes);
+  left.shift = from_row(left.shift, first), left.along_shift = from_row(left.along_shift, first);
+  if (args.classes_left) {
+    args.first_class += first;
+  } else {
+    args.scale = from_row(args.scale, first), args.targets = from_row(args.targets, first);
+    args.grad_target = from_row(args.grad_target, first);
+  }
+  args.lse = from_row(args.lse, first), args.row_sums = from_row(args.row_sums, first);
+  args.out = const_cast<void*>(from_row(args.out, first, row_bytes(args.out_dtype)));
+  return args;
+}
+
 void linear_sweep_cuda(const SweepArgs& args, void* stream);
 
 }  // namespace robustcore::density

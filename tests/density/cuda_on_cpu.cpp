@@ -8,6 +8,7 @@
 #include "cases.h"
 #include "density/grad_norm.h"
 #include "density/logsumexp.h"
+#include "linear_logsumexp_cases.h"
 
 using namespace robustcore;
 using namespace robustcore::density;
@@ -192,5 +193,6 @@ int main() {
   cases<Half>();
   cases<BFloat16>();
   attention_cases();
+  linear_logsumexp_cases();
   return finish();
 }

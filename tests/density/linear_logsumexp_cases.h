@@ -109,7 +109,7 @@ struct LinearCase {
   }
 
   // Both sides, and poisoned memory for what the kernels write.
-  SweepArgs arguments(SweepWeights kind, bool classes_left, int64_t splits) {
+  SweepArgs arguments(SweepWeights kind, bool classes_left) {
     SweepArgs args{};
     args.weights = kind, args.dtype = args.out_dtype = kType<E>;
     const bool curvature = kind == SweepWeights::kCurvature;
@@ -131,15 +131,24 @@ struct LinearCase {
     if (kind == SweepWeights::kGradient) {
       args.targets = targets.data(), args.grad_target = grad_target.data();
     }
-    args.width = width, args.splits = splits;
+    args.width = width;
     const int64_t n = args.left.count;
-    args.max = poisoned(max, splits * n), args.sums = poisoned(sums, splits * n);
-    args.parts =
-        poisoned(parts, splits * ceil_div(n, kSweepRows) * kSweepRows * parts_pitch(width));
     args.lse = poisoned(result, n), args.row_sums = poisoned(row_sums, n);
     return args;
   }
   std::vector<float> minus_bias, minus_v_bias, shifts, max, sums, parts, result, row_sums;
+
+  // As the op has it.
+  void run(SweepArgs args, int64_t blocks) {
+    const SweepPlan plan = plan_of(args, blocks);
+    args.splits = plan.splits;
+    for (int64_t first = 0; first < args.left.count; first += plan.at_once) {
+      SweepArgs part = part_of(args, first, plan.at_once);
+      part.max = poisoned(max, plan.numbers()), part.sums = poisoned(sums, plan.numbers());
+      part.parts = poisoned(parts, plan.numbers() * parts_pitch(width));
+      linear_sweep_cuda(part, nullptr);
+    }
+  }
 
   static float* poisoned(std::vector<float>& to, int64_t n) {
     to.assign(n, std::numeric_limits<float>::quiet_NaN());
@@ -149,13 +158,13 @@ struct LinearCase {
 
 // lse and the mean of the classes' weights.
 template <class E>
-void forward_case(LinearCase<E> c, int64_t splits, const char* what, bool with_mean = true) {
-  SweepArgs args = c.arguments(SweepWeights::kOnline, false, splits);
+void forward_case(LinearCase<E> c, int64_t blocks, const char* what, bool with_mean = true) {
+  SweepArgs args = c.arguments(SweepWeights::kOnline, false);
   std::vector<float> mean(c.rows * c.width, 9.0f);
   args.out_dtype = DType::kFloat32;
   args.value = with_mean ? c.weight.data : nullptr;
   args.out = mean.data(), args.row_sums = nullptr;
-  linear_sweep_cuda(args, nullptr);
+  c.run(args, blocks);
   bool good = true;
   for (int64_t i = 0; i < c.rows; ++i) {
     good = good && near(c.result[i], c.lse[i], 1e-5 * (1 + std::abs(c.lse[i])));
@@ -173,15 +182,15 @@ void forward_case(LinearCase<E> c, int64_t splits, const char* what, bool with_m
 
 // Weights times values, and the weights' sums, with either side to the left.
 template <class E>
-void weights_case(LinearCase<E> c, SweepWeights kind, bool classes_left, int64_t splits,
+void weights_case(LinearCase<E> c, SweepWeights kind, bool classes_left, int64_t blocks,
                   bool with_value, const char* what) {
-  SweepArgs args = c.arguments(kind, classes_left, splits);
+  SweepArgs args = c.arguments(kind, classes_left);
   const Matrix<E>& value = classes_left ? c.features : c.weight;
   const int64_t left = args.left.count, right = args.right.count;
   std::vector<E> out(left * c.width, convert<E>(0.5f));
   args.value = with_value ? value.data : nullptr;
-  args.out = out.data(), args.add = splits > 1;
-  linear_sweep_cuda(args, nullptr);
+  args.out = out.data(), args.add = blocks > 1;
+  c.run(args, blocks);
   bool good = true;
   for (int64_t i = 0; i < left; ++i) {
     double sum = 0, sum_size = 0;
@@ -215,18 +224,27 @@ void weights_case(LinearCase<E> c, SweepWeights kind, bool classes_left, int64_t
 }
 
 template <class E>
-void linear_cases_of(int64_t rows, int64_t classes, int64_t width, int64_t splits, bool all) {
-  LinearCase<E> c(rows, classes, width, 0.3f);
+void small_linear_cases() {
+  LinearCase<E> c(3, 5, 7, 0.3f);
   c.compute();
-  forward_case(c, splits, "forward");
-  if (all) forward_case(c, splits, "forward without mean", false);
-  for (const bool left : {false, true}) {
-    const int64_t shared = std::min(splits, ceil_div(left ? rows : classes, kSweepRows));
-    for (const SweepWeights kind : {SweepWeights::kGradient, SweepWeights::kCurvature}) {
-      weights_case(c, kind, left, shared, true, left ? "of classes" : "of rows");
-      if (all) weights_case(c, kind, left, shared, false, "sums");
+  for (const bool value : {false, true}) {
+    forward_case(c, 1, "forward", value);
+    for (const bool left : {false, true}) {
+      for (const SweepWeights kind : {SweepWeights::kGradient, SweepWeights::kCurvature}) {
+        weights_case(c, kind, left, 1, value, left ? "of classes" : "of rows");
+      }
     }
   }
+}
+
+// Several tiles of both sides: one block at a time, and more than there are tiles of left.
+template <class E>
+void large_linear_cases(int64_t width) {
+  LinearCase<E> c(130, 140, width, 0.3f);
+  c.compute();
+  forward_case(c, 4, "forward, splits");
+  weights_case(c, SweepWeights::kGradient, true, 1, true, "of classes, parts");
+  weights_case(c, SweepWeights::kCurvature, false, 4, true, "of rows, splits");
 }
 
 // Logits of thousands, classes that are impossible, a class that is certain, a row of NaN.
@@ -248,10 +266,10 @@ void linear_extremes() {
 }
 
 inline void linear_logsumexp_cases() {
-  linear_cases_of<BFloat16>(3, 5, 7, 1, true);
-  linear_cases_of<BFloat16>(130, 140, 136, 2, false);
-  linear_cases_of<float>(3, 5, 7, 1, true);
-  linear_cases_of<float>(131, 139, 133, 2, false);
+  small_linear_cases<BFloat16>();
+  small_linear_cases<float>();
+  large_linear_cases<BFloat16>(136);
+  large_linear_cases<float>(36);
   linear_extremes<BFloat16>();
   linear_extremes<float>();
 }

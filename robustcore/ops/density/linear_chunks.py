@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustcore import _C
 from robustcore.ops.autograd import arithmetic, raw, register_loop
+from robustcore.ops.density import linear_fused
 
 _chunk_lse = raw.logsumexp_chunk_.default
 _chunk_weights = raw.logsumexp_chunk_weights_.default
@@ -109,6 +110,10 @@ def _slice(t: Tensor | None, part: slice) -> Tensor | None:
     return None if t is None else t[part]
 
 
+def _hits(targets: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if targets is None or grad_target is None else (targets.contiguous(), grad_target)
+
+
 def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
@@ -149,8 +154,11 @@ def forward_op(
     bias: Tensor | None,  # [K]
     targets: Tensor | None,  # [N]
     with_mean: bool,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(lse ``[N]``, the targets' logits ``[N]``, mean ``[N, D]``); what is not wanted is empty."""
+    if fused:
+        return linear_fused.forward(features, weight, bias, targets, with_mean)
     # mean = p W, the gradient in the features up to a factor, by online softmax: p of the classes
     # so far, rescaled as more come. It costs the product that the backward pass would, but not the
     # logits once more.
@@ -193,6 +201,7 @@ def backward_op(
     need_features: bool,
     need_weight: bool,
     need_bias: bool,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features, weight and bias; what is not needed is empty."""
     chunks = _Chunks(features, weight, bias)
@@ -205,6 +214,10 @@ def backward_op(
                 torch.where(inside, grad_target, 0).unsqueeze(1), weight[at].to(chunks.type)
             )
         d_features = d_features.to(features.dtype)
+    if fused and (need_weight or need_bias):
+        return d_features, *linear_fused.class_gradients(
+            grad, _hits(targets, grad_target), features, weight, bias, lse, need_weight, need_bias
+        )
     sums = _ClassGradients(chunks, need_weight, need_bias)
     if not (need_weight or need_bias):
         return d_features, sums.weight, sums.bias
@@ -243,22 +256,25 @@ class _Cotangents:
     ) -> None:
         self.chunks, self.features, self.weight = chunks, features, weight
         self.bias = None if bias is None else bias.to(chunks.type).contiguous()
-        self.z_buffer, self.u_buffer = chunks.buffer(), chunks.buffer()
+        self.buffers: list[Tensor] = []
 
     def tile(self, r: slice, c: slice) -> _Tile:
         chunks = self.chunks
         e, w = chunks.part(chunks.features, r), chunks.part(chunks.weight, c)
         v_e = None if self.features is None else chunks.part(self.features, r)
         v_w = None if self.weight is None else chunks.part(self.weight, c)
-        z = chunks.product(self.z_buffer, e, w)
+        if not self.buffers:
+            self.buffers = [chunks.buffer(), chunks.buffer()]
+        z_buffer, u_buffer = self.buffers
+        z = chunks.product(z_buffer, e, w)
         if v_e is not None:
-            u = chunks.product(self.u_buffer, v_e, w)
+            u = chunks.product(u_buffer, v_e, w)
             if v_w is not None:
                 _add_product(u, e, v_w.t())
         elif v_w is not None:
-            u = chunks.product(self.u_buffer, e, v_w)
+            u = chunks.product(u_buffer, e, v_w)
         else:
-            u = self.u_buffer[: z.numel()].view(z.shape).zero_()
+            u = u_buffer[: z.numel()].view(z.shape).zero_()
         return _Tile(e, w, v_e, v_w, z, u)
 
     def mean(self, lse: Tensor, mean: Tensor) -> Tensor:
@@ -279,15 +295,8 @@ class _Cotangents:
     def at(self, targets: Tensor) -> Tensor:
         """u at the targets, 0 where a target is no class."""
         chunks = self.chunks
-        inside, at = chunks.inside(targets)
-        u = chunks.features.new_zeros(chunks.rows, dtype=chunks.type)
-        if self.features is not None:
-            u += (self.features.to(chunks.type) * chunks.weight[at]).sum(1)
-        if self.weight is not None:
-            u += (chunks.features.to(chunks.type) * self.weight[at]).sum(1)
-        if self.bias is not None:
-            u += self.bias[at]
-        return torch.where(inside, u, 0)
+        pairs = [(self.features, chunks.weight), (chunks.features, self.weight)]
+        return linear_fused.at_targets(targets, chunks.classes, pairs, self.bias, 0.0)
 
 
 @torch.library.custom_op("robustcore::linear_logsumexp_double_backward", mutates_args=())
@@ -306,6 +315,7 @@ def double_backward_op(
     need_features: bool,
     need_weight: bool,
     need_bias: bool,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of the gradients, along v, in grad, grad_target, features, weight and bias."""
     # With u = v_features W^T + E v_weight^T + v_bias, the first derivatives meet their cotangents
@@ -316,6 +326,12 @@ def double_backward_op(
     v = _Cotangents(chunks, v_features, v_weight, v_bias)
     targets = _contiguous(targets)
     u_target = grad.new_empty(0) if targets is None else v.at(targets)
+    if fused:
+        dot, *gradients = linear_fused.double_backward(
+            (v_features, v_weight, v_bias), grad, _hits(targets, grad_target), features, weight,
+            bias, lse, mean, (need_features, need_weight, need_bias),
+        )  # fmt: skip
+        return dot, u_target, *gradients
     dot = v.mean(lse, mean)
     d_features = chunks.empty(features, need_features)
     sums = _ClassGradients(chunks, need_weight, need_bias)
@@ -339,7 +355,7 @@ def double_backward_op(
 
 
 @forward_op.register_fake
-def _(features, weight, bias, targets, with_mean):
+def _(features, weight, bias, targets, with_mean, fused=False):
     lse = features.new_empty(features.shape[0], dtype=arithmetic(features))
     target = torch.empty_like(lse) if targets is not None else lse.new_empty(0)
     return lse, target, lse.new_empty(features.shape if with_mean else [0])
