@@ -5,6 +5,8 @@
 The implementations are those of the benchmarks of each family.
 """
 
+from functools import partial
+
 import torch
 from harness import Table, arguments, in_turn, load
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from robustcore import ops
 from robustcore.lipschitz import LipConvNet
 from robustcore.masking import MaskedModel
+from robustcore.ops.density import linear_fused
 
 LAST = torch.channels_last
 
@@ -132,6 +135,9 @@ def density(device, tiny):
 
         eager = lambda x, w, b: nn.functional.linear(x, w, b).logsumexp(1)  # noqa: E731
         fns = {"robustcore": lambda g=grad: g(ops.linear_logsumexp)}
+        if linear_fused.obstacle(*inputs[:2]) is None:
+            fused = partial(ops.linear_logsumexp, fused=True)
+            fns["robustcore, fused"] = lambda g=grad, f=fused: g(f)
         fns["eager"] = lambda g=grad, f=eager: g(f)
         yield f"linear_logsumexp with gradient: N {n}, D {d}, K {k}, {str(dtype)[6:]}", fns
 

@@ -1,11 +1,17 @@
 #include "density/linear_logsumexp.h"
 #include "density/linear_tiles.h"
 
+// What runs these kernels, 8.0 to 9.0: older GPUs have no such products, and for newer ones, that
+// have faster instructions of their own, the wheel has no room.
+#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000)
+#define RC_SWEEP 1
+#endif
+
 namespace robustcore::density {
 namespace {
 
 // What the threads of a block tell one another of a tile, beside its weights: 3 KiB, which with
-// these are all that a block of an 8.6, 8.9 or 12.0 may have.
+// these are all that a block of an 8.6 or 8.9 may have.
 union Numbers {
   struct {
     float of_warp[kWarpsAcross][kSide];  // a row's sum, or its maximum
@@ -184,8 +190,8 @@ class Sweep {
     const int64_t at = (down ? left_ : right_) + i;
     const bool there = at < side.count;
     // What is not there weighs nothing.
-    (down ? numbers_.down : numbers_.across)[i] =
-        there ? number_at(side.shift, at, true) : INFINITY;
+    float* const shifts = down ? numbers_.down : numbers_.across;
+    shifts[i] = there ? number_at(side.shift, at, true) : INFINITY;
     if (down != args_.classes_left) {  // rows
       const int64_t first = args_.classes_left ? args_.first_class + left_ : right_;
       const int classes = args_.classes_left ? rows() : columns();
@@ -202,8 +208,8 @@ class Sweep {
     const bool down = threadIdx.x < kSide;
     const SweepSide& side = down ? args_.left : args_.right;
     const int64_t at = (down ? left_ : right_) + threadIdx.x % kSide;
-    (down ? numbers_.down : numbers_.across)[threadIdx.x % kSide] =
-        number_at(side.along_shift, at, at < side.count);
+    float* const shifts = down ? numbers_.down : numbers_.across;
+    shifts[threadIdx.x % kSide] = number_at(side.along_shift, at, at < side.count);
     __syncthreads();
     RC_UNROLL
     for (int r = 0; r < kMyRows; ++r) {
@@ -326,9 +332,7 @@ class Sweep {
 template <class E>
 __global__ void __launch_bounds__(kThreads, 2)
     sweep_kernel(const __grid_constant__ SweepArgs args) {
-// 8.0 to 9.0: older GPUs have no such products, and for newer ones, that have faster instructions
-// of their own, the wheel has no room.
-#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000)
+#if defined(RC_SWEEP)
   __shared__ Numbers numbers;
   Sweep<E>(args, numbers).run();
 #endif
@@ -336,6 +340,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // The splits of a row as one, in their order.
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ SweepArgs args) {
+#if defined(RC_SWEEP)
   using L = OneLane<float>;
   const bool online = args.weights == SweepWeights::kOnline;
   const int64_t rows = args.left.count, pitch = parts_pitch(args.width);
@@ -370,6 +375,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
       });
     }
   });
+#endif
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 from cases.case import FLOATS, Case, normal, with_gradients
 from robustcore import ops
+from robustcore.ops.density import linear_fused
 
 
 def densities():
@@ -30,4 +31,21 @@ def densities():
         )  # fmt: skip
 
 
-GROUPS = (densities,)
+def fused_layers():
+    # Several tiles of both sides, and few rows: left in parts, right split.
+    for name in ("float32", "bfloat16"):
+        for rows, classes in ((300, 700), (20, 5000)):
+
+            def run(device, dtype=FLOATS[name], rows=rows, classes=classes):
+                x, w = normal(rows, 72, dtype=dtype), normal(classes, 72, dtype=dtype) / 8
+                fused = linear_fused.obstacle(x.to(device), w.to(device)) is None
+                return with_gradients(
+                    lambda *t: ops.linear_logsumexp(*t, fused=fused), device, x, w,
+                    normal(classes, dtype=dtype), orders=2,
+                )  # fmt: skip
+
+            label = f"{name}, fused, {rows} x {classes}, two derivatives"
+            yield Case("linear_logsumexp", label, run, False)
+
+
+GROUPS = (densities, fused_layers)

@@ -2,6 +2,8 @@
 
 import torch
 
+from robustcore.ops.density import linear_fused
+from robustcore.ops.density.linear_chunks import backward_op, forward_op
 from sizes.size import BF16, F32, raw, size_of
 
 
@@ -24,4 +26,24 @@ def densities(at):
         yield "grad_norm, backward", label, 2 * size, fn, "copy"
 
 
-GROUPS = (densities,)
+def fused_layers(at):
+    for rows, width, classes in ((4096, 512, 50_000), (4096, 4096, 32_000), (64, 4096, 32_000)):
+        for name, dtype in (("float32", F32), ("bfloat16", BF16)):
+            n, d, k = at(rows, width, classes)
+            x, w = at.randn(n, d, dtype=dtype), at.randn(k, d, dtype=dtype) / d**0.5
+            fused = linear_fused.obstacle(x, w) is None
+            label, product = f"{rows} x {width} to {classes}, {name}", 2 * n * d * k
+            ceiling = f"matrix product, {name}"
+            kernel = "linear_logsumexp, fused"
+            fn = lambda x=x, w=w, f=fused: forward_op(x, w, None, None, False, f)  # noqa: E731
+            yield kernel, label, product, fn, ceiling
+            fn = lambda x=x, w=w, f=fused: forward_op(x, w, None, None, True, f)  # noqa: E731
+            yield f"{kernel}, with mean", label, 2 * product, fn, ceiling
+            lse, _, mean = forward_op(x, w, None, None, True, fused)
+            fn = lambda x=x, w=w, z=lse, m=mean, f=fused: backward_op(  # noqa: E731
+                z, None, x, w, None, None, z, m, False, True, False, f
+            )
+            yield f"{kernel}, weight's gradient", label, 2 * product, fn, ceiling
+
+
+GROUPS = (densities, fused_layers)

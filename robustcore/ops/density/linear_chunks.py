@@ -327,11 +327,11 @@ def double_backward_op(
     targets = _contiguous(targets)
     u_target = grad.new_empty(0) if targets is None else v.at(targets)
     if fused:
-        dot, *gradients = linear_fused.double_backward(
+        dot, by_features, by_weight, by_bias = linear_fused.double_backward(
             (v_features, v_weight, v_bias), grad, _hits(targets, grad_target), features, weight,
             bias, lse, mean, (need_features, need_weight, need_bias),
         )  # fmt: skip
-        return dot, u_target, *gradients
+        return dot, u_target, by_features, by_weight, by_bias
     dot = v.mean(lse, mean)
     d_features = chunks.empty(features, need_features)
     sums = _ClassGradients(chunks, need_weight, need_bias)

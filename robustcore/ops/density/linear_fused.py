@@ -33,12 +33,12 @@ def chosen(fused: Any, features: Tensor, weight: Tensor) -> bool:
         raise TypeError(f"fused: got {type(fused).__name__}, want None, True or False")
     if fused is False or (fused is None and not FASTER_FROM):
         return False
-    obstacle = obstacle(features, weight)
+    why_not = obstacle(features, weight)
     if fused is None:
         sizes = (*features.flatten(0, -2).shape[:1], *weight.shape)
-        return obstacle is None and _is_faster(_capability(features.device), features.dtype, sizes)
-    if obstacle is not None:
-        raise ValueError(f"fused: got True, but {obstacle}")
+        return why_not is None and _is_faster(_capability(features.device), features.dtype, sizes)
+    if why_not is not None:
+        raise ValueError(f"fused: got True, but {why_not}")
     return features.numel() > 0 or features.shape[-1] == 0
 
 
@@ -187,8 +187,8 @@ def double_backward(
     else:
         dot = torch.empty_like(lse)
         layer.weights(None, lse, of_classes=False, sums=dot, along=along)
-    second = dict(grad=grad, dot=dot, along=along)  # R, and below G
-    first = dict(grad=grad, hits=hits, add=True)
+    second: dict[str, Any] = dict(grad=grad, dot=dot, along=along)  # R, and below G
+    first: dict[str, Any] = dict(grad=grad, hits=hits, add=True)
     d_features = layer.room(features, lse.dtype, need_features)
     if need_features:
         layer.weights(weight, lse, of_classes=False, out=d_features, **second)
