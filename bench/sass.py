@@ -12,8 +12,12 @@ each; at 85 % of that, the share is what the loop reaches of the copy bandwidth.
 set-up and latency, and counts what a load finds in a cache as moved: an estimate, until a GPU has
 measured it.
 
+Of a kernel on the tensor cores it is the innermost loop with the most products (HMMA): their number
+a turn, and the share of the time that they are at work, if nothing waits. 100 % is what `wgmma`
+reaches; what a Hopper GPU makes of HMMA is about two thirds of that.
+
 `--check` compares with an earlier table: a kernel whose loop takes over a tenth more instructions a
-byte fails.
+byte, or a product, fails.
 """
 
 import argparse
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +38,13 @@ BANDWIDTH = {"H100": 3.0e12, "H200": 4.3e12}  # of a copy, bytes a second
 WORSE = 1.10
 
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);")
-HEADER = "kernel | registers | shared | spilled | instructions | bytes | of an H100 | of an H200"
+HEADER = (
+    "kernel | registers | shared | spilled | instructions | bytes | of an H100 | of an H200 | "
+    "products | of the tensor cores"
+)
+# Operations of one HMMA of a warp, by its shape, and a quarter of a processor's in a cycle.
+PRODUCTS = {"16816": 2 * 16 * 8 * 16, "1688": 2 * 16 * 8 * 8, "1684": 2 * 16 * 8 * 4}
+TENSOR_RATE = {"TF32": 512, "": 1024}
 
 
 class Instruction(NamedTuple):
@@ -49,6 +59,11 @@ class Instruction(NamedTuple):
         width = re.search(r"\.(128|64|U16|S16|U8|S8)\b", self.op)
         return {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4
 
+    def tensor_cycles(self) -> float:
+        """That a product keeps its quarter of a processor's tensor cores at work; else 0."""
+        found = re.match(r"HMMA\.(\d+)\.F\d+(?:\.(TF32))?", self.op)
+        return PRODUCTS[found[1]] / TENSOR_RATE[found[2] or ""] if found else 0
+
     def stores(self) -> bool:
         return self.op.startswith("ST")
 
@@ -60,6 +75,13 @@ class Instruction(NamedTuple):
 class Loop(NamedTuple):
     instructions: int
     bytes: int
+    products: int = 0
+    tensor_cycles: float = 0
+
+    def cost(self) -> float:
+        """Instructions a product of the tensor cores, or else a byte; 0 where there is neither."""
+        each = self.products or self.bytes
+        return self.instructions / each if each else 0
 
 
 class Kernel(NamedTuple):
@@ -73,9 +95,17 @@ class Kernel(NamedTuple):
         moved = BANDWIDTH[gpu] / PROCESSORS / CLOCK  # bytes a cycle and processor
         return min(1.0, self.loop.bytes / moved / (self.loop.instructions / ISSUED))
 
+    def tensor_share(self) -> float:
+        """A warp's products, and its instructions, take their turns in a quarter of a processor."""
+        return self.loop.tensor_cycles / max(self.loop.tensor_cycles, self.loop.instructions / 0.85)
+
     def row(self) -> str:
-        cells = [f"`{self.name}`", self.registers, self.shared, self.spilled, *self.loop]
-        cells += [f"{self.share(gpu):.0%}" if self.loop.bytes else "" for gpu in BANDWIDTH]
+        loop, tensor = self.loop, bool(self.loop.products)
+        cells = [f"`{self.name}`", self.registers, self.shared, self.spilled]
+        cells += [loop.instructions, loop.bytes]
+        moves = loop.bytes and not tensor
+        cells += [f"{self.share(gpu):.0%}" if moves else "" for gpu in BANDWIDTH]
+        cells += [loop.products, f"{self.tensor_share():.0%}"] if tensor else ["", ""]
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -91,9 +121,18 @@ def parse(listing: str) -> list[Instruction]:
     return code
 
 
-def through(code: list[Instruction], first: int, last: int) -> Loop:
-    """One turn from `first` to the branch back at `last`: what stores most, then the shortest."""
-    end = (0, -1, code[last].bytes())  # stored, minus instructions, moved
+def stored_bytes(step: Instruction) -> float:
+    return step.bytes() if step.stores() else 0
+
+
+def through(
+    code: list[Instruction],
+    first: int,
+    last: int,
+    weight: Callable[[Instruction], float] = stored_bytes,
+) -> Loop:
+    """One turn from `first` to the branch back at `last`: of the most weight, then the shortest."""
+    end = (0.0, -1, (last,))  # weight, minus instructions, the path
     best = {last: end}
     for i in range(last - 1, first - 1, -1):
         step = code[i]
@@ -102,30 +141,36 @@ def through(code: list[Instruction], first: int, last: int) -> Loop:
             following.append(step.target)
         ways = [best[j] for j in following if j in best]
         if ways:
-            stored, steps, moved = max(ways)
-            stored += step.bytes() if step.stores() else 0
-            best[i] = stored, steps - 1, moved + step.bytes()
-    _, steps, moved = best.get(first, end)
-    return Loop(-steps, moved)
+            total, steps, path = max(ways, key=lambda way: way[:2])
+            best[i] = total + weight(step), steps - 1, (i, path)
+    path, taken = best.get(first, end)[2], []
+    while len(path) == 2:
+        taken.append(code[path[0]])
+        path = path[1]
+    taken.append(code[path[0]])
+    cycles = [step.tensor_cycles() for step in taken]
+    moved = sum(step.bytes() for step in taken)
+    return Loop(len(taken), moved, sum(c > 0 for c in cycles), sum(cycles))
 
 
 def inner_loop(code: list[Instruction]) -> Loop:
-    """The innermost loop that stores, or else loads, most; all of a kernel that has none."""
+    """The innermost loop with the most products of the tensor cores, else the one that stores, or
+    else loads, most; all of a kernel that has none."""
     back = [(s.target, i) for i, s in enumerate(code) if s.target is not None and s.target < i]
 
-    def total(span: tuple[int, int], stored: bool) -> int:
-        steps = code[span[0] : span[1] + 1]
-        return sum(s.bytes() for s in steps if s.stores() or not stored)
+    def total(span: tuple[int, int], weight: Callable[[Instruction], float]) -> float:
+        return sum(map(weight, code[span[0] : span[1] + 1]))
 
-    for stored in (True, False):
-        moving = [span for span in back if total(span, stored)]
+    for weight in (Instruction.tensor_cycles, stored_bytes, Instruction.bytes):
+        weighty = [span for span in back if total(span, weight)]
         inner = [
             (a, b)
-            for a, b in moving
-            if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in moving)
+            for a, b in weighty
+            if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in weighty)
         ]
         if inner:
-            return through(code, *max(inner, key=lambda span: total(span, stored)))
+            path = weight if weight is Instruction.tensor_cycles else stored_bytes
+            return through(code, *max(inner, key=lambda span: total(span, weight)), path)
     return through(code, 0, len(code) - 1)
 
 
@@ -206,21 +251,25 @@ def table(found: list[Kernel]) -> str:
 
 
 def earlier(file: Path) -> dict[str, float]:
-    """Instructions a byte by kernel."""
-    rows = re.findall(r"^\| `(.*?)` \|.*?\|.*?\|.*?\| (\d+) \| (\d+) \|", file.read_text(), re.M)
-    return {name: int(count) / int(moved) for name, count, moved in rows if int(moved)}
+    """Instructions a product, or a byte, by kernel."""
+    found = {}
+    for line in file.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if line.startswith("| `"):
+            count, moved, products = cells[4], cells[5], (cells[8:9] or [""])[0]
+            loop = Loop(int(count), int(moved), int(products or 0))
+            found[cells[0].strip("`")] = loop.cost()
+    return found
 
 
 def check(found: list[Kernel], file: Path) -> int:
     before, failures = earlier(file), 0
     for kernel in found:
-        if not kernel.loop.bytes:
-            continue
-        now, was = kernel.loop.instructions / kernel.loop.bytes, before.get(kernel.name)
-        if was is None or now > WORSE * was:
-            print(
-                f"{kernel.name}: {now:.2f} instructions a byte, {was or 'not in the table'} before"
-            )
+        now, was = kernel.loop.cost(), before.get(kernel.name)
+        if now and (was is None or now > WORSE * was):
+            each = "product" if kernel.loop.products else "byte"
+            then = "not in the table before" if was is None else f"{was:.2f} before"
+            print(f"{kernel.name}: {now:.2f} instructions a {each}, {then}")
             failures += 1
     print(f"{len(found)} kernels, {failures} that are new or worse than in {file}")
     return 1 if failures else 0
