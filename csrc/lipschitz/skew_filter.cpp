@@ -2,6 +2,8 @@
 // be channels last.
 #include "lipschitz/skew_filter.h"
 
+#include <cmath>
+
 #include "common/cpu.h"
 #include "common/device.h"
 #include "common/tensor.h"
@@ -68,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> skew_power(const Tensor& weig
   Tensor fresh_u3 = torch::stable::empty_like(u3), fresh_v3 = torch::stable::empty_like(v3);
   args.fresh = vectors_of(fresh_u1, fresh_v1, fresh_u3, fresh_v3, args.shape, weight);
   const int64_t n = args.shape.channels;
+  args.usual = static_cast<float>(0.1 / std::sqrt(static_cast<double>(n)));
   Tensor squares = empty_on(weight, {4, n}, {n, 1}, ScalarType::Double);
   Tensor largest = empty_on(weight, {n}, {1}, ScalarType::Float);
   Tensor norms = empty_on(weight, {3}, {1}, ScalarType::Float);

@@ -22,14 +22,11 @@ template <class Tap, class Row>
 __device__ __forceinline__ void over_taps(const FilterShape& shape, const Tap& tap,
                                           const Row& row) {
   const int warp = threadIdx.x / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  for_units(shape.channels, [&](int64_t unit) {
-    const int r = static_cast<int>(unit);
-    RC_ROLL
-    for (int t = warp; t < shape.taps(); t += warps) tap(r, t);
-    __syncthreads();
-    if (threadIdx.x == 0) row(r);
-    __syncthreads();
-  });
+  const int r = static_cast<int>(blockIdx.x);
+  RC_ROLL
+  for (int t = warp; t < shape.taps(); t += warps) tap(r, t);
+  __syncthreads();
+  if (threadIdx.x == 0) row(r);
 }
 void launch_taps(auto kernel, const auto& args, void* stream) {
   const int taps = args.shape.taps();
@@ -52,6 +49,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     const Factor a = mixed_factor(args, t, args.second ? norms[0] : 1.0f);
     const Factor b = flat_factor(args, t, args.second ? norms[1] : 1.0f);
     float sum_a = 0, sum_b = 0, most = 0;
+    RC_ROLL
     for (int j = lane; j < n; j += kWarp) {
       const float s = skew_at(args.weight, args.shape, r, j, t);
       sum_a = fused_multiply_add(s, a.at(j), sum_a);
@@ -65,6 +63,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     write_row(args, r, mixed, flat);
     if (args.second) return;
     float most = 0;
+    RC_ROLL
     for (int t = 0; t < taps; ++t) most = Scalar::max(largest[t], most);
     args.largest[r] = most;
   });
@@ -87,10 +86,13 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     args.norms[0] = norms[2], args.norms[1] = norms[3];
-    args.norms[2] = least_norm(args.shape, most);
+    args.norms[2] = least_norm(args, most);
   }
-  for_items(finish_entries(args.shape),
-            [&](int64_t e) { finish_entry(args, norms, static_cast<int>(e)); });
+  RC_ROLL
+  for (int e = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+       e < finish_entries(args.shape); e += static_cast<int>(gridDim.x * kThreads)) {
+    finish_entry(args, norms, e);
+  }
 }
 
 // Calls body(o, i, t) for all entries, kWarpsPerBlock rows and kWarp columns a block, in which
@@ -100,18 +102,17 @@ __device__ __forceinline__ void for_entries(const FilterShape& shape, bool chann
                                             const Body& body) {
   const int n = shape.channels, taps = shape.taps(), tiles = (n + kWarp - 1) / kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for_units(ceil_div(n, kWarpsPerBlock) * tiles, [&](int64_t unit) {
-    const int down = static_cast<int>(unit) / tiles;
-    const int o = down * kWarpsPerBlock + warp;
-    const int first = (static_cast<int>(unit) - down * tiles) * kWarp;
-    if (o >= n) return;
-    for (int m = 0; m < taps; ++m) {
-      const int e = lane + m * kWarp;
-      const int i = first + (channels_last ? lane : e / taps);
-      const int t = channels_last ? m : e % taps;
-      if (i < n) body(o, i, t);
-    }
-  });
+  const int down = static_cast<int>(blockIdx.x) / tiles;
+  const int o = down * kWarpsPerBlock + warp;
+  const int first = (static_cast<int>(blockIdx.x) - down * tiles) * kWarp;
+  if (o >= n) return;
+  RC_ROLL
+  for (int m = 0; m < taps; ++m) {
+    const int e = lane + m * kWarp;
+    const int i = first + (channels_last ? lane : e / taps);
+    const int t = channels_last ? m : e % taps;
+    if (i < n) body(o, i, t);
+  }
 }
 int64_t entry_blocks(const FilterShape& shape) {
   return ceil_div(shape.channels, kWarpsPerBlock) * ceil_div(shape.channels, kWarp);
@@ -119,13 +120,21 @@ int64_t entry_blocks(const FilterShape& shape) {
 
 __global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant__ FilterArgs args) {
   const float factor = factor_of(args.scale, args.norms);
-  dispatch_narrow<float>(args.dtype, [&](auto tag) {
-    using E = decltype(tag);
-    for_entries(args.shape, args.channels_last, [&](int o, int i, int t) {
-      const int k = filter_index(args.shape, args.channels_last, o, i, t);
-      static_cast<E*>(args.out)[k] = convert<E>(skew_at(args.weight, args.shape, o, i, t) * factor);
+  for_entries(args.shape, args.channels_last, [&](int o, int i, int t) {
+    const int k = filter_index(args.shape, args.channels_last, o, i, t);
+    const float value = skew_at(args.weight, args.shape, o, i, t) * factor;
+    dispatch_narrow<float>(args.dtype, [&](auto tag) {
+      static_cast<decltype(tag)*>(args.out)[k] = convert<decltype(tag)>(value);
     });
   });
+}
+
+// A branch on the dtype at each element costs little beside its reads, loops for each are bytes.
+__device__ __forceinline__ float gradient(const FilterBackwardArgs& args, int k) {
+  float value = 0;
+  dispatch_narrow<float>(args.dtype,
+                         [&](auto tag) { value = gradient_at<decltype(tag)>(args, k); });
+  return value;
 }
 
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
@@ -135,18 +144,17 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const auto tap = [&](int r, int t) {
     const int lane = threadIdx.x % kWarp;
     float sum = 0;
-    dispatch_narrow<float>(args.dtype, [&](auto tag) {
-      for (int j = lane; j < shape.channels; j += kWarp) {
-        const int k = filter_index(shape, args.channels_last, r, j, t);
-        sum = fused_multiply_add(gradient_at<decltype(tag)>(args, k),
-                                 skew_at(args.weight, shape, r, j, t), sum);
-      }
-    });
+    RC_ROLL
+    for (int j = lane; j < shape.channels; j += kWarp) {
+      const float g = gradient(args, filter_index(shape, args.channels_last, r, j, t));
+      sum = fused_multiply_add(g, skew_at(args.weight, shape, r, j, t), sum);
+    }
     sum = warp_sum(sum);
     if (lane == 0) inner[t] = sum;
   };
   over_taps(shape, tap, [&](int r) {
     float sum = 0;
+    RC_ROLL
     for (int t = 0; t < shape.taps(); ++t) sum += inner[t];
     args.inner[r] = sum;
   });
@@ -165,16 +173,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   const Slope slope(args, inner);
-  dispatch_narrow<float>(args.dtype, [&](auto tag) {
-    using E = decltype(tag);
+  for_entries(shape, false, [&](int o, int i, int t) {
     const auto at = [&](int o, int i, int t) {
       const int k = filter_index(shape, args.channels_last, o, i, t);
-      return slope.at(args, o, i, t, gradient_at<E>(args, k));
+      return slope.at(args, o, i, t, gradient(args, k));
     };
-    for_entries(shape, false, [&](int o, int i, int t) {
-      args.out[filter_index(shape, false, o, i, t)] =
-          (at(o, i, t) - at(i, o, shape.taps() - 1 - t)) * 0.5f;
-    });
+    args.out[filter_index(shape, false, o, i, t)] =
+        (at(o, i, t) - at(i, o, shape.taps() - 1 - t)) * 0.5f;
   });
 }
 

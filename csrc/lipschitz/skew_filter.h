@@ -40,7 +40,9 @@ struct PowerArgs {
   Vectors<float> kept, fresh;
   double* squares;  // [4, channels]: a row's share of the squared norms of v1, v3, u1, u3
   float* largest;   // [channels]: of a row of the weight
-  float* norms;     // [3]: sigma of either matrix, and what sigma is at least
+  float* norms;     // [3]: sigma of either matrix, and a thousandth of the weight's largest entry,
+                    // which sigma is at least: less says nothing of it
+  float usual;      // what that entry is at least, a tenth of the initialisation's
   bool second;      // M^T v
 };
 constexpr int64_t kFilterRun = 16;  // rows of a unit: reads of the transpose share lines
@@ -122,8 +124,10 @@ RC_HOST_DEVICE void write_row(const PowerArgs& a, int r, const float* mixed, con
   const int k = a.shape.side, taps = a.shape.taps(), n = a.shape.channels;
   const int along = a.second ? k : 1, across = a.second ? 1 : k;
   double squares = 0;
+  RC_ROLL
   for (int i = 0; i < k; ++i) {
     float sum = 0;
+    RC_ROLL
     for (int j = 0; j < k; ++j) sum += mixed[i * across + j * along];
     squares += static_cast<double>(sum) * sum;
     if (a.second) {
@@ -135,6 +139,7 @@ RC_HOST_DEVICE void write_row(const PowerArgs& a, int r, const float* mixed, con
   a.squares[(a.second ? 2 : 0) * n + r] = squares;
   squares = 0;
   float total = 0;
+  RC_ROLL
   for (int t = 0; t < taps; ++t) {
     total += flat[t];
     squares += static_cast<double>(flat[t]) * flat[t];
@@ -149,24 +154,24 @@ RC_HOST_DEVICE void write_row(const PowerArgs& a, int r, const float* mixed, con
 
 // The end of a step, entry e of all four vectors in turn; norms in the order of `squares`.
 RC_HOST_DEVICE void finish_entry(const PowerArgs& a, const float* norms, int e) {
-  const int sides = a.shape.channels * a.shape.side;
-  const auto put = [&](float* fresh, float* kept, int k, float norm) {
-    kept[k] = fresh[k] = unit_entry(fresh[k], norm, kept[k]);
-  };
-  if (e < sides) return put(a.fresh.v1, a.kept.v1, e, norms[0]);
-  if ((e -= sides) < sides) return put(a.fresh.u1, a.kept.u1, e, norms[2]);
-  if ((e -= sides) < a.shape.row()) return put(a.fresh.u3, a.kept.u3, e, norms[3]);
-  put(a.fresh.v3, a.kept.v3, e - a.shape.row(), norms[1]);
+  const int sides = a.shape.channels * a.shape.side, row = a.shape.row();
+  float *fresh = a.fresh.v1, *kept = a.kept.v1;
+  int which = 0;
+  if (e >= 2 * sides + row) {
+    e -= 2 * sides + row, which = 1, fresh = a.fresh.v3, kept = a.kept.v3;
+  } else if (e >= 2 * sides) {
+    e -= 2 * sides, which = 3, fresh = a.fresh.u3, kept = a.kept.u3;
+  } else if (e >= sides) {
+    e -= sides, which = 2, fresh = a.fresh.u1, kept = a.kept.u1;
+  }
+  kept[e] = fresh[e] = unit_entry(fresh[e], norms[which], kept[e]);
 }
 RC_HOST_DEVICE int finish_entries(const FilterShape& s) {
   return s.channels * (2 * s.side + s.taps() + 1);
 }
 
-// The least sigma: where the skew part is next to nothing its quotient says nothing. A thousandth
-// of the weight's largest entry, or of a tenth of the initialisation's.
-RC_HOST_DEVICE float least_norm(const FilterShape& s, float largest) {
-  const float least = 0.1f / static_cast<float>(::sqrt(static_cast<double>(s.channels)));
-  return 1e-3f * (largest < least ? least : largest);
+RC_HOST_DEVICE float least_norm(const PowerArgs& a, float largest) {
+  return 1e-3f * (largest < a.usual ? a.usual : largest);
 }
 
 RC_HOST_DEVICE float smaller(float a, float b) {

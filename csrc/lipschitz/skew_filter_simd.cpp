@@ -96,7 +96,7 @@ void RC_VARIANT(power_half)(const PowerArgs& args, float* scratch, int64_t begin
 void RC_VARIANT(power_finish)(const PowerArgs& args, int64_t, int64_t) {
   const float norms[4] = {norm_of(args, 0), norm_of(args, 1), norm_of(args, 2), norm_of(args, 3)};
   args.norms[0] = norms[2], args.norms[1] = norms[3];
-  args.norms[2] = least_norm(args.shape, largest_of(args.largest, args.shape.channels));
+  args.norms[2] = least_norm(args, largest_of(args.largest, args.shape.channels));
   for (int e = 0; e < finish_entries(args.shape); ++e) finish_entry(args, norms, e);
 }
 

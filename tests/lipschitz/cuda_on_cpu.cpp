@@ -117,6 +117,7 @@ void power_case(const FilterShape& shape, float size) {
                    static_cast<double*>(squares[cuda].data()),
                    static_cast<float*>(largest[cuda].data()),
                    static_cast<float*>(norms[cuda].data()),
+                   0.01f,
                    false};
     if (cuda) {
       power_cuda(args, nullptr);
