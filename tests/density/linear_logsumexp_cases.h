@@ -227,14 +227,13 @@ template <class E>
 void small_linear_cases() {
   LinearCase<E> c(3, 5, 7, 0.3f);
   c.compute();
-  for (const bool value : {false, true}) {
-    forward_case(c, 1, "forward", value);
-    for (const bool left : {false, true}) {
-      for (const SweepWeights kind : {SweepWeights::kGradient, SweepWeights::kCurvature}) {
-        weights_case(c, kind, left, 1, value, left ? "of classes" : "of rows");
-      }
+  for (const bool mean : {false, true}) forward_case(c, 1, "forward", mean);
+  for (const bool left : {false, true}) {
+    for (const SweepWeights kind : {SweepWeights::kGradient, SweepWeights::kCurvature}) {
+      weights_case(c, kind, left, 1, true, left ? "of classes" : "of rows");
     }
   }
+  weights_case(c, SweepWeights::kCurvature, false, 1, false, "sums");
 }
 
 // Several tiles of both sides: one block at a time, and more than there are tiles of left.

@@ -1,8 +1,12 @@
 """linear_logsumexp on the tensor cores: when it is taken, and its passes.
 
-A kernel makes logits tile by tile where it needs them, and none is kept. It multiplies what a tile
-becomes with rows of one matrix only, so the gradient of the features is a pass, and that of the
-weight another one that makes the logits again: four products where chunks in memory take three.
+A kernel makes logits tile by tile where it needs them, and none is kept. A block adds up the rows
+of one side alone, in one order and without atomics. So the features' gradient, which the forward
+pass takes along, and the weight's are two passes, and the second makes the logits again: four
+products with gradients, as many as chunks take, where eager torch takes three. In bfloat16 the
+first one has the probabilities in two parts, which is a product more. Of the double backward R and
+G (linear_chunks.double_backward_op says what they are) are passes of their own, by rows and by
+classes: eight products for a penalty on the features' gradient, where chunks take five.
 """
 
 from __future__ import annotations
