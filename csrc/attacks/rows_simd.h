@@ -9,11 +9,10 @@ namespace robustcore::attacks {
 inline namespace RC_ISA {
 namespace {
 
-// L_: vectors, or single lanes where an element has to know its place.
-template <class T_, class L_ = LanesOf<T_>>
+template <class T_>
 struct SimdRow {
   using T = T_;
-  using L = L_;
+  using L = LanesOf<T>;
   int64_t elements;
 
   template <class F>

@@ -38,15 +38,14 @@ void square_rows(const SquareArgs& args, int64_t begin, int64_t end) {
 }
 
 template <class E>
-struct PeaksRow : SimdRow<Arithmetic<E>, OneLane<Arithmetic<E>>> {
+struct PeaksRow {
   using T = Arithmetic<E>;
   const SquareArgs& args;
   const E *x0_data, *best_data;
   E* out;
 
   PeaksRow(const SquareArgs& args_, int64_t at)
-      : SimdRow<T, OneLane<T>>{args_.elements()},
-        args(args_),
+      : args(args_),
         x0_data(static_cast<const E*>(args_.x0.data) + at * args_.x0.image_stride),
         best_data(static_cast<const E*>(args_.best.data) + at * args_.best.image_stride),
         out(static_cast<E*>(args_.out) + at * args_.place.image_stride) {}
@@ -55,6 +54,18 @@ struct PeaksRow : SimdRow<Arithmetic<E>, OneLane<Arithmetic<E>>> {
   }
   T best(int64_t k) const {
     return convert<T>(best_data[element_offset(args.best, k)]);
+  }
+  // Lane by lane: an element has to know its place. Rolled up, since what an element takes is not its
+  // addition, and 32 copies of it would take long to compile.
+  template <class F>
+  Sums sums(int64_t count, const F& f) const {
+    Sums total{0, 0};
+    for_segments(count, [&](int64_t first, int64_t in_segment) {
+      T a[kSums] = {}, b[kSums] = {};
+      for (int64_t i = 0; i < in_segment; ++i) f(first + i, 1, a[i % kSums], b[i % kSums]);
+      total.a += tree(a), total.b += tree(b);
+    });
+    return total;
   }
   template <class F>
   void write(int64_t first, int64_t count, const F& f) const {
