@@ -55,8 +55,8 @@ struct PeaksRow {
   T best(int64_t k) const {
     return convert<T>(best_data[element_offset(args.best, k)]);
   }
-  // Lane by lane: an element has to know its place. Rolled up, since what an element takes is not its
-  // addition, and 32 copies of it would take long to compile.
+  // Lane by lane: an element has to know its place. Rolled up, since what an element takes is not
+  // its addition, and 32 copies of it would take long to compile.
   template <class F>
   Sums sums(int64_t count, const F& f) const {
     Sums total{0, 0};
