@@ -79,6 +79,33 @@ __device__ __forceinline__ void for_items(int64_t items, const Body& body) {
   }
 }
 
+// A divisor known at launch: below 2^31 a quotient is a product and a shift, a fifth of what a GPU
+// needs to divide.
+class Divisor {
+ public:
+  Divisor() = default;
+  explicit Divisor(int64_t value) : value_(value) {
+    if (value >= kSmall) return;  // what is below 2^31 has quotient 0
+    int bits = 0;
+    while (int64_t{1} << bits < value) ++bits;
+    shift_ = 31 + bits;
+    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + value - 1) / value);
+  }
+  RC_HOST_DEVICE int64_t value() const {
+    return value_;
+  }
+  RC_HOST_DEVICE int64_t quotient(int64_t n) const {
+    if (n >= kSmall) return n / value_;
+    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(n)} * factor_ >> shift_);
+  }
+
+ private:
+  static constexpr int64_t kSmall = int64_t{1} << 31;
+  int64_t value_ = 1;
+  uint32_t factor_ = 0;
+  int32_t shift_ = 31;
+};
+
 // Consecutive values, read or written with as few instructions as their size allows.
 template <class T, int kWide>
 struct alignas(sizeof(T) * kWide > 16 ? 16 : sizeof(T) * kWide) Pack {

@@ -17,10 +17,34 @@ struct QuadSource {
   StridedView view;
   Access access;
   double absent;  // the value where there is no view
+  bool repeats;   // its quads lie where those of the source before do
+  Divisor sizes[StridedView::kMaxDims];
 
   QuadSource() = default;
   QuadSource(const StridedView& view_, double absent_)
-      : view(view_), access(access_of(view_)), absent(absent_) {}
+      : view(view_), access(access_of(view_)), absent(absent_), repeats(false) {
+    for (int d = 1; d < view.dims; ++d) sizes[d] = Divisor(view.sizes[d]);
+  }
+
+  // Where element e of an image lies.
+  __device__ int64_t offset(int64_t image, int64_t e) const {
+    int64_t at = image * view.image_stride;
+    RC_ROLL
+    for (int d = view.dims - 1; d > 0; --d) {
+      const int64_t rest = sizes[d].quotient(e);
+      at += (e - rest * view.sizes[d]) * view.strides[d];
+      e = rest;
+    }
+    return at + e * view.strides[0];
+  }
+
+  void repeat(const QuadSource& before) {
+    repeats = access != Access::kEach && access == before.access && view.dims == before.view.dims &&
+              view.image_stride == before.view.image_stride;
+    for (int d = 0; repeats && d < view.dims; ++d) {
+      repeats = view.sizes[d] == before.view.sizes[d] && view.strides[d] == before.view.strides[d];
+    }
+  }
 
  private:
   static Access access_of(const StridedView& view) {
@@ -38,12 +62,6 @@ struct QuadSource {
   }
 };
 
-// Offset of element e of `elements`.
-__device__ inline int64_t offset_of(const StridedView& view, int64_t e, int64_t elements) {
-  if (elements <= UINT32_MAX) return element_offset_in(view, static_cast<uint32_t>(e));
-  return element_offset_in(view, e);
-}
-
 // Four values one after the other.
 template <class T>
 __device__ void load_run(const StridedView& view, int64_t at, T* to, int step) {
@@ -55,25 +73,32 @@ __device__ void load_run(const StridedView& view, int64_t at, T* to, int step) {
   });
 }
 
-// Elements e to e + 3 of an image, e a multiple of 4, to `to`, `step` apart: a place in shared
-// memory, because the one loop over elements that lie anywhere stays rolled.
-template <class T>
-__device__ void load_quad(const QuadSource& source, int64_t image, int64_t e, int64_t elements,
-                          T* to, int step) {
-  const StridedView& view = source.view;
-  const bool each = source.access == Access::kEach;
-  T value = static_cast<T>(source.absent);
+// Elements e to e + 3 of an image, e a multiple of 4, of each source to `to`, `step` apart: places
+// in shared memory, because the one loop over elements that lie anywhere stays rolled.
+template <class T, int kSources>
+__device__ void load_quads(const QuadSource (&sources)[kSources], int64_t image, int64_t e,
+                           int64_t elements, T* to, int step) {
+  int64_t at = 0;
   RC_ROLL
-  for (int i = 0; i < (each ? 4 : 1) && e + i < elements; ++i) {
-    if (source.access == Access::kAbsent) break;
-    const int64_t at = image * view.image_stride + offset_of(view, e + i, elements);
-    if (source.access == Access::kRun) return load_run(view, at, to, step);
-    value = load_as<T>(view.data, view.dtype, at);
-    if (each) to[i * step] = value;
+  for (int s = 0; s < kSources; ++s, to += 4 * step) {
+    const QuadSource& source = sources[s];
+    const bool each = source.access == Access::kEach, run = source.access == Access::kRun;
+    const int some = elements - e < 4 ? static_cast<int>(elements - e) : 4;
+    T value = static_cast<T>(source.absent);
+    RC_ROLL
+    for (int i = 0; i < (each ? some : source.access != Access::kAbsent); ++i) {
+      if (!source.repeats) at = source.offset(image, e + i);
+      if (run) {
+        load_run(source.view, at, to, step);
+      } else {
+        value = load_as<T>(source.view.data, source.view.dtype, at);
+        if (each) to[i * step] = value;
+      }
+    }
+    if (each || run) continue;
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) to[i * step] = value;
   }
-  if (each) return;
-  RC_UNROLL
-  for (int i = 0; i < 4; ++i) to[i * step] = value;
 }
 
 }  // namespace robustcore

@@ -8,36 +8,68 @@ namespace {
 
 // A block works on a tile of columns (four elements each, of kChannels channels) and a run of
 // samples: what depends on the column alone stays in registers over the run, what depends on the
-// sample alone in shared memory. Narrow images put several samples side by side in a block.
+// sample alone in shared memory. Narrow images put several samples side by side in a block. The
+// runs of an image take turns at its samples, so that none is longer than another by more than one.
 struct NoiseGrid {
   static constexpr int kThreads = 128;  // small, so that a short run still fills every processor
   static constexpr int kSources = 4;    // x, mean, std, sigma
-  int32_t columns, rows;                // of a block's threads: columns * rows == kThreads
+  int32_t log_columns, rows;            // of a block's threads: columns * rows == kThreads
   bool scattered;                       // each element finds its own place; else a column is an
                                         // aligned run of 4 * kChannels outputs
+  bool shared_gain;                     // by the elements of a quad
   int64_t plane;                        // elements between a column's channels
-  int64_t column_tiles, sample_runs;    // in all, per image
-  int64_t samples;                      // of a run, at most kThreads
+  Divisor tiles, runs;                  // of columns, of samples: of an image
+  int32_t samples, longer;              // of a run, at most kThreads; so many runs have one more
+  int64_t sample_bytes, column_bytes;   // of the outputs
+  int64_t turn, step;                   // of a row of threads: samples and bytes
   PhiloxKeys<Scalar> keys;              // in constant memory, an operand of every round
   QuadSource sources[kSources];
 
   NoiseGrid(const NoiseArgs& args, int channels, bool scattered_)
-      : columns(kThreads),
-        scattered(scattered_),
+      : scattered(scattered_),
         plane(channels == 1 ? args.elements : args.elements / args.channels),
         keys(philox_key(args.stream.seed)),
         sources{{args.x, 0}, {args.mean, 0}, {args.std, 1}, {args.sigma, args.sigma_value}} {
     const int64_t wanted = ceil_div(args.elements / channels, 4);
-    while (columns / 2 >= wanted) columns /= 2;
-    rows = kThreads / columns;
-    column_tiles = ceil_div(wanted, columns);
-    // Short runs in one wave of blocks, since every block pays for its set-up; runs that hide it,
-    // in several, whose ends are ragged by less.
-    const int64_t work = args.images * column_tiles * args.samples, wave = blocks_wanted() / 2;
-    const int64_t kLong = 32;
-    samples = work < kLong * wave ? ceil_div(work, wave) : kLong;
-    samples = samples < rows ? rows : samples;
-    sample_runs = ceil_div(args.samples, samples);
+    for (log_columns = 7; log_columns > 0 && 1 << (log_columns - 1) >= wanted;) --log_columns;
+    rows = kThreads >> log_columns;
+    tiles = Divisor(ceil_div(wanted, 1 << log_columns));
+    const int64_t count = runs_of(args, channels == 1 ? 4 : 2);
+    runs = Divisor(count);
+    samples = static_cast<int32_t>(args.samples / count);
+    longer = static_cast<int32_t>(args.samples % count);
+    dispatch(args.out_dtype, [&](auto tag) {
+      sample_bytes = args.elements * static_cast<int64_t>(sizeof(tag));
+      column_bytes = scattered ? 0 : 4 * channels * static_cast<int64_t>(sizeof(tag));
+    });
+    turn = rows * count, step = turn * sample_bytes;
+    for (int i = 1; i < kSources; ++i) sources[i].repeat(sources[i - 1]);
+    const auto same = [](const QuadSource& s) { return s.access <= Access::kSame; };
+    shared_gain = same(sources[2]) && same(sources[3]);
+  }
+  int64_t units(const NoiseArgs& args) const {
+    return args.images * tiles.value() * runs.value();
+  }
+
+ private:
+  // Every block pays for its set-up, and the processor with the most turns to make is the last: the
+  // best of a few blocks each, or runs that hide the set-up where there is more to do. `fewest`
+  // blocks hide latencies.
+  int64_t runs_of(const NoiseArgs& args, int64_t fewest) const {
+    constexpr int64_t kSetUp = 4, kLong = 32;  // in turns
+    const int64_t processors = blocks_wanted() / 16, tiles_of_all = args.images * tiles.value();
+    const int64_t longest = kLong * rows < kThreads ? kLong * rows : kThreads;
+    const int64_t least = ceil_div(args.samples, longest), most = ceil_div(args.samples, rows);
+    const auto cost = [&](int64_t count) {
+      const int64_t turns = ceil_div(args.samples, count * rows);
+      return ceil_div(tiles_of_all * count, processors) * (turns + kSetUp);
+    };
+    int64_t best = least;
+    for (int64_t blocks = fewest; blocks <= 8; ++blocks) {
+      const int64_t count = blocks * processors / tiles_of_all;
+      if (count > least && count <= most && cost(count) < cost(best)) best = count;
+    }
+    return best;
   }
 };
 
@@ -55,21 +87,23 @@ struct Epilogues {
   // Of the quad at element e; each thread fills its own slots, from `j` on.
   __device__ void load(const NoiseArgs& args, const NoiseGrid& grid, int64_t image, int64_t e,
                        int j) {
-    RC_ROLL
-    for (int s = 0; s < NoiseGrid::kSources; ++s) {
-      load_quad(grid.sources[s], image, e, args.elements, &read[s][0][threadIdx.x], kThreads);
-    }
+    load_quads(grid.sources, image, e, args.elements, &read[0][0][threadIdx.x], kThreads);
     const bool normalized = args.mean.data || args.std.data;
+    T gain = 0;
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      T x = read[0][i][threadIdx.x], gain = read[3][i][threadIdx.x], offset = 0;
+      T x = read[0][i][threadIdx.x];
       const T mean = read[1][i][threadIdx.x], std = read[2][i][threadIdx.x];
       if constexpr (kShifted) {
+        T offset = 0;
         ValueOf<T, kDistribution>::prepare(args, mean, std, x, gain, offset);
         shift[j + i][threadIdx.x] = offset;
-      } else if (normalized) {
-        x = affine_base(x, mean, std);
-        gain = gain / std;
+      } else {
+        if (i == 0 || !grid.shared_gain) {
+          gain = read[3][i][threadIdx.x];
+          if (normalized) gain = gain / std;
+        }
+        if (normalized) x = affine_base(x, mean, std);
       }
       base[j + i][threadIdx.x] = x, scale[j + i][threadIdx.x] = gain;
     }
@@ -120,8 +154,8 @@ class Column {
     }
   }
 
-  // The outputs of one sample, whose image begins at element `begin`; `index` is the sample's.
-  __device__ void write(const PhiloxRow& row, int64_t index, int64_t begin) {
+  // The outputs of sample `index`, to where the column is in it, or where scattered its image.
+  __device__ void write(const PhiloxRow& row, int64_t index, char* to) {
     T values[kElements];  // in memory order: element i of channel c at i * kChannels + c
     value_.start_sample(index);
     RC_UNROLL
@@ -140,7 +174,7 @@ class Column {
       }
     }
     dispatch_narrow<T>(args_.out_dtype, [&](auto tag) {
-      store(static_cast<decltype(tag)*>(args_.out) + begin, values);
+      store(reinterpret_cast<decltype(tag)*>(to), values);
     });
   }
 
@@ -157,7 +191,7 @@ class Column {
         return;
       }
     }
-    auto* to = reinterpret_cast<Quad<Out>*>(out + kChannels * first_);
+    auto* to = reinterpret_cast<Quad<Out>*>(out);
     RC_UNROLL
     for (int q = 0; q < kChannels; ++q) {
       Quad<Out> quad;
@@ -193,20 +227,19 @@ __global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<T, kDistribu
   // Thresholds in turn: one offset an element, the same for every image and sample.
   const bool in_turn = kDistribution == Distribution::kSplitting && args.levels > 0;
   const int64_t image0 = first_image(args.stream), sample0 = first_sample(args.stream);
-  const int lane = threadIdx.x % grid.columns, first_row = threadIdx.x / grid.columns;
+  const int lane = threadIdx.x & ((1 << grid.log_columns) - 1);
+  const int first_row = threadIdx.x >> grid.log_columns;
 
-  for_units(args.images * grid.column_tiles * grid.sample_runs, [&](int64_t unit) {
-    const int64_t run = unit % grid.sample_runs;
-    const int64_t tile = unit / grid.sample_runs % grid.column_tiles;
-    const int64_t image = unit / grid.sample_runs / grid.column_tiles;
-    const int64_t s_begin = run * grid.samples, left = args.samples - s_begin;
-    const int count = static_cast<int>(left < grid.samples ? left : grid.samples);
+  for_units(args.images * grid.tiles.value() * grid.runs.value(), [&](int64_t unit) {
+    const int64_t tiles = grid.runs.quotient(unit), run = unit - tiles * grid.runs.value();
+    const int64_t image = grid.tiles.quotient(tiles), tile = tiles - image * grid.tiles.value();
+    const int count = grid.samples + (run < grid.longer);
     if (static_cast<int>(threadIdx.x) < count) {
-      const int64_t sample = in_turn ? 0 : sample0 + s_begin + threadIdx.x;
+      const int64_t sample = in_turn ? 0 : sample0 + run + threadIdx.x * grid.runs.value();
       rows[threadIdx.x] = stream_row(philox_key(args.stream.seed), domain_of(kDistribution),
                                      in_turn ? 0 : image0 + image, sample);
     }
-    const int64_t column = tile * grid.columns + lane;
+    const int64_t column = (tile << grid.log_columns) + lane;
     const bool mine = 4 * column < grid.plane;
     RC_ROLL
     for (int c = 0; mine && c < kChannels; ++c) {
@@ -218,10 +251,12 @@ __global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<T, kDistribu
     __syncthreads();
     if (mine) {
       Column<T, kDistribution, kChannels> outputs(args, grid, epilogues, image0 + image, column);
-      int64_t begin = (image * args.samples + s_begin + first_row) * args.elements;
+      int64_t sample = run + first_row * grid.runs.value();
+      char* to = static_cast<char*>(args.out) + column * grid.column_bytes +
+                 (image * args.samples + sample) * grid.sample_bytes;
       RC_ROLL
-      for (int s = first_row; s < count; s += grid.rows, begin += grid.rows * args.elements) {
-        outputs.write(rows[s], sample0 + s_begin + s, begin);
+      for (int s = first_row; s < count; s += grid.rows, sample += grid.turn, to += grid.step) {
+        outputs.write(rows[s], sample0 + sample, to);
       }
     }
     __syncthreads();
@@ -231,9 +266,8 @@ __global__ void __launch_bounds__(NoiseGrid::kThreads, kNoiseBlocks<T, kDistribu
 template <class T, Distribution kDistribution, int kChannels>
 void launch_noise(const NoiseArgs& args, bool scattered, void* stream) {
   const NoiseGrid grid(args, kChannels, scattered);
-  launch(noise_kernel<T, kDistribution, kChannels>,
-         args.images * grid.column_tiles * grid.sample_runs, NoiseGrid::kThreads, stream, args,
-         grid);
+  launch(noise_kernel<T, kDistribution, kChannels>, grid.units(args), NoiseGrid::kThreads, stream,
+         args, grid);
 }
 
 // ---- sums ----------------------------------------------------------------------------------------
@@ -244,8 +278,11 @@ void launch_noise(const NoiseArgs& args, bool scattered, void* stream) {
 struct SumGrid {
   int32_t columns, rows;  // columns * rows == kThreads
   int64_t tiles;          // of an image
+  QuadSource grad;
+  bool quads;  // a column is one aligned read
 
-  explicit SumGrid(const SumsArgs& args) : columns(32) {
+  explicit SumGrid(const SumsArgs& args) : columns(32), grad(args.grad, 0) {
+    quads = grad.access == Access::kRun && args.grad.sample_stride % 4 == 0;
     const int64_t quads = ceil_div(args.elements, 4), wave = blocks_wanted() / 16;
     // Four columns read 64 bytes one after the other, of float32.
     while (columns > 4 && args.images * ceil_div(quads, columns) < wave) columns /= 2;
@@ -257,27 +294,48 @@ struct SumGrid {
 template <class T>
 using Sums = T[2][4];  // of the gradient and of its product with the noise, a column each
 
-// Adds samples [begin, end) of a column; at[i] is where element i of sample 0 lies, -1 past the
-// end.
+// The gradient of a column's sample; at[i] is where element i of sample 0 lies, -1 past the end.
+template <class T>
+__device__ void load_sample(const SumsArgs& args, bool quads, const int64_t (&at)[4], int64_t s,
+                            T (&g)[4]) {
+  dispatch_narrow<T>(args.grad.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    const E* grad = static_cast<const E*>(args.grad.data) + s * args.grad.sample_stride;
+    Quad<E> quad{};
+    if (quads && at[0] >= 0) {
+      quad = *reinterpret_cast<const Quad<E>*>(grad + at[0]);
+    } else {
+      RC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (at[i] >= 0) quad.v[i] = grad[at[i]];
+      }
+    }
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) g[i] = convert<T>(quad.v[i]);
+  });
+}
+
+// Adds samples [begin, end) of a column. What a sample needs is on its way while the noise of the
+// one before is drawn.
 template <Distribution kDistribution, class T>
-__device__ void add_samples(const SumsArgs& args, const PhiloxKey& key,
+__device__ void add_samples(const SumsArgs& args, bool quads, const PhiloxKey& key,
                             const PhiloxKeys<Scalar>& keys, int64_t image, int64_t column,
                             const int64_t (&at)[4], int64_t begin, int64_t end, Sums<T>& part) {
   const auto counter = philox_column<Scalar>(static_cast<uint32_t>(column));
   const int64_t sample0 = first_sample(args.stream), index = first_image(args.stream) + image;
+  T next[4];
+  if (begin < end) load_sample(args, quads, at, begin, next);
+  RC_ROLL
   for (int64_t s = begin; s < end; ++s) {
+    T g[4];
+    RC_UNROLL
+    for (int i = 0; i < 4; ++i) g[i] = next[i];
+    if (s + 1 < end) load_sample(args, quads, at, s + 1, next);
     float z[4] = {};
     if (args.noise_sum) {
       const PhiloxRow row = stream_row(key, domain_of(kDistribution), index, sample0 + s);
       draw<kDistribution, Scalar>(row, counter, keys, z);
     }
-    T g[4];
-    dispatch_narrow<T>(args.grad.dtype, [&](auto tag) {
-      const auto* grad =
-          static_cast<const decltype(tag)*>(args.grad.data) + s * args.grad.sample_stride;
-      RC_UNROLL
-      for (int i = 0; i < 4; ++i) g[i] = at[i] < 0 ? T(0) : convert<T>(grad[at[i]]);
-    });
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
       part[0][i] += g[i];
@@ -301,15 +359,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     RC_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int64_t e = 4 * column + i;
-      at[i] =
-          e < args.elements ? image * args.grad.image_stride + element_offset(args.grad, e) : -1;
+      at[i] = e < args.elements ? grid.grad.offset(image, e) : -1;
     }
     Sums<T> total = {};
     for (int64_t wave = 0; wave < runs; wave += grid.rows) {
       Sums<T> part = {};
       const int64_t begin = (wave + row) * kSumRun;
       const int64_t end = begin + kSumRun < args.samples ? begin + kSumRun : args.samples;
-      add_samples<kDistribution>(args, key, keys, image, column, at, begin, end, part);
+      add_samples<kDistribution>(args, grid.quads, key, keys, image, column, at, begin, end, part);
       RC_UNROLL
       for (int i = 0; i < 8; ++i) parts[threadIdx.x][i / 4][i % 4] = part[i / 4][i % 4];
       __syncthreads();
