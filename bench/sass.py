@@ -7,10 +7,10 @@ A MODULE is an object file, the compiled module or a wheel, with code for sm_90.
 
 Of each kernel: registers, shared memory, spills, and its innermost loop that stores (where none
 does, that loads) the most global memory: instructions and bytes of a thread's one turn, by the
-shortest of the paths that store most. A processor issues four instructions a cycle for 32 threads
-each; at 85 % of that, the share is what the loop reaches of the copy bandwidth. It leaves out
-set-up and latency, and counts what a load finds in a cache as moved: an estimate, until a GPU has
-measured it.
+shortest of the paths that store most (of those that store nothing, load most). A processor issues
+four instructions a cycle for 32 threads each; at 85 % of that, the share is what the loop reaches
+of the copy bandwidth. It leaves out set-up and latency, and counts what a load finds in a cache as
+moved: an estimate, until a GPU has measured it.
 
 Of a kernel on the tensor cores it is the innermost loop with the most products (HMMA): their number
 a turn, and the share of the time that they are at work, if nothing waits. 100 % is what `wgmma`
@@ -114,11 +114,29 @@ def parse(listing: str) -> list[Instruction]:
     index = {int(m[1], 16): i for i, m in enumerate(found)}
     code = []
     for m in found:
-        target = re.search(r"0x([0-9a-f]+)\s*$", m[3]) if m[2].startswith("BRA") else None
+        # Where BRA.DIV goes, a warp whose threads have parted comes together: no way of its own.
+        jumps = m[2].startswith("BRA") and m[2] != "BRA.DIV"
+        target = re.search(r"0x([0-9a-f]+)\s*$", m[3]) if jumps else None
         code.append(
             Instruction(m[2], "@" in m[0], index.get(int(target[1], 16)) if target else None)
         )
     return code
+
+
+def reached(code: list[Instruction]) -> set[int]:
+    """What a kernel comes to; of a jump by a table, what follows it."""
+    found, ways = set(), [0]
+    while ways:
+        i = ways.pop()
+        if i in found or i >= len(code):
+            continue
+        found.add(i)
+        if not code[i].ends() or code[i].op.startswith("BRX"):
+            ways.append(i + 1)
+        target = code[i].target
+        if target is not None:
+            ways.append(target)
+    return found
 
 
 def stored_bytes(step: Instruction) -> float:
@@ -154,23 +172,35 @@ def through(
 
 
 def inner_loop(code: list[Instruction]) -> Loop:
-    """The innermost loop with the most products of the tensor cores, else the one that stores, or
-    else loads, most; all of a kernel that has none."""
-    back = [(s.target, i) for i, s in enumerate(code) if s.target is not None and s.target < i]
+    """The innermost loop with the most products of the tensor cores; else the one that stores most,
+    or one in it, or any, that loads more; all of a kernel that has none."""
+    ways = ((code[i].target, i) for i in sorted(reached(code)))
+    back = [(target, i) for target, i in ways if target is not None and target < i]
 
     def total(span: tuple[int, int], weight: Callable[[Instruction], float]) -> float:
         return sum(map(weight, code[span[0] : span[1] + 1]))
 
-    for weight in (Instruction.tensor_cycles, stored_bytes, Instruction.bytes):
+    def innermost(weight: Callable[[Instruction], float]) -> list[tuple[int, int]]:
         weighty = [span for span in back if total(span, weight)]
-        inner = [
+        return [
             (a, b)
             for a, b in weighty
             if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in weighty)
         ]
-        if inner:
-            path = weight if weight is Instruction.tensor_cycles else stored_bytes
-            return through(code, *max(inner, key=lambda span: total(span, weight)), path)
+
+    weight = Instruction.tensor_cycles
+    spans = innermost(weight)
+    if not spans and (spans := innermost(stored_bytes)):
+        a, b = span = max(spans, key=lambda span: total(span, stored_bytes))
+        within = [(c, d) for c, d in innermost(Instruction.bytes) if a <= c and d <= b]
+        loading = [at for at in within if total(at, Instruction.bytes) > total(span, stored_bytes)]
+        weight, spans = stored_bytes, [span]
+        if loading and span not in within:
+            weight, spans = Instruction.bytes, loading
+    if not spans:
+        weight, spans = Instruction.bytes, innermost(Instruction.bytes)
+    if spans:
+        return through(code, *max(spans, key=lambda span: total(span, weight)), weight)
     return through(code, 0, len(code) - 1)
 
 

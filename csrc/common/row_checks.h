@@ -39,4 +39,14 @@ inline PerRow per_row(const char* name, const Tensor& t, const Tensor& like,
   return {t.const_data_ptr(), t.stride(0)};
 }
 
+// RowPlan::parts for the rows of a matrix; none on the CPU.
+inline OptionalTensor row_parts(const Tensor& like, int64_t rows, int64_t columns) {
+  if (!like.is_cuda() || columns <= kLongRow) return std::nullopt;
+  const int64_t values = 2 * rows * ceil_div(columns, kSegment);
+  return torch::stable::new_empty(like, {values}, arithmetic_type("rows", like));
+}
+inline void* data_or_null(const OptionalTensor& t) {
+  return t ? t->mutable_data_ptr() : nullptr;
+}
+
 }  // namespace robustcore

@@ -12,11 +12,21 @@ namespace robustcore {
 
 constexpr int kSums = 32;
 constexpr int64_t kSegment = 1024;
+constexpr int64_t kLongRow = 2 * kSegment;  // a longer one is too much for one warp of a GPU
 
 // One value a row, in the arithmetic type of the matrix: float64 if that is, else float32.
 struct PerRow {
   const void* data;  // [rows]
   int64_t stride;
+};
+
+// How a GPU goes over rows. Where blocks share one, a launch leaves what its segments add up to in
+// memory, another joins that in order, and one more does what needs the result.
+enum class Pass : int32_t { kWhole, kSegments, kJoin, kRest };
+struct RowPlan {
+  Pass pass;
+  bool quads;   // of what is read and written element by element: aligned
+  void* parts;  // [rows, segments] of two values in the arithmetic type; null: no row is long
 };
 
 inline namespace RC_ISA {
@@ -30,6 +40,12 @@ RC_HOST_DEVICE T at_row(const PerRow& values, int64_t row) {
 template <class T>
 struct Scaled {
   T max, sum;
+};
+
+// Two sums over the same elements.
+template <class T>
+struct Sums2 {
+  T a, b;
 };
 
 template <class T>

@@ -38,6 +38,8 @@ Tensor grad_norm(const Tensor& grad,  // [N, *D]
   auto args = norm_args<GradNormArgs>(grad, p);
   Tensor norm = torch::stable::new_empty(grad, {grad.size(0)}, arithmetic_type("grad", grad));
   args.norm = norm.mutable_data_ptr();
+  const OptionalTensor parts = row_parts(grad, args.rows, args.elements);
+  args.plan.parts = data_or_null(parts);
   run(grad, args, grad_norm_cpu, RC_CUDA(grad_norm_cuda));
   return norm;
 }
@@ -51,6 +53,8 @@ Tensor grad_norm_backward(const Tensor& upstream,  // [N]
   args.norm = per_row("norm", norm, grad, "grad");
   Tensor dual = torch::stable::new_empty(grad, grad.sizes());
   args.dual = dual.mutable_data_ptr();
+  const OptionalTensor parts = row_parts(grad, args.rows, args.elements);
+  args.plan.parts = data_or_null(parts);
   run(grad, args, grad_norm_backward_cpu, RC_CUDA(grad_norm_backward_cuda));
   return dual;
 }
@@ -69,6 +73,8 @@ std::tuple<Tensor, Tensor> grad_norm_double_backward(const Tensor& v,         //
   Tensor curvature = torch::stable::new_empty(grad, grad.sizes());
   args.dot = dot.mutable_data_ptr();
   args.curvature = curvature.mutable_data_ptr();
+  const OptionalTensor parts = row_parts(grad, args.rows, args.elements);
+  args.plan.parts = data_or_null(parts);
   run(grad, args, grad_norm_double_backward_cpu, RC_CUDA(grad_norm_double_backward_cuda));
   return {dot, curvature};
 }

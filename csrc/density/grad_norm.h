@@ -15,6 +15,7 @@ struct GradNormArgs {
   StridedView grad;  // [rows, elements]
   double p;
   void* norm;  // [rows]
+  RowPlan plan;
 };
 
 // dual[n, k] = upstream[n] sign(grad) (|grad| / norm)^(p - 1), 0 where norm is; at p = infinity,
@@ -25,6 +26,7 @@ struct GradNormBackwardArgs {
   double p;
   PerRow upstream, norm;
   void* dual;  // [rows, elements] in the dtype of grad
+  RowPlan plan;
 };
 
 // With a cotangent v of the dual at upstream = 1: dot[n] = <dual, v> and curvature[n, k] =
@@ -37,6 +39,7 @@ struct GradNormDoubleBackwardArgs {
   PerRow upstream, norm;
   void* dot;        // [rows]
   void* curvature;  // [rows, elements] in the dtype of grad
+  RowPlan plan;
 };
 
 // A unit is a row: one thread sums it.
@@ -88,14 +91,21 @@ RC_HOST_DEVICE typename L::Float norm_term(typename L::Float u, typename L::Real
   }
 }
 
+// What a sum of powers divided by m counts in one of powers divided by max.
+template <class L, Norm kNorm>
+RC_HOST_DEVICE typename L::Real power_weight(typename L::Real m, typename L::Real max,
+                                             typename L::Real p) {
+  if constexpr (kNorm == Norm::kInf) return 1;
+  return norm_term<L, kNorm>(m / scale_of(max), p);
+}
+
 // Two runs of powers as one.
 template <class L, Norm kNorm>
 RC_HOST_DEVICE Scaled<typename L::Real> add_power(Scaled<typename L::Real> a,
                                                   Scaled<typename L::Real> b, typename L::Real p) {
-  const auto max = L::max(a.max, b.max), scale = scale_of(max);
-  if constexpr (kNorm == Norm::kInf) return {max, a.sum + b.sum};
-  return {max, L::fma(a.sum, norm_term<L, kNorm>(a.max / scale, p),
-                      b.sum * norm_term<L, kNorm>(b.max / scale, p))};
+  const auto max = L::max(a.max, b.max);
+  return {max, L::fma(a.sum, power_weight<L, kNorm>(a.max, max, p),
+                      b.sum * power_weight<L, kNorm>(b.max, max, p))};
 }
 
 template <class L, Norm kNorm>

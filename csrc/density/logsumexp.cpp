@@ -37,6 +37,8 @@ Tensor logsumexp(const Tensor& logits) {  // [N, K]
   Tensor lse =
       torch::stable::new_empty(logits, {logits.size(0)}, arithmetic_type("logits", logits));
   args.lse = lse.mutable_data_ptr();
+  const OptionalTensor parts = row_parts(logits, args.chunk.rows, args.chunk.classes);
+  args.plan.parts = data_or_null(parts);
   run(logits, args, logsumexp_cpu, RC_CUDA(logsumexp_cuda));
   return lse;
 }
@@ -70,6 +72,8 @@ std::tuple<Tensor, Tensor> logsumexp_double_backward(const Tensor& v,       // [
   Tensor curvature = torch::stable::new_empty(logits, logits.sizes());
   args.dot = dot.mutable_data_ptr();
   args.curvature = curvature.mutable_data_ptr();
+  const OptionalTensor parts = row_parts(logits, args.chunk.rows, args.chunk.classes);
+  args.plan.parts = data_or_null(parts);
   run(logits, args, logsumexp_double_backward_cpu, RC_CUDA(logsumexp_double_backward_cuda));
   return {dot, curvature};
 }
@@ -126,6 +130,8 @@ void logsumexp_chunk_(Tensor max, Tensor sum, Tensor lse,   // [N]
   args.lse = state("lse", lse);
   if (target_logits) args.target_logits = state("target_logits", *target_logits);
   args.first = first_class == 0;
+  const OptionalTensor parts = row_parts(logits, args.chunk.rows, args.chunk.classes);
+  args.plan.parts = data_or_null(parts);
   run(logits, args, logsumexp_cpu, RC_CUDA(logsumexp_cuda));
 }
 
@@ -178,6 +184,8 @@ void logsumexp_chunk_dot_(Tensor dot,                    // [N]
   LogsumexpDoubleBackwardArgs args =
       double_backward_args(logits, v, bias, v_bias, lse, dot, std::nullopt, 0);
   args.reduce = true;
+  const OptionalTensor parts = row_parts(logits, args.chunk.rows, args.chunk.classes);
+  args.plan.parts = data_or_null(parts);
   run(logits, args, logsumexp_double_backward_cpu, RC_CUDA(logsumexp_double_backward_cuda));
 }
 

@@ -29,6 +29,7 @@ struct LogsumexpArgs {
   bool first;           // the state is not read
   void* lse;            // [rows]
   void* target_logits;  // [rows]: logits + bias of the target where the chunk has it; with targets
+  RowPlan plan;
 };
 
 // weights[n, k] = grad[n] p[n, k] + [k is the target] grad_target[n], p = exp(logits + bias - lse).
@@ -36,6 +37,7 @@ struct LogsumexpBackwardArgs {
   LogitsChunk chunk;
   PerRow grad, lse, grad_target;
   void* weights;  // [rows, classes] in the dtype of the logits, whose place it may take
+  RowPlan plan;
 };
 
 // With a cotangent v of the above: dot[n] = <p, v + v_bias> and
@@ -50,6 +52,7 @@ struct LogsumexpDoubleBackwardArgs {
   // [rows, classes] in the dtype of the logits
   void* curvature;  // may take the place of v; null: only dot is wanted
   void* weights;    // as in LogsumexpBackwardArgs; null: not wanted
+  RowPlan plan;
 };
 
 // A unit is a row: one thread sums it.
@@ -75,12 +78,18 @@ RC_HOST_DEVICE T shift_of(T max) {
   return finite(max) ? max : T(0);
 }
 
+// What a sum of exponentials scaled by m counts in one scaled by max.
+template <class L>
+RC_HOST_DEVICE typename L::Real exp_weight(typename L::Real m, typename L::Real max) {
+  return exp<L>(m - shift_of(max));
+}
+
 // Two runs of exponentials as one.
 template <class L>
 RC_HOST_DEVICE Scaled<typename L::Real> add_exp(Scaled<typename L::Real> a,
                                                 Scaled<typename L::Real> b) {
-  const auto max = L::max(a.max, b.max), shift = shift_of(max);
-  return {max, L::fma(a.sum, exp<L>(a.max - shift), b.sum * exp<L>(b.max - shift))};
+  const auto max = L::max(a.max, b.max);
+  return {max, L::fma(a.sum, exp_weight<L>(a.max, max), b.sum * exp_weight<L>(b.max, max))};
 }
 
 template <class L>

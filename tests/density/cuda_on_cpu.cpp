@@ -45,6 +45,18 @@ struct Pair {
   }
 };
 
+// Where rows that blocks share leave the sums of segments; a poisoned place of their own each time.
+template <class A>
+struct Parts {
+  std::vector<A> values;
+  Parts(int64_t rows, int64_t columns) : values(2 * rows * ceil_div(columns, kSegment), A(NAN)) {}
+  template <class Args>
+  Args& given(Args& args) {
+    args.plan.parts = values.data();
+    return args;
+  }
+};
+
 // The forward pass; its results, which the backward passes take.
 template <class A>
 Pair<A> logsumexp_forward_case(const LogitsChunk& chunk, bool in_chunks, const std::string& name) {
@@ -62,7 +74,8 @@ Pair<A> logsumexp_forward_case(const LogitsChunk& chunk, bool in_chunks, const s
       args.target_logits = target[side].data();
     }
     args.lse = side ? lse.gpu.data() : lse.cpu.data();
-    side ? logsumexp_cuda(args, nullptr) : logsumexp_baseline(args, 0, rows);
+    side ? logsumexp_cuda(Parts<A>(rows, chunk.classes).given(args), nullptr)
+         : logsumexp_baseline(args, 0, rows);
   }
   report("logsumexp" + name,
          lse.agree() && same(max[0], max[1]) && same(sum[0], sum[1]) && same(target[0], target[1]));
@@ -118,7 +131,7 @@ void logsumexp_case(int64_t rows, int64_t classes, int64_t stride, bool in_chunk
     twice.reduce = true;
     twice.curvature = side ? curvature.gpu.data() : curvature.cpu.data();
     twice.weights = side ? second.gpu.data() : second.cpu.data();
-    side ? logsumexp_double_backward_cuda(twice, nullptr)
+    side ? logsumexp_double_backward_cuda(Parts<A>(rows, classes).given(twice), nullptr)
          : logsumexp_double_backward_baseline(twice, 0, rows);
   }
   report("logsumexp_backward" + name, weights.agree());
@@ -126,7 +139,7 @@ void logsumexp_case(int64_t rows, int64_t classes, int64_t stride, bool in_chunk
 }
 
 template <class T>
-void grad_norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
+void grad_norm_case(int64_t rows, int64_t outer, int64_t inner, double p, bool dense = false) {
   using A = Arithmetic<T>;
   const int64_t elements = outer * inner;
   auto grad = random_values<T>(rows * elements * 2, 1);
@@ -136,13 +149,15 @@ void grad_norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
   StridedView view = matrix(grad, elements * 2, outer, 2);
   view.dims = 2;  // transposed, every other element
   view.sizes[1] = inner, view.strides[1] = 2 * outer;
+  if (dense) view = matrix(grad, elements, elements, 1);
   const auto upstream = random_values<A>(rows, 4);
   const auto v = random_values<T>(rows * elements, 2);
   Pair<A> norm(rows), dot(rows);
   Pair<T> dual(rows * elements), curvature(rows * elements);
   for (int side = 0; side < 2; ++side) {
-    const GradNormArgs args{rows, elements, view, p, side ? norm.gpu.data() : norm.cpu.data()};
-    side ? grad_norm_cuda(args, nullptr) : grad_norm_baseline(args, 0, rows);
+    GradNormArgs args{rows, elements, view, p, side ? norm.gpu.data() : norm.cpu.data(), {}};
+    side ? grad_norm_cuda(Parts<A>(rows, elements).given(args), nullptr)
+         : grad_norm_baseline(args, 0, rows);
 
     GradNormBackwardArgs back{};
     back.rows = rows, back.elements = elements;
@@ -150,7 +165,8 @@ void grad_norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
     back.p = p;
     back.upstream = {upstream.data(), 1}, back.norm = {norm.cpu.data(), 1};
     back.dual = side ? dual.gpu.data() : dual.cpu.data();
-    side ? grad_norm_backward_cuda(back, nullptr) : grad_norm_backward_baseline(back, 0, rows);
+    side ? grad_norm_backward_cuda(Parts<A>(rows, elements).given(back), nullptr)
+         : grad_norm_backward_baseline(back, 0, rows);
 
     GradNormDoubleBackwardArgs twice{};
     twice.rows = rows, twice.elements = elements;
@@ -159,11 +175,11 @@ void grad_norm_case(int64_t rows, int64_t outer, int64_t inner, double p) {
     twice.upstream = back.upstream, twice.norm = back.norm;
     twice.dot = side ? dot.gpu.data() : dot.cpu.data();
     twice.curvature = side ? curvature.gpu.data() : curvature.cpu.data();
-    side ? grad_norm_double_backward_cuda(twice, nullptr)
+    side ? grad_norm_double_backward_cuda(Parts<A>(rows, elements).given(twice), nullptr)
          : grad_norm_double_backward_baseline(twice, 0, rows);
   }
   report("grad_norm dtype " + std::to_string(static_cast<int>(kType<T>)) + " " +
-             std::to_string(elements) + " p " + std::to_string(p),
+             std::to_string(elements) + (dense ? " dense p " : " p ") + std::to_string(p),
          norm.agree() && dual.agree() && dot.agree() && curvature.agree());
 }
 
@@ -182,7 +198,11 @@ void cases() {
     if (all) grad_norm_case<T>(3, 1, 1, p);
     grad_norm_case<T>(9, 3, 13, p);
     if (all) grad_norm_case<T>(3, 50, 60, p);
+    grad_norm_case<T>(2, 1, 2308, p, true);
   }
+  // More segments than a warp joins at a time.
+  if (all) logsumexp_case<T>(1, 33 * kSegment + 12, 1, false);
+  if (all) grad_norm_case<T>(1, 1, 33 * kSegment + 12, 2.0, true);
 }
 
 }  // namespace

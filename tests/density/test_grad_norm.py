@@ -139,7 +139,8 @@ def test_instruction_sets_agree(simd):
 @pytest.mark.cuda
 @pytest.mark.parametrize("p", P)
 def test_devices_agree_to_the_bit(p):
-    for shape in ((3, 5), (2, 3, 40, 30)):
+    # Of a warp a row, of a block, and of several.
+    for shape in ((3, 5), (2, 3, 40, 30), (400, 2, 1100), (2, 3, 224, 224), (3, 3, 101, 103)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             g = normal(*shape, dtype=dtype)
             assert_same(ops.grad_norm(g.cuda(), p).cpu(), ops.grad_norm(g, p))

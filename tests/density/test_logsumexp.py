@@ -195,7 +195,7 @@ def test_instruction_sets_agree(simd):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 50_000), (2, 9001), (1200, 2100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_devices_agree_to_the_bit(shape, dtype):
     inputs = normal(*shape, dtype=dtype), normal(shape[0], dtype=dtype), normal(*shape, dtype=dtype)

@@ -126,16 +126,20 @@ inline void __syncthreads() {
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int step) {
+T __shfl_sync(unsigned, T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  auto& warp = *cuda_shim::block->warps[threadIdx.x / cuda_shim::kWarp];
+  const unsigned warp = threadIdx.x / cuda_shim::kWarp;
+  const unsigned from = static_cast<unsigned>(lane) % cuda_shim::kWarp;
   std::memcpy(&cuda_shim::block->slots[threadIdx.x], &value, sizeof(T));
-  warp.wait();
+  cuda_shim::block->warps[warp]->wait();
   T other;
-  std::memcpy(&other, &cuda_shim::block->slots[threadIdx.x ^ static_cast<unsigned>(step)],
-              sizeof(T));
-  warp.wait();
+  std::memcpy(&other, &cuda_shim::block->slots[warp * cuda_shim::kWarp + from], sizeof(T));
+  cuda_shim::block->warps[warp]->wait();
   return other;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int step) {
+  return __shfl_sync(all, value, static_cast<int>(threadIdx.x) ^ step);
 }
 
 namespace cuda_shim {

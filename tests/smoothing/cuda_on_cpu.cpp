@@ -63,10 +63,10 @@ void noise_cases() {
     struct Shape {
       int64_t images, samples, channels, pixels;
     };
-    for (const Shape s : {Shape{1, 1, 1, 1}, Shape{2, 3, 1, 7}, Shape{3, 40, 1, 64},
-                          Shape{1, 5, 1, 1100}, Shape{2, 300, 1, 4}, Shape{2, 9, 3, 16},
-                          Shape{2, 3, 3, 9}, Shape{1, 2, 5, 12}, Shape{1, 3, 3, 1032}, Shape{1, 33, 1, 520},
-                          Shape{2, 67, 3, 44}}) {
+    for (const Shape s :
+         {Shape{1, 1, 1, 1}, Shape{2, 3, 1, 7}, Shape{3, 40, 1, 64}, Shape{1, 5, 1, 1100},
+          Shape{2, 300, 1, 4}, Shape{2, 9, 3, 16}, Shape{2, 3, 3, 9}, Shape{1, 2, 5, 12},
+          Shape{1, 3, 3, 1032}, Shape{1, 33, 1, 520}, Shape{2, 67, 3, 44}}) {
       const int64_t d = s.channels * s.pixels;
       const auto x = values(s.images * d * 2, 1), sigma = values(d, 2),
                  mean = values(s.channels, 3);
