@@ -31,10 +31,10 @@ __device__ void store_pairs(E* to, const Pack<E, kPairs>& pairs, int count, bool
 
 // Exchanges the pairs whose bit keeps(item, a, b, count) leaves clear. A thread owns a byte.
 template <class E, class Args, class Keeps>
-__device__ void exchange(const Args& args, bool packed, const Keeps& keeps) {
-  const int64_t run = args.shape.run(), bytes = args.shape.bytes();
-  for_items(args.shape.rows * bytes, [&](int64_t item) {
-    const int64_t row = item / bytes, first = (item - row * bytes) * kPairs;
+__device__ void exchange(const Args& args, const Divisor& bytes, bool packed, const Keeps& keeps) {
+  const int64_t run = args.shape.run();
+  for_items(args.shape.rows * bytes.value(), [&](int64_t item) {
+    const int64_t row = bytes.quotient(item), first = (item - row * bytes.value()) * kPairs;
     const int count = static_cast<int>(run - first < kPairs ? run - first : kPairs);
     const E* x = static_cast<const E*>(args.x) + row * 2 * run + first;
     E* out = static_cast<E*>(args.out) + row * 2 * run + first;
@@ -53,9 +53,10 @@ __device__ void exchange(const Args& args, bool packed, const Keeps& keeps) {
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    maxmin_kernel(const __grid_constant__ MaxMinArgs args, bool packed) {
+    maxmin_kernel(const __grid_constant__ MaxMinArgs args, const __grid_constant__ Divisor bytes,
+                  bool packed) {
   using T = Arithmetic<E>;
-  exchange<E>(args, packed, [&](int64_t item, const auto& a, const auto& b, int count) {
+  exchange<E>(args, bytes, packed, [&](int64_t item, const auto& a, const auto& b, int count) {
     uint32_t byte = 0;
     RC_UNROLL
     for (int j = 0; j < kPairs; ++j) {
@@ -69,15 +70,21 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    swap_kernel(const __grid_constant__ SwapArgs args, bool packed) {
-  exchange<E>(args, packed, [&](int64_t item, const auto&, const auto&, int) -> uint32_t {
+    swap_kernel(const __grid_constant__ SwapArgs args, const __grid_constant__ Divisor bytes,
+                bool packed) {
+  exchange<E>(args, bytes, packed, [&](int64_t item, const auto&, const auto&, int) -> uint32_t {
     return args.bits[item];
   });
 }
 
+// What divides an item into a row and a pair of it, and that into a channel and a pixel.
+struct PairDivisors {
+  Divisor run, pixels;
+  explicit PairDivisors(const PairShape& shape) : run(shape.run()), pixels(shape.pixels) {}
+};
+
 template <class M, class T>
-__device__ void load_numbers(const PairShape& shape, const void* table, int64_t i, T* k) {
-  const int64_t c = i / shape.pixels;
+__device__ void load_numbers(const PairShape& shape, const void* table, int64_t c, T* k) {
   RC_UNROLL
   for (int j = 0; j < M::kEntries; ++j) {
     k[j] = static_cast<const T*>(table)[j * shape.channels + c];
@@ -85,15 +92,16 @@ __device__ void load_numbers(const PairShape& shape, const void* table, int64_t 
 }
 
 template <class M, class E>
-__global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ MapArgs args) {
+__global__ void __launch_bounds__(kThreads)
+    map_kernel(const __grid_constant__ MapArgs args, const __grid_constant__ PairDivisors by) {
   using T = Arithmetic<E>;
   const int64_t run = args.shape.run();
   for_items(args.shape.rows * run, [&](int64_t item) {
-    const int64_t row = item / run, i = item % run;
+    const int64_t row = by.run.quotient(item), i = item - row * run;
     const E* x = static_cast<const E*>(args.x) + row * 2 * run + i;
     E* out = static_cast<E*>(args.out) + row * M::kOutputs * run + i;
     T k[M::kEntries], v[M::kOutputs];
-    load_numbers<M>(args.shape, args.table, i, k);
+    load_numbers<M>(args.shape, args.table, by.pixels.quotient(i), k);
     M::forward(k, convert<T>(x[0]), convert<T>(x[run]), v);
     RC_UNROLL
     for (int j = 0; j < M::kOutputs; ++j) out[j * run] = convert<E>(v[j]);
@@ -102,17 +110,18 @@ __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ M
 
 template <class M, class E>
 __global__ void __launch_bounds__(kThreads)
-    map_backward_kernel(const __grid_constant__ MapBackwardArgs args) {
+    map_backward_kernel(const __grid_constant__ MapBackwardArgs args,
+                        const __grid_constant__ PairDivisors by) {
   using T = Arithmetic<E>;
   const int64_t run = args.shape.run();
   for_items(args.shape.rows * run, [&](int64_t item) {
-    const int64_t row = item / run, i = item % run;
+    const int64_t row = by.run.quotient(item), i = item - row * run;
     const E* x = static_cast<const E*>(args.x) + row * 2 * run + i;
     const E* grad = static_cast<const E*>(args.grad) + row * M::kOutputs * run + i;
     E* grad_x = static_cast<E*>(args.grad_x) + row * 2 * run + i;
     E* grad_angle = static_cast<E*>(args.grad_angle) + row * M::kAngles * run + i;
     T k[M::kEntries], g[M::kOutputs], v[2], angle[M::kAngles];
-    load_numbers<M>(args.shape, args.table, i, k);
+    load_numbers<M>(args.shape, args.table, by.pixels.quotient(i), k);
     RC_UNROLL
     for (int j = 0; j < M::kOutputs; ++j) g[j] = convert<T>(grad[j * run]);
     M::backward(k, convert<T>(x[0]), convert<T>(x[run]), g, v, angle);
@@ -133,14 +142,14 @@ bool is_packed(const Args& args) {
 void maxmin_cuda(const MaxMinArgs& args, void* stream) {
   dispatch(args.shape.dtype, [&](auto tag) {
     launch_items(maxmin_kernel<decltype(tag)>, args.shape.rows * args.shape.bytes(), stream, args,
-                 is_packed(args));
+                 Divisor(args.shape.bytes()), is_packed(args));
   });
 }
 
 void swap_cuda(const SwapArgs& args, void* stream) {
   dispatch(args.shape.dtype, [&](auto tag) {
     launch_items(swap_kernel<decltype(tag)>, args.shape.rows * args.shape.bytes(), stream, args,
-                 is_packed(args));
+                 Divisor(args.shape.bytes()), is_packed(args));
   });
 }
 
@@ -148,7 +157,7 @@ void pair_map_cuda(const MapArgs& args, void* stream) {
   dispatch_map(args.map, [&](auto map) {
     dispatch(args.shape.dtype, [&](auto tag) {
       launch_items(map_kernel<decltype(map), decltype(tag)>, args.shape.rows * args.shape.run(),
-                   stream, args);
+                   stream, args, PairDivisors(args.shape));
     });
   });
 }
@@ -157,7 +166,7 @@ void pair_map_backward_cuda(const MapBackwardArgs& args, void* stream) {
   dispatch_map(args.map, [&](auto map) {
     dispatch(args.shape.dtype, [&](auto tag) {
       launch_items(map_backward_kernel<decltype(map), decltype(tag)>,
-                   args.shape.rows * args.shape.run(), stream, args);
+                   args.shape.rows * args.shape.run(), stream, args, PairDivisors(args.shape));
     });
   });
 }
