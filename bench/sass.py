@@ -188,7 +188,7 @@ def inner_loop(code: list[Instruction]) -> Loop:
             if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in weighty)
         ]
 
-    weight = Instruction.tensor_cycles
+    weight: Callable[[Instruction], float] = Instruction.tensor_cycles
     spans = innermost(weight)
     if not spans and (spans := innermost(stored_bytes)):
         a, b = span = max(spans, key=lambda span: total(span, stored_bytes))
