@@ -1,69 +1,56 @@
-// CPU only: elsewhere robustcore/ops calls torch's own.
+// The forward pass is the CPU's only: elsewhere robustcore/ops calls torch's own.
 #include "density/batch_norm.h"
 
-#include <cmath>
 #include <vector>
 
 #include "common/cpu.h"
+#include "common/device.h"
 #include "common/row_checks.h"
 
 namespace robustcore::density {
 namespace {
 
-// What a channel's sums come to: statistics, gradients of its parameters, factors of the sweep.
-template <class T>
-void finish(const BatchNormArgs& args, int64_t c) {
+// What a channel's sums come to in the forward pass: its statistics, and factors of the sweep.
+template <class T, BatchNormPass kPass>
+void finish_forward(const BatchNormArgs& args, int64_t c) {
   const auto at = [c](const void* p, double otherwise) {
     return p ? static_cast<double>(static_cast<const T*>(p)[c]) : otherwise;
   };
   const auto set = [c](void* p, double value) {
     if (p) static_cast<T*>(p)[c] = static_cast<T>(value);
   };
-  const auto factors = [&](auto... values) {
-    T* f = static_cast<T*>(args.factors) + c;
-    ((*f = static_cast<T>(values), f += args.channels), ...);
-  };
   const double count = static_cast<double>(args.count());
-  const int64_t chunks = args.chunks();
-  double m[BatchNormArgs::kMostSums] = {};  // means of what was summed
-  for (int64_t k = 0; k < chunks; ++k) {
-    for (int q = 0; q < BatchNormArgs::kMostSums; ++q) {
-      m[q] += args.channels_last ? args.sums[(k * BatchNormArgs::kMostSums + q) * args.channels + c]
-                                 : args.sums[(c * chunks + k) * BatchNormArgs::kMostSums + q];
-    }
-  }
+  double m[sums_of(kPass)];  // means of what was summed
+  batch_norm_total(args, c, m);
   for (double& sum : m) sum /= count;
-
-  if (args.pass == BatchNormPass::kMean) return set(args.mean, m[0]);
-  if (args.pass == BatchNormPass::kNormalize) {
+  if constexpr (kPass == BatchNormPass::kMean) {
+    set(args.mean, m[0]);
+  } else {
     const double mean = at(args.mean, 0) + m[0], var = m[1] - m[0] * m[0];
     const double inverse = 1 / std::sqrt((var > 0 ? var : var < 0 ? 0 : var) + args.eps);
     const double k = at(args.weight, 1) * inverse;
     set(args.mean, mean);
     set(args.inverse, inverse);
-    factors(k, at(args.bias, 0) - k * (mean - at(args.mean, 0)));
+    set(args.factors, k);
+    set(static_cast<T*>(args.factors) + args.channels,
+        at(args.bias, 0) - k * (mean - at(args.mean, 0)));  // of what rounding took from the mean
     const auto run = [&](void* running, double value) {
       set(running, (1 - args.momentum) * at(running, 0) + args.momentum * value);
     };
     run(args.running_mean, mean);
     run(args.running_var, var * count / (count - 1));
-    return;
   }
-  const double inverse = at(args.inverse, 0), k = at(args.weight, 1) * inverse;
-  if (args.pass == BatchNormPass::kBackward) {
-    set(args.d_bias, m[0] * count);
-    set(args.d_weight, inverse * m[1] * count);
-    factors(k, -k * inverse * inverse * m[1], -k * m[0]);
-    return;
+}
+
+template <class T, BatchNormPass kPass>
+void finish(const BatchNormArgs& args, int64_t c) {
+  if constexpr (kPass == BatchNormPass::kMean || kPass == BatchNormPass::kNormalize) {
+    finish_forward<T, kPass>(args, c);
+  } else {
+    batch_norm_finish<T, kPass>(args, c, true, [&](int i, double factor) {
+      static_cast<T*>(args.factors)[i * args.channels + c] = static_cast<T>(factor);
+    });
   }
-  const double g_1 = at(args.d_bias, 0) / count, g_h = at(args.d_weight, 0) / count;
-  const double v_1 = m[0], v_h = inverse * m[1];
-  const double q = m[2] - v_1 * g_1 - v_h * g_h;
-  set(args.second_d_weight, count * inverse * q);
-  const double scale = -inverse * k;
-  factors(k, scale * v_h, -k * v_1,                                         // d_grad of v, c and 1
-          scale * g_h, scale * v_h, scale * inverse * (q - 2 * v_h * g_h),  // d_x of v, grad, c
-          -scale * (g_h * v_1 + v_h * g_1));                                // and 1
 }
 
 // Channels enough for threads to have one each. Sums and sweep then take turns on a few channels,
@@ -73,8 +60,8 @@ constexpr int64_t kManyChannels = 16;
 void batch_norm_cpu(const BatchNormArgs& args) {
   const auto sums = RC_PICK(batch_norm_sums), write = RC_PICK(batch_norm_write);
   const auto finish_channels = [](const BatchNormArgs& pass, int64_t begin, int64_t end) {
-    dispatch_arithmetic(pass.dtype, [&](auto tag) {
-      for (int64_t c = begin; c < end; ++c) finish<decltype(tag)>(pass, c);
+    for_pass(pass, [&](auto kind, auto tag) {
+      for (int64_t c = begin; c < end; ++c) finish<decltype(tag), kind()>(pass, c);
     });
   };
   BatchNormArgs mean = args;
@@ -121,8 +108,9 @@ class Call {
  public:
   Call(const Tensor& x, BatchNormPass pass) : x_(x), sizes_(x.sizes().vec()) {
     check(x.dim() >= 2, "x: got shape ", shape_of(x), ", want [N, C, *D]");
-    check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x: got ",
-          name_of(x.scalar_type()), ", want float32 or float64");
+    const bool wide = x.scalar_type() == ScalarType::Double && !x.is_cuda();
+    check(x.scalar_type() == ScalarType::Float || wide, "x: got ", name_of(x.scalar_type()),
+          ", want float32", x.is_cuda() ? " on CUDA" : " or float64");
     check(x.numel() > 0, "x: got shape ", shape_of(x), ", want at least one value a channel");
     args.pass = pass;
     args.dtype = floating_dtype("x", x.scalar_type());
@@ -177,10 +165,11 @@ class Call {
   void run() {
     Tensor factors = out_vector(BatchNormArgs::kMostFactors);
     args.factors = factors.mutable_data_ptr();
-    std::vector<double> sums(args.units() * BatchNormArgs::kMostSums *
-                             (args.channels_last ? args.channels : 1));
-    args.sums = sums.data();
-    batch_norm_cpu(args);
+    const int64_t count =
+        args.units() * BatchNormArgs::kMostSums * (args.channels_last ? args.channels : 1);
+    Tensor sums = empty_on(x_, {count}, {1}, ScalarType::Double);
+    args.sums = static_cast<double*>(sums.mutable_data_ptr());
+    robustcore::run(x_, args, batch_norm_cpu, RC_CUDA(batch_norm_cuda));
   }
 
   BatchNormArgs args{};
@@ -278,6 +267,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(robustcore, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
+}
+
+RC_LIBRARY_IMPL(m) {
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
   m.impl("batch_norm_double_backward", TORCH_BOX(&batch_norm_double_backward));
 }

@@ -7,15 +7,6 @@ namespace {
 
 using Pass = BatchNormPass;
 
-template <Pass kPass>
-constexpr int kSumsOf = kPass == Pass::kMean             ? 1
-                        : kPass == Pass::kDoubleBackward ? 3
-                                                         : 2;
-template <Pass kPass>
-constexpr int kFactorsOf = kPass == Pass::kNormalize  ? 2
-                           : kPass == Pass::kBackward ? 3
-                                                      : 7;
-
 // n lanes at an offset, of one channel or, with the channels last, of as many channels.
 template <class L, Pass kPass>
 class At {
@@ -29,42 +20,29 @@ class At {
   // channel is all there is.
   template <class Sum>
   RC_HOST_DEVICE void add(int64_t at, int n, Float mean, T pad, const Sum& sum) const {
-    const Float x = load<L>(in(args_.x) + at, n, pad);
-    if constexpr (kPass == Pass::kMean) {
-      sum(0) = sum(0) + x;
-    } else {
-      const Float c = x - mean;
-      if constexpr (kPass == Pass::kNormalize) {
-        sum(0) = sum(0) + c;
-        sum(1) = L::fma(c, c, sum(1));
-      } else {
-        const Float g = load<L>(in(args_.grad) + at, n, T(0));
-        Float of = g;
-        if constexpr (kPass == Pass::kDoubleBackward) {
-          of = load<L>(in(args_.v) + at, n, T(0));
-          sum(2) = L::fma(of, g, sum(2));
-        }
-        sum(0) = sum(0) + of;
-        sum(1) = L::fma(of, c, sum(1));
-      }
-    }
+    constexpr bool mean_only = kPass == Pass::kMean, twice = kPass == Pass::kDoubleBackward;
+    const Float x = load<L>(in(args_.x) + at, n, pad), c = mean_only ? x : x - mean;
+    Float grad{}, v{};
+    if constexpr (twice || kPass == Pass::kBackward) grad = load<L>(in(args_.grad) + at, n, T(0));
+    if constexpr (twice) v = load<L>(in(args_.v) + at, n, T(0));
+    batch_norm_add<L, kPass>(c, grad, v, sum);
   }
 
   RC_HOST_DEVICE void write(int64_t at, int n, Float mean,
-                            const Float (&f)[kFactorsOf<kPass>]) const {
+                            const Float (&f)[factors_of(kPass)]) const {
     const Float c = load<L>(in(args_.x) + at, n, T(0)) - mean;
     if constexpr (kPass == Pass::kNormalize) {
       put(args_.y, at, n, L::fma(f[0], c, f[1]));
     } else {
       const Float g = load<L>(in(args_.grad) + at, n, T(0));
       if constexpr (kPass == Pass::kBackward) {
-        Float d_x = L::fma(f[0], g, L::fma(f[1], c, f[2]));
+        Float d_x = batch_norm_d_x<L>(c, g, f);
         if (args_.more) d_x = d_x + load<L>(in(args_.more) + at, n, T(0));
         put(args_.d_x, at, n, d_x);
       } else {
         const Float v = load<L>(in(args_.v) + at, n, T(0));
-        put(args_.d_grad, at, n, L::fma(f[0], v, L::fma(f[1], c, f[2])));
-        put(args_.d_x, at, n, L::fma(f[3], v, L::fma(f[4], g, L::fma(f[5], c, f[6]))));
+        put(args_.d_grad, at, n, batch_norm_d_x<L>(c, v, f));
+        put(args_.d_x, at, n, batch_norm_second_d_x<L>(c, g, v, f));
       }
     }
   }
@@ -95,7 +73,7 @@ template <class L, Pass kPass>
 void sum_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   using T = typename L::Real;
   using Float = typename L::Float;
-  constexpr int kCount = kSumsOf<kPass>;
+  constexpr int kCount = sums_of(kPass);
   const At<L, kPass> elements(args);
   for_units(args, begin, end, [&](int64_t unit, int64_t channel, int64_t first, int64_t last) {
     const T mean = kPass == Pass::kMean ? T(0) : static_cast<const T*>(args.mean)[channel];
@@ -138,8 +116,7 @@ void sum_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-constexpr int kTogether = 16;        // channels of small planes
-constexpr int64_t kImagesRun = 128;  // images in the accumulators
+constexpr int kTogether = 16;  // channels of small planes
 
 // Planes of a few vectors lie far apart, and prefetchers do not see them coming. So it is one image
 // after another here, with the planes of neighbouring channels in it; accumulators are in memory.
@@ -147,7 +124,8 @@ template <class L, Pass kPass>
 void sum_small_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   using T = typename L::Real;
   using Float = typename L::Float;
-  constexpr int kCount = kSumsOf<kPass>;
+  constexpr int kCount = sums_of(kPass);
+  constexpr int64_t kImagesRun = BatchNormArgs::kImagesRun;
   const At<L, kPass> elements(args);
   for (int64_t first = begin; first < end; first += kTogether) {
     const int together = static_cast<int>(end - first < kTogether ? end - first : kTogether);
@@ -194,7 +172,7 @@ void write_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   const T* const means = static_cast<const T*>(args.mean);
   const T* const factors = static_cast<const T*>(args.factors);
   const auto write = [&](int64_t image, int64_t channel) {
-    Float f[kFactorsOf<kPass>];
+    Float f[factors_of(kPass)];
     const T* factor = factors + channel;
     for (Float& each : f) each = L::splat(*factor), factor += args.channels;
     const Float mean = L::splat(means[channel]);
@@ -212,14 +190,12 @@ void write_planes(const BatchNormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-constexpr int kRowWays = 4;       // accumulators of a channel, by row
-constexpr int64_t kRowRun = 256;  // rows in the accumulators
-
 template <class L, Pass kPass>
 void sum_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
   using T = typename L::Real;
   using Float = typename L::Float;
-  constexpr int kCount = kSumsOf<kPass>;
+  constexpr int kCount = sums_of(kPass), kRowWays = BatchNormArgs::kRowWays;
+  constexpr int64_t kRowRun = BatchNormArgs::kRowRun;
   const At<L, kPass> elements(args);
   for_units(args, begin, end, [&](int64_t unit, int64_t, int64_t first, int64_t last) {
     for (int64_t c = 0; c < args.channels; c += L::kFloats) {
@@ -272,7 +248,7 @@ void write_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
       const int64_t left = args.channels - c;
       const int n = static_cast<int>(left < L::kFloats ? left : L::kFloats);
       const Float mean = load<L>(static_cast<const T*>(args.mean) + c, n, T(0));
-      Float f[kFactorsOf<kPass>];
+      Float f[factors_of(kPass)];
       const T* factor = static_cast<const T*>(args.factors) + c;
       for (Float& each : f) each = load<L>(factor, n, T(0)), factor += args.channels;
       for (int64_t row = first; row < last; ++row) {
@@ -282,29 +258,11 @@ void write_rows(const BatchNormArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-// Calls body with the pass as a constant and the arithmetic type.
-template <class Body>
-void for_kind(const BatchNormArgs& args, const Body& body) {
-  const auto call = [&](auto pass) {
-    dispatch_arithmetic(args.dtype, [&](auto tag) { body(pass, tag); });
-  };
-  switch (args.pass) {
-    case Pass::kMean:
-      return call(std::integral_constant<Pass, Pass::kMean>{});
-    case Pass::kNormalize:
-      return call(std::integral_constant<Pass, Pass::kNormalize>{});
-    case Pass::kBackward:
-      return call(std::integral_constant<Pass, Pass::kBackward>{});
-    case Pass::kDoubleBackward:
-      return call(std::integral_constant<Pass, Pass::kDoubleBackward>{});
-  }
-}
-
 }  // namespace
 }  // namespace RC_ISA
 
 void RC_VARIANT(batch_norm_sums)(const BatchNormArgs& args, int64_t begin, int64_t end) {
-  for_kind(args, [&](auto pass, auto tag) {
+  for_pass(args, [&](auto pass, auto tag) {
     using L = LanesOf<decltype(tag)>;
     (args.channels_last    ? sum_rows<L, pass()>
      : args.small_planes() ? sum_small_planes<L, pass()>
@@ -313,7 +271,7 @@ void RC_VARIANT(batch_norm_sums)(const BatchNormArgs& args, int64_t begin, int64
 }
 
 void RC_VARIANT(batch_norm_write)(const BatchNormArgs& args, int64_t begin, int64_t end) {
-  for_kind(args, [&](auto pass, auto tag) {
+  for_pass(args, [&](auto pass, auto tag) {
     using L = LanesOf<decltype(tag)>;
     if constexpr (pass() != Pass::kMean) {
       (args.channels_last ? write_rows<L, pass()> : write_planes<L, pass()>)(args, begin, end);

@@ -27,8 +27,8 @@ class fast_double_backward(TorchFunctionMode):
         with fast_double_backward():
             logits = model(x)
 
-    Convolutions (not transposed, of numeric padding), batch normalisation by the batch's own
-    statistics, ReLU and attention then take other ways through backward and double backward: the
+    Convolutions (not transposed, of numeric padding), batch normalisation, ReLU and attention then
+    take other ways through backward and double backward: the
     same derivatives to any order, in less time. They round about as torch's do, but for float32
     convolutions of 3 x 3 and stride 1 on the CPU: by Winograd, to about 1e-6 of the norm, and a
     value that is not finite spoils its tile of up to 6 x 6. All else, and layers under autocast,
@@ -140,10 +140,12 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not training or input.dim() < 2 or input.numel() <= input.shape[1]:
-        return None  # torch's own, or its error
-    if not _ours(input, weight, bias, running_mean, running_var):
+    if input.dim() < 2 or not _ours(input, weight, bias, running_mean, running_var):
         return None
+    if not training and running_mean is not None and running_var is not None:
+        return batch_norm.batch_norm_by(input, weight, bias, running_mean, running_var, eps)
+    if not training or input.numel() <= input.shape[1]:
+        return None  # torch's own, or its error
     return batch_norm.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
 
 

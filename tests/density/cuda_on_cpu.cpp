@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention_cases.h"
+#include "batch_norm_cases.h"
 #include "cases.h"
 #include "density/grad_norm.h"
 #include "density/logsumexp.h"
@@ -214,5 +215,6 @@ int main() {
   cases<BFloat16>();
   attention_cases();
   linear_logsumexp_cases();
+  batch_norm_cases();
   return finish();
 }

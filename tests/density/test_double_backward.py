@@ -94,12 +94,53 @@ def test_batch_norm(shape, affine, device):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (3, 2, 4, 2), (2, 3, 2, 2, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_by_running_statistics(shape, affine, device):
+    *inputs, mean, var = tensors(shape, *[shape[1:2]] * 4)
+    inputs = [t.detach().to(device).requires_grad_() for t in inputs[: 3 if affine else 1]]
+    mean, var = mean.detach().to(device), var.detach().square().to(device)
+    rows = [1, -1, *[1] * (len(shape) - 2)]
+
+    def layer(x, *numbers):
+        return functional.batch_norm(x, mean, var, *numbers, eps=0.1)
+
+    def by_hand(x, *numbers):
+        y = (x - mean.view(rows)) / (var + 0.1).sqrt().view(rows)
+        return y * numbers[0].view(rows) + numbers[1].view(rows) if numbers else y
+
+    for got, want in zip(any_order(within(layer), *inputs), any_order(by_hand, *inputs),
+                         strict=True):  # fmt: skip
+        torch.testing.assert_close(got, want)
+    # The last derivative without a graph, of the gradient in x alone.
+    results = []
+    for call in (within(layer), by_hand):
+        (g,) = torch.autograd.grad(call(*inputs).sin().sum(), inputs[0], create_graph=True)
+        results.append(torch.autograd.grad(g.sin().sum(), inputs, materialize_grads=True))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_vmap_of_batch_norm_by_running_statistics():
+    x, weight, mean = tensors((3, 4, 5, 2), (5,), (5,))
+    mean = mean.detach()
+
+    def loss(x, weight):
+        return functional.batch_norm(x, mean, mean.square(), weight).pow(3).sum()
+
+    run = torch.func.vmap(torch.func.grad(loss, (0, 1)), in_dims=(0, None))
+    batch = x.detach(), weight.detach()
+    for got, want in zip(within(run)(*batch), run(*batch), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("native", [True, False])
 def test_batch_norm_in_few_passes(affine, channels_last, native, device, monkeypatch):
     if not native:  # as on other devices
-        monkeypatch.setattr(batch_norm_topic, "_native", lambda x: False)
+        for name in ("_forward_is_ours", "_backward_is_ours"):
+            monkeypatch.setattr(batch_norm_topic, name, lambda x: False)
     # The last derivative without a graph: another way than the one that can go on.
     inputs = tensors((3, 4, 5, 2), (4,), (4,))
     inputs[1].data[0] = 0
@@ -149,7 +190,8 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
         return lambda *arguments: calls.append(layer) or layer(*arguments)
 
     for module, name in (
-        (conv3x3, "convolution"), (batch_norm_topic, "batch_norm"), (relu, "relu"),
+        (conv3x3, "convolution"), (batch_norm_topic, "batch_norm"),
+        (batch_norm_topic, "batch_norm_by"), (relu, "relu"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, spied(getattr(module, name)))
     model, x = network(), torch.rand(5, 3, 8, 8)
@@ -163,9 +205,9 @@ def test_what_is_put_in_and_what_is_not(monkeypatch):
         model.eval()
         assert len(calls) == 6
         model(x)
-        assert len(calls) == 9
+        assert len(calls) == 12
     torch.testing.assert_close(model.train()(x).detach(), want)
-    assert len(calls) == 9
+    assert len(calls) == 12
     assert set(LAYERS) == {
         functional.conv1d, functional.conv2d, functional.conv3d, functional.batch_norm,
         functional.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_,

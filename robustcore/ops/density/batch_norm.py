@@ -1,10 +1,13 @@
 """Batch normalisation with the double backward that an input gradient's needs.
 
 torch's own batch normalisation is right to the second derivative, and slow: its double backward
-makes some thirty passes over memory. Here forward, backward and double backward are a kernel each
-on the CPU (float32 and float64): one sweep for all sums, one that writes. On other devices and in
-other dtypes they are torch's kernels for the first two, and one more backward and five passes for
-the third.
+makes some thirty passes over memory. Here forward, backward and double backward are an op each, by
+one sweep for all sums and one that writes: on the CPU in float32 and float64, on CUDA the two
+backward passes in float32. Elsewhere they are torch's kernels for the first two, and one more
+backward and five passes for the third.
+
+By given statistics it is linear in x, and its double backward is one call of torch's backward, as
+its backward is.
 """
 
 from __future__ import annotations
@@ -41,8 +44,30 @@ def batch_norm(
     return result
 
 
-def _native(x: Tensor) -> bool:
+def batch_norm_by(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> Tensor:
+    """``[N, C, *D]`` by a mean and a variance ``[C]``, which count as constants.
+
+    All tensors of one floating dtype. Differentiable to any order.
+    """
+    result: Tensor = apply(_BatchNormBy, x, weight, bias, mean, var, eps)[0]
+    return result
+
+
+def _forward_is_ours(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _backward_is_ours(x: Tensor) -> bool:
+    # Meta tensors go the way that those on a GPU do.
+    on_gpu = x.device.type in ("cuda", "meta") and x.dtype == torch.float32
+    return on_gpu or _forward_is_ours(x)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -56,7 +81,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, running_mean, running_var, momentum, eps):
-        if _native(x):
+        if _forward_is_ours(x):
             results = _batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
         else:
             results = _torchs(x, weight, bias, running_mean, running_var, True, momentum, eps)
@@ -123,7 +148,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d x + more, d weight, d bias)."""
     results: tuple[Tensor, Tensor, Tensor]
-    if _native(x):
+    if _backward_is_ours(x):
         results = _batch_norm_backward(grad, x, weight, mean, inverse, more)
         return results
     results = _torchs_backward(grad, x, weight, None, None, mean, inverse, True, eps, [True] * 3)
@@ -142,7 +167,7 @@ def _double_backward(
     d_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What the cotangent v of d x gives for grad, x and weight; formulas in batch_norm.h."""
-    if _native(x):
+    if _backward_is_ours(x):
         d_grad, d_x, second = _batch_norm_double_backward(
             v, grad, x, weight, mean, inverse, d_weight, d_bias
         )
@@ -160,6 +185,76 @@ def _double_backward(
     d_x = torch.addcmul(constant.view(rows), x, by_x.view(rows))
     d_x.addcmul_(grad, by_grad.view(rows)).addcmul_(d_grad, (-inverse * g_h).view(rows))
     return d_grad, d_x, None if weight is None else count * inverse * q
+
+
+class _BatchNormBy(torch.autograd.Function):
+    """(y, what torch's backward wants kept)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, mean, var, eps):
+        return _torchs(x, weight, bias, mean, var, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, mean, var, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, mean, var, *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad, _mean, _inverse):
+        if grad is None:
+            return (None,) * 6
+        needs = needed(ctx, 3)
+        grads = apply(_BatchNormByBackward, grad, *ctx.saved_tensors, ctx.eps, needs)
+        return *present(grads, needs), *[None] * 3
+
+
+class _BatchNormByBackward(torch.autograd.Function):
+    """(d x, d weight, d bias) as needed: d x is linear in grad alone, d weight in x as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, x, weight, mean, var, kept_mean, kept_inverse, eps, needs):
+        # torch's CUDA kernels take what was kept, where there is something, for mean and var.
+        grads = _torchs_backward(
+            grad, x, weight, mean, var, kept_mean, kept_inverse, False, eps, needs
+        )
+        return tuple(grad.new_empty(0) if g is None else g for g in grads)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.eps, needs = inputs
+        ctx.mark_non_differentiable(*[o for o, n in zip(output, needs, strict=True) if not n])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, v, v_weight, v_bias):
+        grad, x, weight, mean, var, kept_mean, kept_inverse = ctx.saved_tensors
+        needs = needed(ctx, 3)
+        d_grad = d_x = d_weight = None
+        if v is not None:
+            # d x is k grad, so by grad <v, d x> is k v, and by weight what it is in d weight with
+            # grad in the place of x and no mean.
+            none = torch.zeros_like(mean)
+            kept = none.to(kept_mean.dtype) if kept_mean.numel() else kept_mean
+            only = [needs[0], needs[2], False]
+            d_grad, d_weight, _ = apply(
+                _BatchNormByBackward, v, grad, weight, none, var, kept, kept_inverse, ctx.eps, only
+            )
+        rows = [1, -1, *[1] * (x.dim() - 2)]
+        if v_weight is not None:
+            along = (v_weight * (var + ctx.eps).rsqrt()).view(rows)
+            d_x, by_grad = along * grad, along * (x - mean.view(rows))
+            d_grad = by_grad if d_grad is None else d_grad + by_grad
+        if v_bias is not None:
+            by_grad = v_bias.view(rows).expand_as(grad)
+            d_grad = by_grad if d_grad is None else d_grad + by_grad
+        return *present((d_grad, d_x, d_weight), needs), *[None] * 6
 
 
 def _any_order(
