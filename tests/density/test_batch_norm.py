@@ -71,6 +71,12 @@ def errors(results, reference):
     ]
 
 
+def both_passes(x, grad, v, more, weight, mean, inverse):
+    first = raw.batch_norm_backward(grad, x, weight, mean, inverse, more)
+    twice = raw.batch_norm_double_backward(v, grad, x, weight, mean, inverse, *first[1:])
+    return *first, *twice
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("affine", [True, False])
@@ -123,9 +129,7 @@ def test_any_layout_in(shape):
 
     def run(x, g, v, more):
         y, mean, inverse = raw.batch_norm(x, weight, bias, None, None, 0.1, EPS)
-        backward = raw.batch_norm_backward(g, x, weight, mean, inverse, more)
-        twice = raw.batch_norm_double_backward(v, g, x, weight, mean, inverse, *backward[1:])
-        return y, mean, inverse, *backward, *twice
+        return y, mean, inverse, *both_passes(x, g, v, more, weight, mean, inverse)
 
     expected = {last: run(channels_last(x) if last else x, g, v, more) for last in (True, False)}
     for name, laid in relayouts(x).items():
@@ -333,3 +337,62 @@ def test_raw_ops_check_what_they_are_given():
         raw.batch_norm_double_backward(x.double(), x, x, weight, mean, mean, mean, mean)
     with pytest.raises(ValueError, match="d_bias: got"):
         raw.batch_norm_double_backward(x, x, x, weight, mean, mean, mean, torch.zeros(4))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [*SHAPES, (70, 2, 182, 182)])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_cuda_gives_the_bits_of_the_cpu(shape, last, offset):
+    weight, mean, inverse = (normal(shape[1], seed=s) for s in (4, 5, 6))
+    large = [normal(*shape, seed=s) for s in range(4)]
+    large = [channels_last(t) if last else t for t in large]
+    want = both_passes(*large, weight, mean, inverse)
+
+    def moved(t):  # offset: off the alignment of 16 bytes
+        buffer = torch.empty(t.numel() + offset, device="cuda")[offset:]
+        return torch.as_strided(buffer, t.shape, t.stride(), offset).copy_(t)
+
+    got = both_passes(*map(moved, large), *(t.cuda() for t in (weight, mean, inverse)))
+    for a, b in zip(got, want, strict=True):
+        assert_same(a.cpu(), b)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("last", [True, False])
+def test_derivatives_on_cuda(last, monkeypatch):
+    calls = []
+    for name in ("_batch_norm_backward", "_batch_norm_double_backward"):
+        kernel = getattr(topic, name)
+        spy = lambda *a, kernel=kernel, name=name: calls.append(name) or kernel(*a)  # noqa: E731
+        monkeypatch.setattr(topic, name, spy)
+    shape = (4, 20, 33, 31)
+    x, weight, bias = arguments(shape)
+    g, v = normal(*shape, seed=3), normal(*shape, seed=4)
+    tensors = [t.cuda() for t in (channels_last(x) if last else x, weight, bias, g, v)]
+    got = derivatives(ours, *tensors)
+    assert calls == ["_batch_norm_backward", "_batch_norm_double_backward"]
+    want = derivatives(torchs, *[t.double() for t in tensors])
+    for error in errors(got, want):
+        assert error <= 1e-5
+
+
+@pytest.mark.cuda
+def test_cuda_takes_float32():
+    x = torch.zeros(4, 3, device="cuda").double()
+    with pytest.raises(ValueError, match="x: got float64, want float32 on CUDA"):
+        raw.batch_norm_backward(x, x, None, x[0], x[0], None)
+
+
+@pytest.mark.cuda
+def test_cuda_captures_both_passes():
+    tensors = [normal(4, 20, 33, 31, seed=s).cuda() for s in range(4)]
+    tensors += [normal(20, seed=s).cuda() for s in (4, 5, 6)]
+    want = both_passes(*tensors)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = both_passes(*tensors)
+    graph.replay()
+    for a, b in zip(got, want, strict=True):
+        assert_same(a, b)

@@ -1,8 +1,12 @@
 """Log-sum-exp, norms, batch normalisation, attention."""
 
-from cases.case import FLOATS, Case, normal, with_gradients
+import torch
+
+from cases.case import FLOATS, LAST, Case, normal, with_gradients
 from robustcore import ops
 from robustcore.ops.density import linear_fused
+
+raw = torch.ops.robustcore
 
 
 def densities():
@@ -48,4 +52,24 @@ def fused_layers():
             yield Case("linear_logsumexp", label, run, False)
 
 
-GROUPS = (densities, fused_layers)
+def batch_norms():
+    # Small planes, several images a run, the end of one with the next, more units than one launch
+    # finishes; channels last, in which the last is of many units too.
+    for shape in ((20, 33, 4, 4), (5, 3, 7, 7), (9, 4, 20, 15), (5, 3, 40, 50), (70, 2, 182, 182)):
+        for last in (False, True):
+
+            def run(device, shape=shape, last=last):
+                layout = LAST if last else torch.contiguous_format
+                x, grad, v, more = (
+                    normal(*shape, seed=s).to(device, memory_format=layout) for s in range(4)
+                )
+                weight, mean, inverse = (normal(shape[1], seed=s).to(device) for s in (4, 5, 6))
+                first = raw.batch_norm_backward(grad, x, weight, mean, inverse, more)
+                arguments = grad, x, weight, mean, inverse, *first[1:]
+                return [*first, *raw.batch_norm_double_backward(v, *arguments)]
+
+            label = f"float32, {list(shape)}, {'channels last' if last else 'contiguous'}"
+            yield Case("batch_norm, backward and double backward", label, run)
+
+
+GROUPS = (densities, fused_layers, batch_norms)

@@ -46,4 +46,19 @@ def fused_layers(at):
             yield f"{kernel}, weight's gradient", label, 2 * product, fn, ceiling
 
 
-GROUPS = (densities, fused_layers)
+def batch_norms(at):
+    for shape in ((32, 64, 32, 32), (64, 512, 7, 7), (256, 64, 112, 112)):
+        for last in (False, True):
+            x, grad, v = (at.randn(*at(*shape), last=last) for _ in range(3))
+            numbers = torch.ones(3, x.shape[1], device=at.device).unbind()
+            label, size = f"{list(shape)}, {'channels last' if last else 'contiguous'}", size_of(x)
+            fn = lambda g=grad, x=x, n=numbers: raw.batch_norm_backward(g, x, *n, None)  # noqa: E731
+            yield "batch_norm, backward", label, 3 * size, fn, "copy"
+            sums = fn()[1:]
+            fn = lambda v=v, g=grad, x=x, n=numbers, s=sums: (  # noqa: E731
+                raw.batch_norm_double_backward(v, g, x, *n, *s)
+            )
+            yield "batch_norm, double backward", label, 5 * size, fn, "copy"
+
+
+GROUPS = (densities, fused_layers, batch_norms)
