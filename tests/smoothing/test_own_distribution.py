@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy
@@ -95,3 +97,26 @@ def test_nvrtc_compiles_it():
     log = ctypes.create_string_buffer(1 << 16)
     library.nvrtcGetProgramLog(program, log)
     assert status == 0, log.value.decode()
+
+
+def test_a_base_classifier_of_another_library(monkeypatch, capsys):
+    """CUPY.md's, with NumPy for CuPy and the CPU for the GPU."""
+    shared = []
+
+    def asarray(tensor):
+        shared.append(tensor.numpy().ctypes.data == tensor.data_ptr())
+        return tensor.numpy()
+
+    cupy = types.ModuleType("cupy")
+    cupy.asarray, cupy.float32 = asarray, numpy.float32
+    draw = numpy.random.default_rng(0).standard_normal
+    cupy.random = types.SimpleNamespace(standard_normal=draw)
+    cupy.cuda = types.SimpleNamespace(ExternalStream=lambda pointer: nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    stream = types.SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    block = re.search(r"classifier in CuPy\n.*?```python\n(.*?)^```$", GUIDE.read_text(), re.S | re.M)[1]
+    exec(block.replace('"cuda"', '"cpu"'), {})
+    assert "tensor([" in capsys.readouterr().out
+    assert len(shared) > 2
+    assert all(shared)

@@ -1,5 +1,8 @@
 """Noise, ablations, votes."""
 
+import importlib.util
+import math
+
 import torch
 
 from robustcore import ops
@@ -59,4 +62,34 @@ def votes(at):
             yield "count_votes", label, size_of(logits), fn, "copy"
 
 
-GROUPS = (noises, other_noises, votes)
+def others_normals(at):
+    """The same work by torch's generator, and by CuPy's Philox generator where CuPy is."""
+    for samples in (1000, 100_000):
+        few, *image = at(samples, 3, 32, 32)
+        x, shape = torch.rand(1, *image, device=at.device), (few, *image)
+        case, size = f"{samples} x [3, 32, 32], float32", 4 * math.prod(shape)
+
+        def eager(x=x, shape=shape):
+            return torch.randn(shape, device=x.device).mul_(0.25).add_(x)
+
+        yield "torch.randn, times sigma, plus x", case, size, eager, "fill"
+        if at.device.type != "cuda" or importlib.util.find_spec("cupy") is None:
+            continue
+        import cupy
+
+        generator = cupy.random.Generator(cupy.random.Philox4x3210(1))
+
+        def drawn(draw=generator.standard_normal, shape=shape, f32=cupy.float32):
+            return draw(shape, dtype=f32)
+
+        def noisy(drawn=drawn, x=cupy.asarray(x)):  # noqa: B008
+            z = drawn()
+            z *= 0.25
+            z += x
+            return z
+
+        yield "CuPy's Philox generator alone", case, size, drawn, "fill"
+        yield "CuPy's Philox generator, times sigma, plus x", case, size, noisy, "fill"
+
+
+GROUPS = (noises, other_noises, votes, others_normals)
