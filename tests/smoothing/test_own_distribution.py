@@ -115,7 +115,8 @@ def test_a_base_classifier_of_another_library(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     stream = types.SimpleNamespace(cuda_stream=0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    block = re.search(r"classifier in CuPy\n.*?```python\n(.*?)^```$", GUIDE.read_text(), re.S | re.M)[1]
+    block = r"classifier in CuPy\n.*?```python\n(.*?)^```$"
+    block = re.search(block, GUIDE.read_text(), re.DOTALL | re.MULTILINE)[1]
     exec(block.replace('"cuda"', '"cpu"'), {})
     assert "tensor([" in capsys.readouterr().out
     assert len(shared) > 2
