@@ -10,44 +10,6 @@ namespace {
 
 using Plan = BlockPlan;
 constexpr int kMost = Plan::kMaxWarps * mma::kLanes;
-// n / d for 0 <= n < 2^20: the quotient of n + 1/2 is further from an integer than it is rounded.
-struct Divisor {
-  int d;
-  float inverse;
-
-  __device__ __forceinline__ explicit Divisor(int d_)
-      : d(d_), inverse(1.0f / static_cast<float>(d_)) {}
-  __device__ __forceinline__ int divide(int n) const {
-    return static_cast<int>((static_cast<float>(n) + 0.5f) * inverse);
-  }
-};
-
-// Rows [top, top + height) and columns [left, left + width) of the images of a block.
-struct Rectangle {
-  int top, left, height, width;
-
-  __device__ __forceinline__ bool has(int y, int x) const {
-    return y >= top && y < top + height && x >= left && x < left + width;
-  }
-};
-
-struct Pixel {
-  int image, y, x;  // the image counts in the block
-};
-
-// The pixels of a rectangle in all images of a block, by number.
-struct Pixels {
-  Rectangle in;
-  Divisor area, width;
-
-  __device__ __forceinline__ explicit Pixels(const Rectangle& in_)
-      : in(in_), area(in_.height * in_.width), width(in_.width) {}
-  __device__ __forceinline__ Pixel operator[](int i) const {
-    const int image = area.divide(i), rest = i - image * area.d, row = width.divide(rest);
-    return {image, in.top + row, in.left + rest - row * in.width};
-  }
-};
-
 // A block's work on a unit: some images, or a tile of one.
 template <class E>
 class Block {
@@ -73,7 +35,9 @@ class Block {
       reinterpret_cast<uint32_t*>(dynamic_shared())[threadIdx.x] = 0;
     }
     load_images();
+    RC_ROLL
     for (int slice = 0; slice < Plan::kStages - 1; ++slice) fetch_slice(slice, slice);
+    RC_ROLL
     for (int s = 0; s < plan_.shape.degree; ++s) step(s);
     wait_copies<0>();
   }
@@ -119,6 +83,7 @@ class Block {
     const int packs = plan_.shape.channels / kPack<E>;
     const int count = plan_.images * pixels.area.d * packs;
     const E* x = static_cast<const E*>(args_.x);
+    RC_ROLL
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const Pixel p = pixels[i / packs];
       const int pack = i % packs;
@@ -133,6 +98,7 @@ class Block {
     const int row = 9 * plan_.shape.channels * static_cast<int>(sizeof(E));
     const char* from = static_cast<const char*>(args_.filter) + slice * Plan::kSlice;
     char* to = slices() + stage * plan_.shape.channels * Plan::kSlicePitch;
+    RC_ROLL
     for (int i = threadIdx.x; i < plan_.shape.channels * kPacks; i += blockDim.x) {
       const int channel = i / kPacks, pack = i % kPacks;
       copy_async(to + channel * Plan::kSlicePitch + pack * 16, from + channel * row + pack * 16);
@@ -246,17 +212,27 @@ class Block {
   }
 
   // out[s] of a warp's part: into the map that held out[s - 2], and to where it is wanted.
-  __device__ __forceinline__ void finish(int s, int first, int channel, const Sums& sums) {
+  __device__ __forceinline__ void finish(int s, int first, int channel, Sums& sums) {
     const Pixels pixels(rectangle(plan_.shape.degree - 1 - s));
     const int count = plan_.images * pixels.area.d;
-    RC_UNROLL
-    for (int half = 0; half < 2 * kTall; ++half) {
-      const int i = first + half * 8 + mma::lane() / 4;
-      if (i >= count) continue;
-      float v[2 * kWide];
+    RC_ROLL  // loops that move the sums down take an eighth of the code of one that is unrolled
+        for (int i = first + mma::lane() / 4; i - first < Plan::kPixels; i += mma::kRows) {
+      RC_ROLL
+      for (int half = 0; half < 2; ++half) {
+        if (i + half * 8 >= count) continue;
+        float v[2 * kWide];
+        RC_UNROLL
+        for (int n = 0; n < 2 * kWide; ++n) {
+          const float (&four)[4] = sums[0][n / 2].v;
+          v[n] = half ? four[2 + n % 2] : four[n % 2];
+        }
+        finish_pixel(pixels[i + half * 8], s, channel + mma::column_of(mma::lane(), 0), v);
+      }
       RC_UNROLL
-      for (int n = 0; n < 2 * kWide; ++n) v[n] = sums[half / 2][n / 2].v[half % 2 * 2 + n % 2];
-      finish_pixel(pixels[i], s, channel + mma::column_of(mma::lane(), 0), v);
+      for (int m = 1; m < kTall; ++m) {
+        RC_UNROLL
+        for (int n = 0; n < kWide; ++n) sums[m - 1][n] = sums[m][n];
+      }
     }
   }
 

@@ -132,6 +132,47 @@ inline BlockPlan block_plan(const BlockShape& shape, int64_t limit, int64_t imag
   return best;
 }
 
+// ---- Pixels of a block -----------------------------------------------------------------------------
+
+// n / d for 0 <= n < 2^20: the quotient of n + 1/2 is further from an integer than it is rounded.
+struct Divisor {
+  int d;
+  float inverse;
+
+  RC_HOST_DEVICE explicit Divisor(int d_) : d(d_), inverse(1.0f / static_cast<float>(d_)) {}
+  RC_HOST_DEVICE int divide(int n) const {
+    return static_cast<int>((static_cast<float>(n) + 0.5f) * inverse);
+  }
+};
+
+// Rows [top, top + height) and columns [left, left + width) of the images of a block.
+struct Rectangle {
+  int top, left, height, width;
+
+  RC_HOST_DEVICE bool has(int y, int x) const {
+    return y >= top && y < top + height && x >= left && x < left + width;
+  }
+};
+
+struct Pixel {
+  int image, y, x;  // the image counts in the block
+};
+
+// The pixels of a rectangle in all images of a block, by number.
+struct Pixels {
+  Rectangle in;
+  Divisor area, width;
+
+  RC_HOST_DEVICE explicit Pixels(const Rectangle& in_)
+      : in(in_), area(in_.height * in_.width), width(in_.width) {}
+  RC_HOST_DEVICE Pixel operator[](int i) const {
+    const int image = area.divide(i), rest = i - image * area.d, row = width.divide(rest);
+    return {image, in.top + row, in.left + rest - row * in.width};
+  }
+};
+
+// ---- Arguments -------------------------------------------------------------------------------------
+
 struct BlockSeriesArgs {
   DType dtype;
   int64_t images;
