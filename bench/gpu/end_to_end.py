@@ -86,13 +86,19 @@ def soc(device, tiny):
             continue
         ours, theirs = bench.layers(channels, device)
         x = torch.randn(batch, channels, side, side, device=device)
+        fused = bench.fused(ours, x)
         fns = {"robustcore": bench.step_of(ours, x, LAST)}
+        if fused:
+            fns["robustcore, fused"] = bench.step_of(fused, x, LAST)
         fns["published"] = bench.step_of(theirs, x, torch.contiguous_format)
         shape = f"{batch} x {name.split(' x ')[1]}"
         yield f"SOC training step: {shape}", fns
-        ours.eval(), theirs.eval()
+        for layer in filter(None, (ours, theirs, fused)):
+            layer.eval()
         last = x.contiguous(memory_format=LAST)
         fns = {"robustcore": lambda m=ours, x=last: m(x), "published": lambda m=theirs, x=x: m(x)}
+        if fused:
+            fns["robustcore, fused"] = lambda m=fused, x=last: m(x)
         yield f"SOC inference: {shape}", inference(fns)
     torch.manual_seed(0)
     depth, sizes = (1, dict(init_channels=4, stages=1)) if tiny else (20, {})

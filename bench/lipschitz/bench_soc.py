@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
 from robustcore.lipschitz import SOC, LipConvNet, MaxMin
 from robustcore.ops import exp_series
+from robustcore.ops.lipschitz import series_block
 from robustcore.ops.lipschitz.soc import normalised_filter
 
 TRAIN_TERMS, EVAL_TERMS = 5, 12
@@ -91,6 +92,16 @@ def layers(channels, device):
     theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias}, strict=False)
     theirs.converge(200)
     return ours, theirs
+
+
+def fused(ours, x):
+    """The same layer with its series in one kernel, or None where that does not run."""
+    longest = exp_series(1.5, degree=10)  # of eval, about
+    if series_block.cannot(x, ours.weight, longest) is not None:
+        return None
+    layer = SOC(x.shape[1], x.shape[1], scale=0.7, tol=2.5e-6, fused=True).to(x.device)
+    layer.load_state_dict(ours.state_dict())
+    return layer
 
 
 def polynomial_errors(layer, side):

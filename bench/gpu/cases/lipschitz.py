@@ -4,6 +4,7 @@ import torch
 
 from cases.case import FLOATS, LAST, Case, normal, uniform, with_gradients
 from robustcore import ops
+from robustcore.ops.lipschitz import series_block
 
 raw = torch.ops.robustcore
 
@@ -50,6 +51,24 @@ def series():
         yield Case("conv_exp", name, run, False)
 
 
+def fused_series():
+    for name in ("float32", "bfloat16"):
+        # 32 x 32 x 32 in tiles; several images a block; sides that 8 does not divide.
+        for shape in ((2, 32, 32, 32), (5, 128, 8, 8), (3, 64, 13, 7)):
+
+            def run(device, dtype=FLOATS[name], shape=shape):
+                c = shape[1]
+                kernel = ops.skew_kernel(normal(c, c, 3, 3, dtype=dtype) / (6 * c**0.5)).kernel
+                x, series = normal(*shape, dtype=dtype), ops.exp_series(1.5, degree=4)
+                fused = series_block.cannot(x.to(device), kernel, series) is None
+                return with_gradients(
+                    lambda x, k: ops.conv_exp(x, k, radius=1.5, degree=4, fused=fused), device,
+                    x, kernel,
+                )  # fmt: skip
+
+            yield Case("conv_exp", f"{name}, fused, {list(shape)}", run, False)
+
+
 def filters():
     """What a SOC layer trains with: a step of power iteration, the filter, its gradient."""
     for channels, side in ((40, 3), (240, 3), (9, 7)):
@@ -70,4 +89,4 @@ def filters():
                 yield Case("skew_filter", f"{label}{', channels last' * last}", run)
 
 
-GROUPS = (pairs, series, filters)
+GROUPS = (pairs, series, fused_series, filters)

@@ -2,7 +2,10 @@
 
 import torch
 
-from sizes.size import raw, size_of
+from robustcore.ops import exp_series
+from robustcore.ops.lipschitz import series_block
+from robustcore.ops.lipschitz.recurrence import evaluate, prepare
+from sizes.size import BF16, F32, raw, size_of
 
 
 def pairs(at):
@@ -36,6 +39,23 @@ def series(at):
     yield "skew", "[512, 512, 3, 3]", 2 * size_of(weight), fn, "copy"
 
 
+def fused_series(at):
+    """A layer's inference, and its recurrences in training, which also write their maps."""
+    exp = exp_series(1.3, degree=5)
+    for shape in ((256, 32, 32, 32), (256, 64, 16, 16), (256, 128, 8, 8)):
+        n, c, h, w = at(*shape)
+        for name, dtype in (("float32", F32), ("bfloat16", BF16)):
+            x = at.randn(n, c, h, w, dtype=dtype, last=True)
+            filter = at.randn(c, c, 3, 3, dtype=dtype, last=True) / (3 * c) ** 0.5
+            can = exp._replace(fused=series_block.cannot(x, filter, exp) is None)
+            prepared, label = prepare(x, filter, can), f"{list(shape)}, {name}"
+            products, ceiling = 2 * 9 * c * x.numel() * can.degree, f"matrix product, {name}"
+            for keep in (False, True):
+                fn = lambda x=x, p=prepared, s=can, k=keep: evaluate(x, p, s, k)  # noqa: E731
+                kernel = f"conv_exp, fused{', with maps' * keep}"
+                yield kernel, label, products, fn, ceiling
+
+
 def filters(at):
     """The iteration passes twice over the weight, the gradient twice over all it reads."""
     for channels in (64, 256, 512):
@@ -58,4 +78,4 @@ def filters(at):
             yield "skew_filter, backward", form, 4 * size, fn, "copy"
 
 
-GROUPS = (pairs, series, filters)
+GROUPS = (pairs, series, fused_series, filters)
