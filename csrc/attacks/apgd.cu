@@ -1,37 +1,37 @@
 #include "attacks/apgd.h"
-#include "common/cuda.h"
+#include "attacks/step_rows_cuda.h"
+#include "attacks/watch_rows_cuda.h"
 
 namespace robustcore::attacks {
 namespace {
 
-// E: any type of the elements' size, which are only copied.
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) apgd_kernel(const __grid_constant__ ApgdArgs args) {
-  for_units(args.rows, [&](int64_t at) {
-    const ApgdRow<T> row(args, at);
+template <class T, Norm kNorm>
+__global__ void __launch_bounds__(kThreads, 2) apgd_kernel(const __grid_constant__ ApgdArgs args) {
+  for_rows<kWarpsPerBlock>(args.watch.rows, [&](const BlockTeam& team, int64_t at, bool) {
+    StepRow<T, kNorm> row(args.step, team, at);
+    const WatchedRow<StepRow<T, kNorm>> watched(args.watch, at, row);
+    const ApgdRow<T> apgd(args, at, watched);
     __syncthreads();  // all have read the state
-    if (threadIdx.x == 0) row.store(args, at);
-    if (!row.higher && !row.back) return;
-    const int64_t first = at * args.elements;
-    for (int64_t k = first + threadIdx.x; k < first + args.elements; k += blockDim.x) {
-      if (row.higher) {
-        static_cast<E*>(args.best)[k] = static_cast<const E*>(args.x)[k];
-        static_cast<E*>(args.best_grad)[k] = static_cast<const E*>(args.grad)[k];
-      } else {
-        static_cast<E*>(args.x)[k] = static_cast<const E*>(args.best)[k];
-        static_cast<E*>(args.grad)[k] = static_cast<const E*>(args.best_grad)[k];
-      }
+    if (team.writes()) watched.store(args.watch, at), apgd.store(args, at);
+    if (watched.higher) copy_best(team, args.watch, at);
+    if (apgd.back) {
+      if (watched.higher) __syncthreads();  // all of the best point has been written
+      copy_row(team, args.watch, args.x, args.watch.best, at);
+      row.start_from(args.watch.best, args.watch.best_grad);
     }
+    step_row<kNorm>(args.step, apgd.numbers(args), row);
   });
 }
 
 }  // namespace
 
-void apgd_update_cuda(const ApgdArgs& args, void* stream) {
-  const auto kernel = args.is_double           ? apgd_kernel<double, uint64_t>
-                      : args.element_size == 4 ? apgd_kernel<float, uint32_t>
-                                               : apgd_kernel<float, uint16_t>;
-  launch(kernel, args.rows, kThreads, stream, args);
+void apgd_step_cuda(const ApgdArgs& args, void* stream) {
+  dispatch_arithmetic(args.step.x.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto kernel =
+        args.step.norm == Norm::kLinf ? apgd_kernel<T, Norm::kLinf> : apgd_kernel<T, Norm::kL2>;
+    launch_rows<kWarpsPerBlock>(kernel, args.step.rows, stream, args);
+  });
 }
 
 }  // namespace robustcore::attacks

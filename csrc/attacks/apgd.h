@@ -1,66 +1,68 @@
-// APGD's bookkeeping after a step (Croce and Hein, 2020), a row by itself: its best point, and at a
-// checkpoint whether it halves its steps and goes back there.
+// A step of APGD (Croce and Hein, 2020), a row by itself: what the evaluation tells, at a
+// checkpoint whether the row halves its steps and goes back to its best point, and the step from
+// there.
 #pragma once
 
-#include "common/dtype.h"
-#include "common/variants.h"
+#include "attacks/step.h"
+#include "attacks/watch.h"
 
 namespace robustcore::attacks {
 
-// Everything but the loss and the widths is updated in place.
+// Everything but the gradient, x0, `ahead`, `counts` and the widths is updated in place.
 struct ApgdArgs {
-  int64_t rows, elements;
-  int64_t element_size;         // in bytes, 2, 4 or 8
-  bool is_double;               // of the values of one a row; else float
-  void *x, *grad;               // [rows, elements]: where the row goes on from
-  void *best, *best_grad;       // [rows, elements]
-  const void* loss;             // [rows], at x
-  void *best_loss, *last_loss;  // [rows]
-  void *step_size, *rises;      // [rows]; rises: steps since the last checkpoint that raised it
-  void* checked;                // [rows]: the best loss at the last checkpoint
-  bool* cut;                    // [rows]: whether that one halved
-  const int64_t* width;         // [rows]: steps since the last checkpoint, 0: this is none
-  double rho;                   // the share of steps that has to raise the loss
+  WatchArgs watch;            // of the points that were evaluated; with best and best_grad
+  StepArgs step;              // of linf or l2, over `previous`; its step_size is the rows' own
+  void* x;                    // [rows, elements]: where rows are; `step` has it too
+  void *last_loss, *rises;    // [rows]; rises: steps since the last checkpoint that raised it
+  void *step_size, *checked;  // [rows]; checked: the best loss at the last checkpoint
+  bool* cut;                  // [rows]: whether that one halved
+  const int64_t* widths;      // [ages]: steps since the last checkpoint at that age, 0: none
+  int64_t ages;
+  double rho;       // the share of steps that has to raise the loss
+  double momentum;  // of every step but a row's first
 };
 
-// A unit is a row.
-RC_VARIANTS(apgd_update, const ApgdArgs& args, int64_t begin, int64_t end);
-void apgd_update_cuda(const ApgdArgs& args, void* stream);
+// A unit is a row. `scratch` holds scratch_elements() of the step.
+RC_VARIANTS(apgd_step, const ApgdArgs& args, float* scratch, int64_t begin, int64_t end);
+void apgd_step_cuda(const ApgdArgs& args, void* stream);
 
 inline namespace RC_ISA {
 
-// A row's state after the step.
+// A row's state before the step.
 template <class T>
 struct ApgdRow {
-  T loss, best_loss, step_size, rises, checked;
+  T loss, step_size, rises, checked;
   bool cut;
-  bool higher, back;  // x is the new best; the row goes back there
+  bool back;    // to the best point
+  bool swings;  // with momentum
 
-  RC_HOST_DEVICE ApgdRow(const ApgdArgs& args, int64_t at)
-      : loss(static_cast<const T*>(args.loss)[at]),
-        best_loss(static_cast<const T*>(args.best_loss)[at]),
+  template <class Watched>
+  RC_HOST_DEVICE ApgdRow(const ApgdArgs& args, int64_t at, const Watched& watched)
+      : loss(watched.loss),
         step_size(static_cast<const T*>(args.step_size)[at]),
         rises(static_cast<const T*>(args.rises)[at]),
         checked(static_cast<const T*>(args.checked)[at]),
         cut(args.cut[at]),
-        higher(loss > best_loss),
-        back(false) {
+        back(false),
+        swings(watched.age > 1) {
     if (loss > static_cast<const T*>(args.last_loss)[at]) rises += T(1);
-    if (higher) best_loss = loss;
-    const int64_t width = args.width[at];
+    const bool known = watched.age >= 0 && watched.age < args.ages;
+    const int64_t width = known ? args.widths[watched.age] : 0;
     if (width <= 0) return;
-    const bool stuck = !cut && checked >= best_loss;
+    const bool stuck = !cut && checked >= watched.best_loss;
     back = stuck || static_cast<double>(rises) <= args.rho * static_cast<double>(width);
-    cut = back, checked = best_loss, rises = T(0);
+    cut = back, checked = watched.best_loss, rises = T(0);
     if (back) step_size *= T(0.5);
   }
   RC_HOST_DEVICE void store(const ApgdArgs& args, int64_t at) const {
     static_cast<T*>(args.last_loss)[at] = loss;
-    static_cast<T*>(args.best_loss)[at] = best_loss;
     static_cast<T*>(args.step_size)[at] = step_size;
     static_cast<T*>(args.rises)[at] = rises;
     static_cast<T*>(args.checked)[at] = checked;
     args.cut[at] = cut;
+  }
+  RC_HOST_DEVICE StepNumbers numbers(const ApgdArgs& args) const {
+    return {args.step.eps.value, static_cast<double>(step_size), 1.0, swings ? args.momentum : 1.0};
   }
 };
 

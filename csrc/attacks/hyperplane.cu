@@ -5,23 +5,30 @@ namespace robustcore::attacks {
 namespace {
 
 template <class T>
-struct HyperplaneRow : CudaRow<T> {
+struct HyperplaneRow : CudaRow<T, HyperplaneRow<T>> {
   const HyperplaneArgs& args;
   int64_t at;
+  T x_batch[kAhead], w_batch[kAhead], x_now, w_now;
 
   __device__ HyperplaneRow(const HyperplaneArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T>{team, args_.elements}, args(args_), at(row) {}
-  __device__ T x(int64_t k, int) const {
-    return element<T>(args.x, at, k);
+      : CudaRow<T, HyperplaneRow>(team, args_.elements), args(args_), at(row) {}
+  __device__ void read(int64_t first, int64_t end) {
+    read_batch(args.x, args.x.data, at, first, end, x_batch);
+    read_batch(args.w, args.w.data, at, first, end, w_batch);
   }
-  __device__ T w(int64_t k, int) const {
-    return element<T>(args.w, at, k);
+  __device__ void take(int i) {
+    x_now = x_batch[i], w_now = w_batch[i];
+  }
+  __device__ T x(int64_t, int) const {
+    return x_now;
+  }
+  __device__ T w(int64_t, int) const {
+    return w_now;
   }
   template <class F>
-  __device__ void write(int64_t first, int64_t count, const F& f) const {
-    this->team.for_columns(count, [&](int64_t i) {
-      store_element(args.out, args.x.dtype, args.place, at, first + i, f(first + i, 1), T(0));
-    });
+  __device__ void write(int64_t first, int64_t count, const F& f) {
+    this->write_rounded(args.out, args.place, at, first, count, f,
+                        [](int64_t, int) { return T(0); });
   }
 };
 

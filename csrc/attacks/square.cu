@@ -27,12 +27,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <class T>
-struct PeaksRow : CudaRow<T> {
+struct PeaksRow : CudaRow<T, PeaksRow<T>> {
   const SquareArgs& args;
   int64_t at;
 
   __device__ PeaksRow(const SquareArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T>{team, args_.elements()}, args(args_), at(row) {}
+      : CudaRow<T, PeaksRow>(team, args_.elements()), args(args_), at(row) {}
+  // A window's elements are in no batch.
+  __device__ void read(int64_t, int64_t) const {}
+  __device__ void take(int) const {}
   __device__ T x0(int64_t k) const {
     return element<T>(args.x0, at, k);
   }
@@ -40,11 +43,10 @@ struct PeaksRow : CudaRow<T> {
     return element<T>(args.best, at, k);
   }
   template <class F>
-  __device__ void write(int64_t first, int64_t count, const F& f) const {
-    this->team.for_columns(count, [&](int64_t i) {
-      const int64_t k = first + i;
-      store_element(args.out, args.x0.dtype, args.place, at, k, f(k), x0(k));
-    });
+  __device__ void write(int64_t first, int64_t count, const F& f) {
+    this->write_rounded(
+        args.out, args.place, at, first, count, [&](int64_t k, int) { return f(k); },
+        [&](int64_t k, int) { return x0(k); });
   }
 };
 

@@ -111,10 +111,21 @@ struct Direction {
   }
 };
 
+// What a row has in place of RowParameters.
+struct StepNumbers {
+  double eps, step_size, topk, momentum;
+};
+
+template <class T>
+RC_HOST_DEVICE StepNumbers numbers_of(const StepArgs& args, int64_t at) {
+  return {at_row<T>(args.eps, at), at_row<T>(args.step_size, at), at_row<T>(args.topk, at),
+          at_row<T>(args.momentum, at)};
+}
+
 // The row's step; `row` brings x(k, n), x0(k, n), grad(k, n), previous(k, n) and write(k, count,
 // f), which stores f(k + i, n) at the elements from k on.
 template <Norm kNorm, class Row>
-RC_HOST_DEVICE void step_row(const StepArgs& args, int64_t at, Row& row) {
+RC_HOST_DEVICE void step_row(const StepArgs& args, const StepNumbers& numbers, Row& row) {
   using L = typename Row::L;
   using T = typename Row::T;
   const auto x = [&](int64_t k, int n) { return row.x(k, n); };
@@ -124,11 +135,11 @@ RC_HOST_DEVICE void step_row(const StepArgs& args, int64_t at, Row& row) {
     const int64_t count = kNorm == Norm::kL0 ? args.elements / args.channels : args.elements;
     for (int64_t k = 0; k < args.elements; k += count) row.write(k, count, f);
   };
-  const Ball<L> ball(at_row<T>(args.eps, at), args.low, args.high);
+  const Ball<L> ball(numbers.eps, args.low, args.high);
   Direction<L, kNorm> direction;
   if (args.grad.data) {
     const auto grad = [&](int64_t k, int n) { return row.grad(k, n); };
-    direction.set(row, grad, at_row<T>(args.step_size, at), at_row<T>(args.topk, at));
+    direction.set(row, grad, numbers.step_size, numbers.topk);
   }
   const bool moves = direction.step != T(0);
   const auto moved = [&](int64_t k, int n) {
@@ -138,7 +149,7 @@ RC_HOST_DEVICE void step_row(const StepArgs& args, int64_t at, Row& row) {
   const auto z = [&](int64_t k, int n) { return project(k, n, moved, x0); };
   if constexpr (has_momentum(kNorm)) {
     if (args.previous.data) {
-      const T momentum = static_cast<T>(at_row<T>(args.momentum, at));
+      const T momentum = static_cast<T>(numbers.momentum);
       const auto swung = [&](int64_t k, int n) {
         const auto m = L::splat(momentum), here = x(k, n);
         const auto rest = L::splat(T(1)) - m;

@@ -1,33 +1,27 @@
-#include "attacks/rows_cuda.h"
 #include "attacks/watch.h"
+#include "attacks/watch_rows_cuda.h"
 
 namespace robustcore::attacks {
 namespace {
 
 template <class T>
-struct GradRow : CudaRow<T> {
+struct GradRow : CudaRow<T, GradRow<T>> {
   const WatchArgs& args;
   int64_t at;
+  T batch[kAhead], now;
 
   __device__ GradRow(const WatchArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T>{team, args_.elements}, args(args_), at(row) {}
-  __device__ T grad(int64_t k, int) const {
-    return element<T>(args.grad, at, k);
+      : CudaRow<T, GradRow>(team, args_.elements), args(args_), at(row) {}
+  __device__ void read(int64_t first, int64_t end) {
+    read_batch(args.grad, args.grad.data, at, first, end, batch);
+  }
+  __device__ void take(int i) {
+    now = batch[i];
+  }
+  __device__ T grad(int64_t, int) const {
+    return now;
   }
 };
-
-// Elements are only copied: as words of the largest size that all of them are made of.
-template <class Word>
-__device__ void copy_row(const BlockTeam& team, const WatchArgs& args, int64_t at) {
-  const int64_t words = args.elements * args.element_size / static_cast<int64_t>(sizeof(Word));
-  team.for_columns(words, [&](int64_t i) {
-    const int64_t k = at * words + i;
-    static_cast<Word*>(args.best)[k] = static_cast<const Word*>(args.x)[k];
-    if (args.best_grad) {
-      static_cast<Word*>(args.best_grad)[k] = static_cast<const Word*>(args.grad.data)[k];
-    }
-  });
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
@@ -37,9 +31,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     const WatchedRow<GradRow<T>> watched(args, at, row);
     __syncthreads();  // all have read the state
     if (team.writes()) watched.store(args, at);
-    if (!watched.higher) return;
-    args.element_size == 2 ? copy_row<uint16_t>(team, args, at)
-                           : copy_row<uint32_t>(team, args, at);
+    if (watched.higher) copy_best(team, args, at);
   });
 }
 

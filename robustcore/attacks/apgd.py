@@ -11,9 +11,11 @@ from torch import Tensor
 
 from robustcore import ops
 from robustcore.attacks.attack import GradientMethod, Session, StepAttack
-from robustcore.attacks.engine import Rows, column
+from robustcore.attacks.engine import FLAGS, Rows, column
 from robustcore.common.checks import require_flag, require_int
 from robustcore.ops.attacks import loops
+from robustcore.ops.attacks.norms import NORMS as NUMBERS
+from robustcore.ops.autograd import dense
 
 # Of the published algorithms, "rho" and those of l1.
 RISES, MOMENTUM = 0.75, 0.75
@@ -31,7 +33,7 @@ class APGD(StepAttack):
         norm: "Linf", "L2" or "L1".
         restarts: runs from random points for each image that is not fooled yet.
         loss: "ce", "margin" or "dlr".
-        larger_radii: begin in balls of three and two times the radius, as AutoAttack does in l1.
+        larger_radii: begin in balls of three and two times the radius, as AutoAttack does; in L1.
         targeted, eot, seed, mean, std, batch_size, grid, predict: see :class:`Attack`.
 
     Source: Croce and Hein, 2020; for l1 "Mind the box", 2021.
@@ -64,6 +66,8 @@ class APGD(StepAttack):
         self.steps = require_int("steps", steps, 1, 1 << 31)
         self.restarts = require_int("restarts", restarts, 1, 1 << 31)
         self.larger_radii = require_flag("larger_radii", larger_radii)
+        if self.larger_radii and self.norm != "l1":
+            raise ValueError(f"larger_radii: goes with norm L1, got {norm}")
 
     def method(self, seed: int) -> AutoSteps:
         """The attack as steps on rows."""
@@ -142,59 +146,71 @@ class AutoSteps(GradientMethod):
         self._due = self._widths[1:].numpy() > 0
 
     def begin(self, rows: Rows) -> None:
-        x0, state = rows["x0"], rows.state
+        state = rows.state
+        x0 = state["x0"] = dense(rows["x0"])
         eps = self.stages[0].eps
         where: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": self.seed}
         state["x"] = ops.random_start(x0, rows["index"], rows["variant"], **where)
         self.begin_best(rows)
         zeros = torch.zeros_like(state["best_loss"])
-        state["best_grad"], state["previous"] = torch.zeros_like(state["x"]), state["x"].clone()
+        state["best_grad"] = torch.zeros_like(state["x"])
         state["rate"] = zeros + eps * (1 if self._sparse else 2)
-        state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
         self._widths = self._widths.to(x0.device)
-        state["rises"], state["cut"] = zeros.clone(), torch.ones_like(state["found"])
         if self._sparse:
             state["eps"], state["topk"] = zeros + eps, zeros + SPARSE
             state["sparsity"] = zeros + x0[0].numel()
         else:
-            state["momentum"] = zeros + 1.0  # of the first step there is none
+            state["previous"], state["rises"] = state["x"].clone(), zeros.clone()
+            state["last"], state["checked"] = zeros + torch.inf, zeros - torch.inf
+            state["cut"] = torch.ones_like(state["found"])
 
     def counts(self, rows: Rows, x: Tensor) -> Tensor | None:
         """A point of a larger ball is none of this one."""
         return None if len(self.stages) == 1 else rows["age"] >= self.stages[-1].first
 
-    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        state, here = rows.state, rows["x"]
-        width = self._widths.index_select(0, state["age"])
-        loops.apgd_update(
-            x, grad, loss, state["best"], state["best_grad"], state["best_loss"], state["last"],
-            state["rate"], state["rises"], state["checked"], state["cut"],
-            torch.zeros_like(width) if self._sparse else width, RISES,
-        )  # fmt: skip
-        due = (self._sparse or self.grid is not None) and self._due[rows.age].any()
-        if due and self._sparse:
-            back = self._check(rows, width)
-            here = torch.where(column(back, here), state["best"], here)
-            grad = torch.where(column(back, grad), state["best_grad"], grad)
-        elif due:  # x is what the model was shown of where the row is
-            here = torch.where(column(state["cut"] & (width > 0), here), x, here)
-        following = self._move(rows, here, grad)
-        return following if len(self.stages) == 1 else self._next_stage(rows, following)
-
-    def _move(self, rows: Rows, here: Tensor, grad: Tensor) -> Tensor:
-        state, x0 = rows.state, rows["x0"]
-        if self._sparse:
-            return ops.attack_step(
-                here, grad, x0, norm="l1", eps=state["eps"], step_size=state["rate"],
-                topk=state["topk"],
-            )  # fmt: skip
+    def step(
+        self,
+        rows: Rows,
+        x: Tensor,
+        loss: Tensor,
+        grad: Tensor | None,
+        ahead: Tensor,
+        counts: Tensor | None,
+    ) -> Tensor:
+        if self._sparse or grad is None:
+            return super().step(rows, x, loss, grad, ahead, counts)
+        state = rows.state
         # Where the step before began is overwritten by where this one ends.
-        following = loops.momentum_step(
-            here, grad, x0, self.norm, self.eps, state["rate"], state["momentum"], state["previous"]
-        )
-        state["momentum"].fill_(MOMENTUM)
+        here, following = state["x"], state["previous"]
+        loops.apgd_step(
+            here, None if x is here else x, grad, state["x0"], following, loss, ahead, counts,
+            state["best"], state["best_grad"], state["best_loss"],
+            *(state[name] for name in FLAGS), state["age"], state["last"], state["rate"],
+            state["rises"], state["checked"], state["cut"], self._widths,
+            NUMBERS.index(self.norm), self.eps, RISES, MOMENTUM,
+        )  # fmt: skip
         state["previous"] = here
         return following
+
+    def blind_step(
+        self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor, ahead: Tensor
+    ) -> Tensor:
+        return self.step(rows, x, loss, grad, ahead, torch.zeros_like(rows["found"]))
+
+    def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        """Of l1."""
+        state, here = rows.state, rows["x"]
+        if not self._sparse:
+            return here  # the last point of all
+        if self._due[rows.age].any():
+            back = self._check(rows, self._widths.index_select(0, state["age"]))
+            here = torch.where(column(back, here), state["best"], here)
+            grad = torch.where(column(back, grad), state["best_grad"], grad)
+        following = ops.attack_step(
+            here, grad, state["x0"], norm="l1", eps=state["eps"], step_size=state["rate"],
+            topk=state["topk"],
+        )  # fmt: skip
+        return following if len(self.stages) == 1 else self._next_stage(rows, following)
 
     def _check(self, rows: Rows, width: Tensor) -> Tensor:
         """Which rows go back to their best point; the steps of those of a checkpoint, in l1."""
@@ -220,7 +236,6 @@ class AutoSteps(GradientMethod):
             following = torch.where(column(new, following), inside, following)
             changed = (inside != state["x0"]).flatten(1).sum(1).to(state["eps"].dtype)
             values = {"eps": stage.eps, "rate": stage.eps, "best_loss": -torch.inf}
-            values["last"] = torch.inf
             for name, value in values.items():
                 state[name] = state[name].masked_fill(new, value)
             share = changed / (FEWER * state["x0"][0].numel())

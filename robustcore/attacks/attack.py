@@ -227,11 +227,13 @@ class Session:
         """What counts as success; a smoothed classifier that abstains has said no other class."""
         return prediction == labels if self.targeted else (prediction != labels) & (prediction >= 0)
 
-    def losses(self, images: Tensor, name: str) -> Tensor:
-        """``[N]`` of images that stand for all."""
+    def judged(self, images: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+        """Classes and losses ``[N]`` of images that stand for all, of one pass if there can be."""
         logits = self.classifier.batched(images, self.indices, self.batch)
-        value: Tensor = LOSSES[name](logits, self.labels)[0]
-        return value.to(images.dtype)
+        value: Tensor = LOSSES[loss](logits, self.labels)[0]
+        if self.classifier.smoothed is not None:
+            return self.answers(images), value.to(images.dtype)
+        return verdict(logits, self.labels), value.to(images.dtype)
 
     def result(self, found: Found, method: Method, attack: Attack, seed: int) -> Attacked:
         """What is returned, once the images are looked at again."""
@@ -239,8 +241,7 @@ class Session:
         prediction = labels.clone()
         loss = images.new_zeros(len(images))
         if len(images):
-            prediction = self.answers(images)
-            loss = self.losses(images, attack.loss)
+            prediction, loss = self.judged(images, attack.loss)
         success = self.succeeded(prediction, labels)
         expected = self.fooled | (found.winner < method.variants)
         flipped = int((success.cpu().numpy() != expected).sum())

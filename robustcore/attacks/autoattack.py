@@ -191,8 +191,7 @@ class _Evaluating:
         images, labels = self._images, session.labels
         prediction, loss = labels.clone(), images.new_zeros(len(images))
         if len(images):
-            prediction = session.answers(images)
-            loss = session.losses(images, attack.loss)
+            prediction, loss = session.judged(images, attack.loss)
         return Attacked(
             images=images,
             success=session.succeeded(prediction, labels),

@@ -2,7 +2,7 @@
 
 A *job* is one run at one image: one of its restarts, targets or poses, all called variants. Jobs
 wait in line, the first variant of every image before the second of any. A batch takes as many as it
-holds; a job that is done, or whose image is fooled, makes room for the next one at once, so images,
+holds; jobs that are done, or whose image is fooled, soon make room for the next ones, so images,
 restarts and targets share batches, each at its own step. When none waits, the batch shrinks.
 
 Which jobs run side by side depends on the batch size; what is found does not: of an image's
@@ -27,6 +27,9 @@ from robustcore.ops.attacks import loops
 Ints = npt.NDArray[np.int64]
 # Steps between two looks at which images are fooled, where a look waits for the device.
 LOOK = 8
+# Rows of a batch to one that may be done and stay for a while: to move all others costs a good part
+# of what the model takes on them.
+PATIENCE = 16
 # What ops.attack_watch notes of rows, in its order.
 FLAGS = "found", "fooled", "zero", "nan_grad", "nan_logits"
 
@@ -112,6 +115,32 @@ class Method(ABC):
     @abstractmethod
     def begin(self, rows: Rows) -> None:
         """Sets ``x``, the first points, and what else the state has, of rows with ``x0``."""
+
+    def step(
+        self,
+        rows: Rows,
+        x: Tensor,
+        loss: Tensor,
+        grad: Tensor | None,
+        ahead: Tensor,
+        counts: Tensor | None,
+    ) -> Tensor:
+        """Notes what the evaluation at x tells, see ops.attack_watch, and gives the next points."""
+        state = rows.state
+        loops.watch(
+            x, grad, loss, ahead, counts,
+            state["best"] if self.keeps_best else None,
+            None if grad is None else state.get("best_grad"),
+            state["best_loss"], *(state[name] for name in FLAGS), state["age"],
+        )  # fmt: skip
+        return self.advance(rows, x, loss, x if grad is None else grad)
+
+    def blind_step(
+        self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor, ahead: Tensor
+    ) -> Tensor:
+        """The next points where no image is ever found."""
+        rows.state["age"] += 1
+        return self.advance(rows, x, loss, grad)
 
     @abstractmethod
     def advance(self, rows: Rows, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
@@ -238,22 +267,18 @@ class Engine:
         )
         dtype = state["best_loss"].dtype
         value, ahead = value.to(dtype), ahead.to(dtype)
-        loops.watch(
-            x, grad, value, ahead, method.counts(rows, x),
-            state["best"] if method.keeps_best else None,
-            None if grad is None else state.get("best_grad"),
-            state["best_loss"], *(state[name] for name in FLAGS), state["age"],
-        )  # fmt: skip
-        state["x"] = method.advance(rows, x, value, x if grad is None else grad)
+        state["x"] = method.step(rows, x, value, grad, ahead, method.counts(rows, x))
         rows.clock += 1
 
     def _settle(self, rows: Rows) -> None:
         """Takes out what is done, and brings in what waits."""
         found, method = self._found, self._method
-        success, ended = rows["found"].cpu().numpy(), rows["ended"].cpu().numpy()
-        if rows.oldest < method.points and not (success.any() or ended.any()):
+        success, over = rows["found"].cpu().numpy(), rows.age >= method.points
+        if "ended" in rows.state:
+            over |= rows["ended"].cpu().numpy()
+        done = np.count_nonzero(success | over)
+        if rows.oldest < method.points and done * PATIENCE <= len(rows):
             return
-        over = (rows.age >= method.points) | ended
         chosen = {}
         for i in np.flatnonzero(success):
             image, variant = rows.image[i], rows.variant[i]
@@ -313,7 +338,7 @@ def _at_rest(x0: Tensor, labels: Tensor, job: Ints, image: Ints, variant: Ints) 
     """Rows before their first point."""
     state = {"x0": x0, "label": labels, "age": torch.zeros_like(labels)}
     state["variant"] = torch.from_numpy(variant).to(x0.device)
-    for flag in (*FLAGS, "ended"):
+    for flag in FLAGS:
         state[flag] = torch.zeros_like(labels, dtype=torch.bool)
     return Rows(job, image, variant, state)
 
@@ -329,10 +354,9 @@ def end_points(
     method.begin(rows)
     for _ in range(method.points - 1):
         x = method.shown(rows)
-        value, grad, _ = classifier.evaluate(x, indices, RowLoss(loss, labels))
-        rows.state["age"] += 1
+        value, grad, ahead = classifier.evaluate(x, indices, RowLoss(loss, labels))
         dtype = rows["best_loss"].dtype
-        rows.state["x"] = method.advance(rows, x, value.to(dtype), grad)
+        rows.state["x"] = method.blind_step(rows, x, value.to(dtype), grad, ahead.to(dtype))
         rows.clock += 1
     return method.shown(rows)
 

@@ -105,6 +105,7 @@ class Boundary(GradientMethod):
         self.begin_best(rows)
         state["best"] = x0
         state["inside"] = torch.zeros_like(state["found"])
+        state["ended"] = torch.zeros_like(state["found"])
         state["pulled"] = torch.zeros_like(state["found"])
         state["projections"] = torch.zeros_like(state["age"])
 

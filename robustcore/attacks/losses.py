@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustcore import ops
+from robustcore.ops.attacks import loops
 
 # Loss [B], derivative [B, K], and what is above 0 where the image is misclassified [B].
 Raised = tuple[Tensor, Tensor, Tensor]
@@ -33,7 +33,7 @@ class RowLoss(NamedTuple):
 
 
 LOSSES: dict[str, Any] = {
-    name: functools.partial(ops.attack_loss, loss=name) for name in ("ce", "margin", "dlr")
+    name: functools.partial(loops.attack_loss, loss=name) for name in ("ce", "margin", "dlr")
 }
 
 

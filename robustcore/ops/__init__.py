@@ -1,6 +1,6 @@
 """The ops: differentiable functions on tensors, CPU and CUDA, a folder a family, a file a topic."""
 
-from robustcore.ops.attacks.apgd import apgd_update
+from robustcore.ops.attacks.apgd import apgd_step
 from robustcore.ops.attacks.hyperplane import hyperplane_projection
 from robustcore.ops.attacks.loss import attack_loss
 from robustcore.ops.attacks.perceptual import perceptual_distance
@@ -43,7 +43,7 @@ __all__ = [
     "ablate_patches",
     "ablate_pixels",
     "add_pixel_votes",
-    "apgd_update",
+    "apgd_step",
     "attack_loss",
     "attack_step",
     "attack_watch",

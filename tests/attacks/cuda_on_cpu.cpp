@@ -181,38 +181,79 @@ void square_case(Norm norm, int64_t channels, int64_t height, int64_t width, boo
          out.agree());
 }
 
-// Rows that are a new best, that go back, and that stay.
+// Rows that are a new best, that go back, both, and that stay; some found, some with a gradient
+// that is zero or no number.
 template <class T>
-void apgd_case(int64_t elements) {
+struct ApgdSide {
   using A = Arithmetic<T>;
-  constexpr int64_t rows = 6;
-  const std::vector<A> loss{3, 1, 1, 2, 0, 5}, last{1, 1, 2, 1, 1, 1}, checked{1, 1, 0, 1, 1, 9};
-  const std::vector<int64_t> width{0, 0, 4, 2, 2, 2};
-  std::vector<T> images[2][4];
-  std::vector<A> values[2][5];
-  bool cut[2][rows] = {{false, true, false, true, true, false}, {false, true, false, true, true}};
-  for (int side = 0; side < 2; ++side) {
-    for (int i = 0; i < 4; ++i) images[side][i] = pixels_of<T>(rows * elements, i + 1);
-    values[side][0].assign(rows, A(2)), values[side][1] = last, values[side][2].assign(rows, A(1));
-    values[side][3].assign(rows, A(1)), values[side][4] = checked;
+  static constexpr int64_t kRows = 6;
+  int64_t elements;
+  std::vector<T> x, previous, best, best_grad;
+  std::vector<A> loss{3, 1, 1, 2, 0, 5}, best_loss{2, 2, 0, 2, 2, 2}, last{1, 1, 2, 1, 1, 1};
+  std::vector<A> size{A(.1), A(.2), A(.1), A(.2), A(.1), A(.2)}, rises{1, 1, 1, 1, 1, 1};
+  std::vector<A> checked{1, 1, 9, 1, 1, 9};
+  std::vector<int64_t> age{0, 0, 2, 1, 1, 7};
+  bool flags[6][kRows] = {{false, false, false, false, false, true}, {}, {}, {}, {},
+                          {false, true, false, true, true, false}};
+
+  explicit ApgdSide(int64_t elements_)
+      : elements(elements_),
+        x(pixels_of<T>(kRows * elements, 1)),
+        previous(pixels_of<T>(kRows * elements, 2)),
+        best(pixels_of<T>(kRows * elements, 3)),
+        best_grad(random_values<T>(kRows * elements, 4)) {}
+
+  ApgdArgs args(const std::vector<T>& grad, const std::vector<T>& x0, const A* ahead,
+                const std::vector<int64_t>& widths, Norm norm) {
     ApgdArgs args{};
-    args.rows = rows, args.elements = elements, args.element_size = sizeof(T);
-    args.is_double = sizeof(T) == sizeof(double);
-    args.x = images[side][0].data(), args.grad = images[side][1].data();
-    args.best = images[side][2].data(), args.best_grad = images[side][3].data();
-    args.loss = loss.data(), args.best_loss = values[side][0].data();
-    args.last_loss = values[side][1].data(), args.step_size = values[side][2].data();
-    args.rises = values[side][3].data(), args.checked = values[side][4].data();
-    args.cut = cut[side], args.width = width.data(), args.rho = 0.75;
-    side ? apgd_update_cuda(args, nullptr) : apgd_update_baseline(args, 0, rows);
+    WatchArgs& watch = args.watch;
+    watch.rows = kRows, watch.elements = elements, watch.element_size = sizeof(T);
+    watch.is_double = sizeof(T) == sizeof(double);
+    watch.x = x.data(), watch.grad = rows_of(grad, elements, 1);
+    watch.best = best.data(), watch.best_grad = best_grad.data();
+    watch.loss = loss.data(), watch.ahead = ahead, watch.best_loss = best_loss.data();
+    watch.found = flags[0], watch.fooled = flags[1], watch.zero = flags[2];
+    watch.nan_grad = flags[3], watch.nan_logits = flags[4], watch.age = age.data();
+    StepArgs& to = args.step;
+    to.rows = kRows, to.elements = elements, to.channels = 1, to.norm = norm;
+    to.x = rows_of(x, elements, 1), to.x0 = rows_of(x0, elements, 1), to.grad = watch.grad;
+    to.previous = to.place = rows_of(previous, elements, 1), to.out = previous.data();
+    to.eps.value = 0.3, to.high = 1;
+    args.x = x.data(), args.last_loss = last.data(), args.rises = rises.data();
+    args.step_size = size.data(), args.checked = checked.data(), args.cut = flags[5];
+    args.widths = widths.data(), args.ages = static_cast<int64_t>(widths.size());
+    args.rho = 0.75, args.momentum = 0.75;
+    return args;
   }
-  bool same = std::memcmp(cut[0], cut[1], sizeof(cut[0])) == 0;
-  for (int i = 0; i < 4; ++i) {
-    same = same &&
-           std::memcmp(images[0][i].data(), images[1][i].data(), rows * elements * sizeof(T)) == 0;
+  bool agrees(const ApgdSide& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+    };
+    return same(x, other.x) && same(previous, other.previous) && same(best, other.best) &&
+           same(best_grad, other.best_grad) && same(loss, other.loss) && same(age, other.age) &&
+           same(best_loss, other.best_loss) && same(last, other.last) && same(size, other.size) &&
+           same(rises, other.rises) && same(checked, other.checked) &&
+           std::memcmp(flags, other.flags, sizeof(flags)) == 0;
   }
-  for (int i = 0; i < 5; ++i) same = same && values[0][i] == values[1][i];
-  report(label<T>("apgd", rows, elements), same);
+};
+
+template <class T>
+void apgd_case(int64_t elements, Norm norm) {
+  using A = Arithmetic<T>;
+  const A ahead[ApgdSide<T>::kRows] = {-1, -1, A(NAN), 2, -3, -4};
+  const std::vector<int64_t> widths{0, 0, 4, 2};
+  const auto x0 = pixels_of<T>(ApgdSide<T>::kRows * elements, 5);
+  auto grad = random_values<T>(ApgdSide<T>::kRows * elements, 6);
+  for (int64_t k = 0; k < elements; ++k) grad[elements + k] = convert<T>(0.0f);
+  grad[4 * elements + elements / 2] = convert<T>(INFINITY);
+  ApgdSide<T> cpu(elements), gpu(elements);
+  const auto args = cpu.args(grad, x0, ahead, widths, norm);
+  std::vector<double> scratch(scratch_elements(args.step));
+  apgd_step_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, ApgdSide<T>::kRows);
+  apgd_step_cuda(gpu.args(grad, x0, ahead, widths, norm), nullptr);
+  report(label<T>("apgd", ApgdSide<T>::kRows, elements) + " norm " +
+             std::to_string(static_cast<int>(norm)),
+         cpu.agrees(gpu));
 }
 
 // Rows that are found now, later or not, of a higher loss, with gradients that are zero or NaN.
@@ -330,7 +371,9 @@ void cases() {
     hyperplane_case<T>(norm, 2, 33);
     if (std::is_same_v<T, float>) hyperplane_case<T>(norm, 2, 1100);
   }
-  apgd_case<T>(300);
+  apgd_case<T>(300, Norm::kLinf);
+  apgd_case<T>(33, Norm::kL2);
+  if (std::is_same_v<T, float>) apgd_case<T>(1100, Norm::kL2);
   warp_case<T>(3, 8, 8, false);
   warp_case<T>(1, 5, 19, true);
   perceptual_case<T>(19, 70, true, false);

@@ -83,7 +83,7 @@ OVERWRITTEN = "what it holds is overwritten"
 WEIGHT = "weighs nothing"
 NOISE = "ops.*noise*"
 ATTACKS = (
-    "ops.apgd_update ops.attack_loss ops.attack_step* ops.attack_watch ops.project "
+    "ops.apgd_step ops.attack_loss ops.attack_step* ops.attack_watch ops.project "
     "ops.random_start ops.square* ops.hyperplane_projection"
 )
 COUNTS = "smoothing.*certificate"

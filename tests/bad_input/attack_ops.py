@@ -3,12 +3,20 @@
 from bad_input.inputs import call, images, labels, rand
 from robustcore import ops
 
+WATCHED = dict(
+    loss=lambda: rand(2), ahead=lambda: rand(2), counts=lambda: rand(2) > 0.5, best=images,
+    best_grad=images, best_loss=lambda: rand(2),
+    **{name: lambda: rand(2) > 0.5
+       for name in ("found", "fooled", "zero", "nan_grad", "nan_logits")},
+    age=labels,
+)  # fmt: skip
+
 EXAMPLES = {
-    "ops.apgd_update": call(
-        ops.apgd_update, x=images, grad=images, loss=lambda: rand(2), best=images,
-        best_grad=images, best_loss=lambda: rand(2), last_loss=lambda: rand(2),
-        step_size=lambda: rand(2), rises=lambda: rand(2), checked=lambda: rand(2),
-        cut=lambda: rand(2) > 0.5, width=labels, rho=0.75,
+    "ops.apgd_step": call(
+        ops.apgd_step, x=images, shown=images, grad=images, x0=images, previous=images, **WATCHED,
+        last_loss=lambda: rand(2), step_size=lambda: rand(2), rises=lambda: rand(2),
+        checked=lambda: rand(2), cut=lambda: rand(2) > 0.5, widths=labels, norm="linf", eps=0.5,
+        rho=0.75, momentum=0.75,
     ),
     "ops.attack_loss": call(
         ops.attack_loss, logits=lambda: rand(2, 5), labels=labels, targets=labels, loss="dlr",
@@ -24,11 +32,7 @@ EXAMPLES = {
         out=images,
     ),
     "ops.attack_watch": call(
-        ops.attack_watch, x=images, grad=images, loss=lambda: rand(2), ahead=lambda: rand(2),
-        counts=lambda: rand(2) > 0.5, best=images, best_grad=images, best_loss=lambda: rand(2),
-        **{name: lambda: rand(2) > 0.5
-           for name in ("found", "fooled", "zero", "nan_grad", "nan_logits")},
-        age=labels,
+        ops.attack_watch, x=images, grad=images, **WATCHED,
     ),
     "ops.hyperplane_projection": call(
         ops.hyperplane_projection, x=images, w=images, b=lambda: rand(2), norm="l2", low=0.0,

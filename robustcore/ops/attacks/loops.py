@@ -6,31 +6,36 @@ kernels on a small batch; the kernels' own checks of devices, dtypes and shapes 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from robustcore.ops.attacks.norms import NORMS
+from robustcore.ops.attacks.loss import LOSSES, ROUNDING
 from robustcore.ops.autograd import raw
 
 watch = raw.attack_watch.default
 """As :func:`robustcore.ops.attack_watch`."""
 
-apgd_update = raw.apgd_update.default
-"""As :func:`robustcore.ops.apgd_update`, with rho as the last argument."""
+apgd_step = raw.apgd_step.default
+"""As :func:`robustcore.ops.apgd_step`, the norm by its number, without defaults."""
 
-_step_out = raw.attack_step_out.default
+_loss = raw.attack_loss.default
+_NUMBERS = {name: number for number, name in enumerate(LOSSES)}
+_ROUNDINGS = {
+    dtype: ROUNDING * torch.finfo(dtype).eps
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+}
 
 
-def momentum_step(
-    x: Tensor,
-    grad: Tensor,
-    x0: Tensor,
-    norm: str,
-    eps: float,
-    step_size: Tensor,
-    momentum: Tensor,
-    previous: Tensor,
-) -> Tensor:
-    """:func:`robustcore.ops.attack_step` with momentum, written over ``previous``."""
-    _step_out(x, grad, x0, previous, NORMS.index(norm), False, eps, None, 1.0, step_size, 1.0, None,
-              1.0, momentum, 0.0, 1.0, previous)  # fmt: skip
-    return previous
+def attack_loss(
+    logits: Tensor,
+    labels: Tensor,
+    targets: Tensor | None = None,
+    *,
+    loss: str,
+    lowered: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`robustcore.ops.attack_loss` of contiguous labels and targets."""
+    made: tuple[Tensor, Tensor, Tensor] = _loss(
+        logits, labels, targets, _NUMBERS[loss], lowered, _ROUNDINGS[logits.dtype]
+    )
+    return made

@@ -49,6 +49,29 @@ def attack_watch(
     All from best on and loss are written. Raises TypeError or ValueError naming the argument. Not
     differentiable: no gradient passes.
     """
+    check_watched(x, grad, loss, ahead, counts, best, best_grad, best_loss, found, fooled, zero,
+                  nan_grad, nan_logits, age)  # fmt: skip
+    _watch(x, grad, loss, ahead, counts, best, best_grad, best_loss, found, fooled, zero, nan_grad,
+           nan_logits, age)  # fmt: skip
+
+
+def check_watched(
+    x: Tensor,
+    grad: Tensor | None,
+    loss: Tensor,
+    ahead: Tensor,
+    counts: Tensor | None,
+    best: Tensor | None,
+    best_grad: Tensor | None,
+    best_loss: Tensor,
+    found: Tensor,
+    fooled: Tensor,
+    zero: Tensor,
+    nan_grad: Tensor,
+    nan_logits: Tensor,
+    age: Tensor,
+) -> None:
+    """The arguments of :func:`attack_watch`."""
     check_floating("x", x)
     if x.dim() < 1:
         raise ValueError("x: got a 0-d tensor, want [B, *D]")
@@ -75,8 +98,6 @@ def attack_watch(
         check_out(name, t, x)
         if t.requires_grad:
             raise ValueError(f"{name}: requires a gradient; what is written there has none")
-    _watch(x, grad, loss, ahead, counts, best, best_grad, best_loss, found, fooled, zero, nan_grad,
-           nan_logits, age)  # fmt: skip
 
 
 torch.library.register_fake("robustcore::attack_watch", fake_nothing)
