@@ -16,7 +16,7 @@ NEAR = {
     "masked_conv2d", "masked_mean", "masked_pool", "perceptual_distance", "skew_kernel",
     "spatial_warp",
 }  # fmt: skip
-IN_PLACE = {"apgd_update", "attack_watch"}
+IN_PLACE = {"apgd_step", "attack_watch"}
 CONSTANT = {"mask", "angles", "shifts"}
 
 

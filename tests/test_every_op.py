@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
 # Steps and projections of a search, counts, masks, and numbers of the host.
 WITHOUT_DERIVATIVE = {
-    "add_pixel_votes", "apgd_update", "attack_loss", "attack_step", "attack_watch",
+    "add_pixel_votes", "apgd_step", "attack_loss", "attack_step", "attack_watch",
     "conv_norm_bound", "count_votes", "exp_series", "hyperplane_projection", "lattice_noise",
     "mask_pool", "project", "random_start",
     "splitting_levels", "splitting_noise", "square_propose", "square_start",
@@ -67,7 +67,7 @@ def test_bits(call, device):
 def test_in_other_precisions(call, dtype, device):
     def results(device):
         # What is kept of a search stays in float32 at least.
-        kept = 2 if op_of(call) in ("apgd_update", "attack_watch") and dtype.itemsize == 2 else 0
+        kept = 2 if op_of(call) in ("apgd_step", "attack_watch") and dtype.itemsize == 2 else 0
         given = arguments(
             call, device, lambda t: t.to(dtype) if is_float(t) and t.dim() >= kept else t
         )

@@ -188,20 +188,14 @@ struct ApgdSide {
   using A = Arithmetic<T>;
   static constexpr int64_t kRows = 6;
   int64_t elements;
-  std::vector<T> x, previous, best, best_grad;
+  std::vector<T> x = pixels_of<T>(kRows * elements, 1), previous = pixels_of<T>(x.size(), 2);
+  std::vector<T> best = pixels_of<T>(x.size(), 3), best_grad = random_values<T>(x.size(), 4);
   std::vector<A> loss{3, 1, 1, 2, 0, 5}, best_loss{2, 2, 0, 2, 2, 2}, last{1, 1, 2, 1, 1, 1};
   std::vector<A> size{A(.1), A(.2), A(.1), A(.2), A(.1), A(.2)}, rises{1, 1, 1, 1, 1, 1};
   std::vector<A> checked{1, 1, 9, 1, 1, 9};
   std::vector<int64_t> age{0, 0, 2, 1, 1, 7};
   bool flags[6][kRows] = {{false, false, false, false, false, true}, {}, {}, {}, {},
                           {false, true, false, true, true, false}};
-
-  explicit ApgdSide(int64_t elements_)
-      : elements(elements_),
-        x(pixels_of<T>(kRows * elements, 1)),
-        previous(pixels_of<T>(kRows * elements, 2)),
-        best(pixels_of<T>(kRows * elements, 3)),
-        best_grad(random_values<T>(kRows * elements, 4)) {}
 
   ApgdArgs args(const std::vector<T>& grad, const std::vector<T>& x0, const A* ahead,
                 const std::vector<int64_t>& widths, Norm norm) {
@@ -246,7 +240,7 @@ void apgd_case(int64_t elements, Norm norm) {
   auto grad = random_values<T>(ApgdSide<T>::kRows * elements, 6);
   for (int64_t k = 0; k < elements; ++k) grad[elements + k] = convert<T>(0.0f);
   grad[4 * elements + elements / 2] = convert<T>(INFINITY);
-  ApgdSide<T> cpu(elements), gpu(elements);
+  ApgdSide<T> cpu{elements}, gpu{elements};
   const auto args = cpu.args(grad, x0, ahead, widths, norm);
   std::vector<double> scratch(scratch_elements(args.step));
   apgd_step_baseline(args, reinterpret_cast<float*>(scratch.data()), 0, ApgdSide<T>::kRows);

@@ -114,6 +114,8 @@ OF_ARGUMENT = [
     ("ops.*", "out", VALUES | FLOATING, OVERWRITTEN),
     ("ops.add_pixel_votes", "counts chosen", VALUES, DATA),
     ("ops.*", "mask", itself("bool"), "a mask may be bool"),
+    ("ops.apgd_step", "shown widths", VALUES, DATA),
+    ("ops.apgd_step", "widths", ROWS | INTEGERS, "as many ages as have one"),
     ("ops.linear_logsumexp", "targets", VALUES, "a target that is no class is documented"),
     (MODELLED, "x image images inside outside", FINITE | ROWS | itself("with one more at the end",
      "of one fewer"), "of the model's taking"),

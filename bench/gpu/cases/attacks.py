@@ -45,21 +45,28 @@ def attack_steps():
 
 
 def apgd_state(dtype, device):
+    """All that a step takes, by name: rows at checkpoints and between, of higher losses and not."""
     wide = torch.promote_types(dtype, torch.float32)
-    points = [uniform(12, 3, 5, 4, dtype=dtype, seed=s).to(device) for s in range(4)]
-    numbers = [(4 * uniform(12, seed=s)).floor().to(device, wide) for s in range(6)]
-    width = (torch.arange(12) % 3 * 2).to(device)
-    return points, numbers, (torch.arange(12) % 2 == 0).to(device), width
+    images = "x", "x0", "previous", "grad", "best", "best_grad"
+    numbers = "loss", "ahead", "best_loss", "last_loss", "step_size", "rises", "checked"
+    flags = "found", "fooled", "zero", "nan_grad", "nan_logits", "counts", "cut"
+    state = {name: uniform(12, 3, 5, 4, dtype=dtype, seed=s) for s, name in enumerate(images)}
+    state |= {name: (4 * uniform(12, seed=s)).floor().to(wide) for s, name in enumerate(numbers)}
+    state |= {name: torch.arange(12) % (s + 3) == 1 for s, name in enumerate(flags)}
+    state |= dict(age=torch.arange(12) % 4, widths=torch.tensor([0, 0, 2, 0, 4]))
+    return {name: t.to(device) for name, t in state.items()}
 
 
 def attack_searches():
     for name, dtype in FLOATS.items():
 
-        def update(device, dtype=dtype):
-            (x, grad, best, best_grad), numbers, cut, width = apgd_state(dtype, device)
-            loss, best_loss, *others = numbers
-            ops.apgd_update(x, grad, loss, best, best_grad, best_loss, *others, cut, width)
-            return [x, grad, best, best_grad, best_loss, *others, cut]
+        def step(device, dtype=dtype):
+            made = []
+            for norm in ("linf", "l2"):
+                state = apgd_state(dtype, device)
+                ops.apgd_step(shown=None, **state, norm=norm, eps=NORMS[norm])
+                made += state.values()
+            return made
 
         def squares(device, dtype=dtype):
             x0 = uniform(3, 3, 12, 9, dtype=dtype).to(device)
@@ -85,7 +92,7 @@ def attack_searches():
                 lambda f, r: ops.perceptual_distance([f], [r], weights), device, f, r
             )
 
-        yield Case("apgd_update", name, update)
+        yield Case("apgd_step", f"{name}, linf and l2", step)
         yield Case("square_propose", f"{name}, with its start", squares)
         # Of many poses a GPU gathers in another order than the CPU scatters.
         yield Case("spatial_warp", f"{name}, with gradient", warp, False)

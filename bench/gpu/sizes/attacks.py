@@ -6,6 +6,18 @@ from robustcore import ops
 from sizes.size import raw, size_of
 
 
+def apgd_state(x, grad, x0):
+    """Rows in the middle of a run, none at a new best point."""
+    zeros, flags = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    numbers = "loss", "ahead", "last_loss", "step_size", "rises", "checked"
+    names = "found", "fooled", "zero", "nan_grad", "nan_logits", "cut"
+    return dict(
+        x=x, shown=None, grad=grad, x0=x0, previous=x.clone(), best=x0, best_grad=grad,
+        best_loss=zeros + 1, counts=None, age=flags.long() + 5, widths=flags[:1].long(),
+        **{name: zeros.clone() for name in numbers}, **{name: flags.clone() for name in names},
+    )  # fmt: skip
+
+
 def attack_ops(at):
     for shape in ((128, 3, 32, 32), (64, 3, 224, 224), (2000, 3, 224, 224)):
         x0 = torch.rand(at(*shape), device=at.device)
@@ -17,6 +29,11 @@ def attack_ops(at):
             yield "attack_step", f"{label}, {norm}", 4 * size, fn, "copy"
             fn = lambda x=x, x0=x0, n=norm, e=eps, o=out: ops.project(x, x0, n, e, out=o)  # noqa: E731
             yield "project", f"{label}, {norm}", 3 * size, fn, "copy"
+            if norm != "l1":
+                fn = lambda s=apgd_state(x, grad, x0), n=norm, e=eps: ops.apgd_step(  # noqa: E731
+                    **s, norm=n, eps=e
+                )
+                yield "apgd_step", f"{label}, {norm}", 5 * size, fn, "copy"
     poses = torch.linspace(-30, 30, 8 if at.tiny else 775, device=at.device)
     for side in (32, 224):
         x = torch.rand(at(1, 3, side, side), device=at.device)
