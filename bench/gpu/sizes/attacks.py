@@ -30,9 +30,8 @@ def attack_ops(at):
             fn = lambda x=x, x0=x0, n=norm, e=eps, o=out: ops.project(x, x0, n, e, out=o)  # noqa: E731
             yield "project", f"{label}, {norm}", 3 * size, fn, "copy"
             if norm != "l1":
-                fn = lambda s=apgd_state(x, grad, x0), n=norm, e=eps: ops.apgd_step(  # noqa: E731
-                    **s, norm=n, eps=e
-                )
+                state = dict(**apgd_state(x, grad, x0), norm=norm, eps=eps)
+                fn = lambda s=state: ops.apgd_step(**s)  # noqa: E731
                 yield "apgd_step", f"{label}, {norm}", 5 * size, fn, "copy"
     poses = torch.linspace(-30, 30, 8 if at.tiny else 775, device=at.device)
     for side in (32, 224):
