@@ -21,7 +21,7 @@ void finish_forward(const BatchNormArgs& args, int64_t c) {
   };
   const double count = static_cast<double>(args.count());
   double m[sums_of(kPass)];  // means of what was summed
-  batch_norm_total(args, c, m);
+  batch_norm_total(args, args.chunks(), c, m);
   for (double& sum : m) sum /= count;
   if constexpr (kPass == BatchNormPass::kMean) {
     set(args.mean, m[0]);
@@ -47,7 +47,7 @@ void finish(const BatchNormArgs& args, int64_t c) {
   if constexpr (kPass == BatchNormPass::kMean || kPass == BatchNormPass::kNormalize) {
     finish_forward<T, kPass>(args, c);
   } else {
-    batch_norm_finish<T, kPass>(args, c, true, [&](int i, double factor) {
+    batch_norm_finish<T, kPass>(args, args.chunks(), c, true, [&](int i, double factor) {
       static_cast<T*>(args.factors)[i * args.channels + c] = static_cast<T>(factor);
     });
   }

@@ -14,8 +14,8 @@ struct Runs {
   bool small;
   int64_t images, plane, segments, rest, images_run, rows_image;
 
-  __device__ Runs(const BatchNormArgs& args, int64_t images_)
-      : small(args.small_planes()),
+  __device__ Runs(const BatchNormArgs& args, bool small_, int64_t images_)
+      : small(small_),
         images(images_),
         plane(args.plane),
         segments(plane / kSegment),
@@ -75,23 +75,23 @@ __device__ void sum_run(const BatchNormArgs& args, bool wide, const Runs::Run& r
 // A block sums a unit; warp q joins the runs' sums q, a lane an accumulator.
 template <Pass kPass>
 __global__ void __launch_bounds__(kThreads, 2)
-    sum_planes_kernel(const __grid_constant__ BatchNormArgs args, bool wide) {
+    sum_planes_kernel(const __grid_constant__ BatchNormArgs args, Plan plan) {
   constexpr int kCount = sums_of(kPass);
   __shared__ Four parts[kRuns][kCount][kRunThreads];
   const int at_once = blockDim.x / kRunThreads, lane = threadIdx.x % kWarp;
   const int own = threadIdx.x / kRunThreads, quad = threadIdx.x % kRunThreads;
   const int q = threadIdx.x / kWarp;
-  const int64_t chunks = args.chunks(), step = args.images_per_unit();
-  for_units(args.units(), [&](int64_t unit) {
+  const int64_t chunks = plan.chunks, step = plan.images_per_unit;
+  for_units(plan.units, [&](int64_t unit) {
     const int64_t channel = unit / chunks, first = (unit - channel * chunks) * step;
-    const Runs runs(args, args.images - first < step ? args.images - first : step);
+    const Runs runs(args, plan.small, args.images - first < step ? args.images - first : step);
     const int64_t base = (first * args.channels + channel) * args.plane, count = runs.count();
     const float mean = static_cast<const float*>(args.mean)[channel];
     double total = 0;
     RC_ROLL
     for (int64_t wave = 0; wave < count; wave += at_once) {
       Four sums[kCount] = {};
-      sum_run<kPass>(args, wide, runs.run(wave + own), base, mean, quad, sums);
+      sum_run<kPass>(args, plan.wide, runs.run(wave + own), base, mean, quad, sums);
       RC_UNROLL
       for (int k = 0; k < kCount; ++k) parts[own][k][quad] = sums[k];
       __syncthreads();
@@ -109,9 +109,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <Pass kPass>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const __grid_constant__ BatchNormArgs args) {
+    finish_kernel(const __grid_constant__ BatchNormArgs args, int64_t chunks) {
   for_items(args.channels, [&](int64_t c) {
-    batch_norm_finish<float, kPass>(args, c, true, [&](int k, double factor) {
+    batch_norm_finish<float, kPass>(args, chunks, c, true, [&](int k, double factor) {
       static_cast<float*>(args.factors)[k * args.channels + c] = static_cast<float>(factor);
     });
   });
@@ -125,14 +125,14 @@ RC_HOST_DEVICE int64_t pieces_of(const BatchNormArgs& args) {
 
 template <Pass kPass>
 __global__ void __launch_bounds__(kThreads, 2)
-    write_planes_kernel(const __grid_constant__ BatchNormArgs args, bool wide) {
+    write_planes_kernel(const __grid_constant__ BatchNormArgs args, Plan plan) {
   __shared__ float factors[factors_of(kPass)];
   const int64_t pieces = pieces_of(args);
   const uint32_t quads = static_cast<uint32_t>(ceil_div(args.plane, 4));
   for_units(args.channels * pieces, [&](int64_t unit) {
     const int64_t channel = unit / pieces, piece = unit - channel * pieces;
     if (threadIdx.x == 0) {
-      get_factors<kPass>(args, channel, piece == 0,
+      get_factors<kPass>(args, plan.chunks, channel, piece == 0,
                          [&](int k, double f) { factors[k] = static_cast<float>(f); });
     }
     __syncthreads();
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       batch.at[i] = plane * args.plane + e;
       batch.n[i] = image + over < args.images ? four_of(args.plane - e) : 0;
     }
-    batch.read(args, wide);
-    batch.write(args, wide, [&](int) { return mean; }, [&](int k, int) { return factors[k]; });
+    batch.read(args, plan.wide);
+    batch.write(args, plan.wide, [&](int) { return mean; }, [&](int k, int) { return factors[k]; });
     __syncthreads();
   });
 }
@@ -176,15 +176,15 @@ __device__ Four means_at(const BatchNormArgs& args, int64_t c) {
 // A block sums a unit of a tile; kRowWays threads take a run of four channels.
 template <Pass kPass>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    sum_rows_kernel(const __grid_constant__ BatchNormArgs args, bool wide) {
+    sum_rows_kernel(const __grid_constant__ BatchNormArgs args, Plan plan) {
   constexpr int kCount = sums_of(kPass), kWays = BatchNormArgs::kRowWays;
   constexpr int64_t kRun = BatchNormArgs::kRowRun;
   __shared__ Four parts[kCount][kRowThreads];
   const Tiles tiles(args);
   const int column = threadIdx.x % tiles.wide, row = threadIdx.x / tiles.wide;
   const int own = row / kWays, way = row % kWays, at_once = kRowThreads / (kWays * tiles.wide);
-  const int64_t step = args.images_per_unit();
-  for_units(args.units() * tiles.count, [&](int64_t block) {
+  const int64_t step = plan.images_per_unit;
+  for_units(plan.units * tiles.count, [&](int64_t block) {
     const int64_t unit = block / tiles.count, tile = (block - unit * tiles.count) * tiles.wide;
     const int64_t c = (tile + column) * 4, first = unit * step;
     const int64_t last = first + step < args.images ? first + step : args.images;
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
           batch.at[i] = (r + i * kWays) * args.channels + c;
           batch.n[i] = r + i * kWays < end ? four_of(args.channels - c) : 0;
         }
-        batch.read(args, wide);
+        batch.read(args, plan.wide);
         batch.add([&](int j) { return means.v[j]; }, sums);
       }
       RC_UNROLL
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
 
 template <Pass kPass>
 __global__ void __launch_bounds__(kThreads, 2)
-    write_rows_kernel(const __grid_constant__ BatchNormArgs args, bool wide, int64_t rows) {
+    write_rows_kernel(const __grid_constant__ BatchNormArgs args, Plan plan, int64_t rows) {
   __shared__ Four factors[factors_of(kPass)][kTileQuads];
   const Tiles tiles(args);
   const int column = threadIdx.x % tiles.wide, at_once = kThreads / tiles.wide;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t block = unit / tiles.count, tile = (unit - block * tiles.count) * tiles.wide;
     const int64_t own = tile * 4 + threadIdx.x;
     if (threadIdx.x < tiles.wide * 4 && own < args.channels) {
-      get_factors<kPass>(args, own, block == 0, [&](int k, double f) {
+      get_factors<kPass>(args, plan.chunks, own, block == 0, [&](int k, double f) {
         (&factors[k][0].v[0])[threadIdx.x] = static_cast<float>(f);
       });
     }
@@ -256,9 +256,9 @@ __global__ void __launch_bounds__(kThreads, 2)
         batch.at[i] = (r + i * at_once) * args.channels + c;
         batch.n[i] = r + i * at_once < end ? four_of(args.channels - c) : 0;
       }
-      batch.read(args, wide);
+      batch.read(args, plan.wide);
       batch.write(
-          args, wide, [&](int j) { return means.v[j]; },
+          args, plan.wide, [&](int j) { return means.v[j]; },
           [&](int k, int j) { return factors[k][column].v[j]; });
     }
     __syncthreads();
@@ -268,25 +268,27 @@ __global__ void __launch_bounds__(kThreads, 2)
 // ---- Launches ------------------------------------------------------------------------------------
 
 template <Pass kPass>
-void run_planes(const BatchNormArgs& args, bool wide, void* stream) {
+void run_planes(const BatchNormArgs& args, const Plan& plan, void* stream) {
   // A channel of small planes has few runs.
-  launch(sum_planes_kernel<kPass>, args.units(), args.small_planes() ? kThreads / 2 : kThreads,
-         stream, args, wide);
-  if (args.chunks() > kFewChunks) launch_items(finish_kernel<kPass>, args.channels, stream, args);
-  launch(write_planes_kernel<kPass>, args.channels * pieces_of(args), kThreads, stream, args, wide);
+  launch(sum_planes_kernel<kPass>, plan.units, plan.small ? kThreads / 2 : kThreads, stream, args,
+         plan);
+  if (plan.chunks > kFewChunks)
+    launch_items(finish_kernel<kPass>, args.channels, stream, args, plan.chunks);
+  launch(write_planes_kernel<kPass>, args.channels * pieces_of(args), kThreads, stream, args, plan);
 }
 
 template <Pass kPass>
-void run_rows(const BatchNormArgs& args, bool wide, void* stream) {
+void run_rows(const BatchNormArgs& args, const Plan& plan, void* stream) {
   const Tiles tiles(args);
-  launch(sum_rows_kernel<kPass>, args.units() * tiles.count, kRowThreads, stream, args, wide);
-  if (args.chunks() > kFewChunks) launch_items(finish_kernel<kPass>, args.channels, stream, args);
+  launch(sum_rows_kernel<kPass>, plan.units * tiles.count, kRowThreads, stream, args, plan);
+  if (plan.chunks > kFewChunks)
+    launch_items(finish_kernel<kPass>, args.channels, stream, args, plan.chunks);
   // Blocks enough to keep the device busy, and no more: each finishes its tile's sums anew.
   const int64_t least = kThreads / tiles.wide * kWriteAhead;
   const int64_t rows = ceil_div(args.images, ceil_div(blocks_wanted(), tiles.count));
   const int64_t of_block = rows > least ? rows : least;
   launch(write_rows_kernel<kPass>, ceil_div(args.images, of_block) * tiles.count, kThreads, stream,
-         args, wide, of_block);
+         args, plan, of_block);
 }
 
 }  // namespace
@@ -298,7 +300,7 @@ void batch_norm_cuda(const BatchNormArgs& args, void* stream) {
     wide = wide && is_aligned(data);
   }
   const auto run = [&](auto pass) {
-    (args.channels_last ? run_rows<pass()> : run_planes<pass()>)(args, wide, stream);
+    (args.channels_last ? run_rows<pass()> : run_planes<pass()>)(args, Plan(args, wide), stream);
   };
   if (args.pass == Pass::kBackward) return run(std::integral_constant<Pass, Pass::kBackward>{});
   run(std::integral_constant<Pass, Pass::kDoubleBackward>{});

@@ -130,13 +130,15 @@ RC_HOST_DEVICE Float batch_norm_second_d_x(Float c, Float grad, Float v, const F
   return L::fma(f[3], v, L::fma(f[4], grad, L::fma(f[5], c, f[6])));
 }
 
-// The sums of a channel, over all chunks.
+// The sums of a channel over its chunks, counted by the caller: a GPU divides slowly.
 template <int kCount>
-RC_HOST_DEVICE void batch_norm_total(const BatchNormArgs& args, int64_t c, double (&sums)[kCount]) {
+RC_HOST_DEVICE void batch_norm_total(const BatchNormArgs& args, int64_t chunks, int64_t c,
+                                     double (&sums)[kCount]) {
   constexpr int kMost = BatchNormArgs::kMostSums;
-  const int64_t chunks = args.chunks(), step = args.channels_last ? args.channels : 1;
+  const int64_t step = args.channels_last ? args.channels : 1;
   const double* from = args.sums + (args.channels_last ? c : c * chunks * kMost);
   for (double& sum : sums) sum = 0;
+  RC_ROLL
   for (int64_t k = 0; k < chunks; ++k, from += kMost * step) {
     RC_UNROLL
     for (int q = 0; q < kCount; ++q) sums[q] += from[q * step];
@@ -146,15 +148,15 @@ RC_HOST_DEVICE void batch_norm_total(const BatchNormArgs& args, int64_t c, doubl
 // What a channel's sums come to: gradients of its parameters, kept if it is asked for, and
 // factors, given to set(i, factor).
 template <class T, BatchNormPass kPass, class Set>
-RC_HOST_DEVICE void batch_norm_finish(const BatchNormArgs& args, int64_t c, bool keep,
-                                      const Set& set) {
+RC_HOST_DEVICE void batch_norm_finish(const BatchNormArgs& args, int64_t chunks, int64_t c,
+                                      bool keep, const Set& set) {
   const auto at = [c](const void* p) { return static_cast<double>(static_cast<const T*>(p)[c]); };
   const auto put = [c, keep](void* p, double value) {
     if (keep) static_cast<T*>(p)[c] = static_cast<T>(value);
   };
   const double count = static_cast<double>(args.count());
   double m[sums_of(kPass)];
-  batch_norm_total(args, c, m);
+  batch_norm_total(args, chunks, c, m);
   RC_UNROLL
   for (double& sum : m) sum /= count;
   const double inverse = at(args.inverse), k = (args.weight ? at(args.weight) : 1) * inverse;

@@ -15,6 +15,20 @@ using Four = Quad<float>;
 // block that writes does so for its channels, in less time than a launch takes.
 constexpr int64_t kFewChunks = 64;
 
+// What follows from the arguments, counted once.
+struct Plan {
+  int64_t chunks, images_per_unit, units;
+  bool small;  // planes
+  bool wide;   // 16 bytes are one access
+
+  Plan(const BatchNormArgs& args, bool wide_)
+      : chunks(args.chunks()),
+        images_per_unit(args.images_per_unit()),
+        units(args.units()),
+        small(args.small_planes()),
+        wide(wide_) {}
+};
+
 __device__ int four_of(int64_t left) {
   return static_cast<int>(left < 0 ? 0 : left < 4 ? left : 4);
 }
@@ -120,8 +134,11 @@ struct Batch {
 
 // Factors of a channel, for set(k, factor).
 template <Pass kPass, class Set>
-__device__ void get_factors(const BatchNormArgs& args, int64_t channel, bool keep, const Set& set) {
-  if (args.chunks() <= kFewChunks) return batch_norm_finish<float, kPass>(args, channel, keep, set);
+__device__ void get_factors(const BatchNormArgs& args, int64_t chunks, int64_t channel, bool keep,
+                            const Set& set) {
+  if (chunks <= kFewChunks) {
+    return batch_norm_finish<float, kPass>(args, chunks, channel, keep, set);
+  }
   RC_UNROLL
   for (int k = 0; k < factors_of(kPass); ++k) {
     set(k, static_cast<const float*>(args.factors)[k * args.channels + channel]);

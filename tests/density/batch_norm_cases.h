@@ -59,7 +59,7 @@ inline void batch_norm_on_cpu(const BatchNormArgs& args) {
   for_pass(args, [&](auto pass, auto) {
     if constexpr (sums_of(pass()) > 1 && pass() != BatchNormPass::kNormalize) {
       for (int64_t c = 0; c < args.channels; ++c) {
-        batch_norm_finish<float, pass()>(args, c, true, [&](int k, double factor) {
+        batch_norm_finish<float, pass()>(args, args.chunks(), c, true, [&](int k, double factor) {
           static_cast<float*>(args.factors)[k * args.channels + c] = static_cast<float>(factor);
         });
       }
