@@ -72,7 +72,7 @@ struct CudaRow {
   template <class F, class X0>
   __device__ void write_rounded(void* out, const StridedView& place, int64_t row, int64_t first,
                                 int64_t count, const F& f, const X0& x0) {
-    team.for_batches(count, [&](int64_t begin) {
+    team.for_batches(count, false, [&](int64_t begin, int) {
       T values[kAhead] = {}, centers[kAhead] = {};
       for_batch(first + begin, first + count,
                 [&](int64_t k, int i) { values[i] = f(k, 1), centers[i] = x0(k, 1); });

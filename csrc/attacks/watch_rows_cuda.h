@@ -10,7 +10,7 @@ namespace {
 template <class Word>
 __device__ void copy_words(const BlockTeam& team, void* to, const void* from, int64_t first,
                            int64_t words) {
-  team.for_batches(words, [&](int64_t k) {
+  team.for_batches(words, false, [&](int64_t k, int) {
     Word values[kAhead];
     RC_UNROLL
     for (int i = 0; i < kAhead; ++i) {
