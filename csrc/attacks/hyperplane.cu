@@ -5,30 +5,24 @@ namespace robustcore::attacks {
 namespace {
 
 template <class T>
-struct HyperplaneRow : CudaRow<T, HyperplaneRow<T>> {
+struct HyperplaneRow : CudaRow<T, HyperplaneRow<T>, 2> {
   const HyperplaneArgs& args;
-  int64_t at;
-  T x_batch[kAhead], w_batch[kAhead], x_now, w_now;
 
   __device__ HyperplaneRow(const HyperplaneArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T, HyperplaneRow>(team, args_.elements), args(args_), at(row) {}
-  __device__ void read(int64_t first, int64_t end) {
-    read_batch(args.x, args.x.data, at, first, end, x_batch);
-    read_batch(args.w, args.w.data, at, first, end, w_batch);
-  }
-  __device__ void take(int i) {
-    x_now = x_batch[i], w_now = w_batch[i];
+      : CudaRow<T, HyperplaneRow, 2>(team, args_.elements, row), args(args_) {}
+  __device__ Source source(int s) const {
+    const StridedView& view = s == 0 ? args.x : args.w;
+    return {&view, view.data};
   }
   __device__ T x(int64_t, int) const {
-    return x_now;
+    return this->staged(0);
   }
   __device__ T w(int64_t, int) const {
-    return w_now;
+    return this->staged(1);
   }
   template <class F>
   __device__ void write(int64_t first, int64_t count, const F& f) {
-    this->write_rounded(args.out, args.place, at, first, count, f,
-                        [](int64_t, int) { return T(0); });
+    this->write_rounded(args.out, args.place, first, count, f, [](int64_t, int) { return T(0); });
   }
 };
 

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     }
     team.for_columns(args.classes, [&](int64_t k) {
       const T slope = loss.slope.template operator()<OneLane<T>>(row.z(k, 1)) + loss.slope.extra(k);
-      store_element(args.slope, args.logits.dtype, args.place, at, k, slope, T(0));
+      store_element(args.slope, args.place, at, k, slope, T(0));
     });
   });
 }

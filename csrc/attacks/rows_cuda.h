@@ -11,9 +11,64 @@ namespace {
 
 using BlockTeam = Team;  // of all warps of a block
 
-// Own::read(first, end) reads the batch first, first + kWarp and so on, before `end`; Own::take(i)
-// makes its i-th element the one that f(k, n) is called for.
-template <class T_, class Own>
+template <class T>
+__device__ T element(const StridedView& view, int64_t row, int64_t k) {
+  return load_as<T>(view.data, view.dtype, row * view.image_stride + element_offset(view, k));
+}
+
+// Narrow types are rounded towards x0.
+template <class T>
+__device__ void store_element(void* out, const StridedView& place, int64_t row, int64_t k, T value,
+                              T x0) {
+  const int64_t to = row * place.image_stride + element_offset(place, k);
+  dispatch_narrow<T>(place.dtype, [&](auto tag) {
+    using E = decltype(tag);
+    static_cast<E*>(out)[to] = rounded_towards<E>(value, x0);
+  });
+}
+
+// What of a row lies where.
+struct Source {
+  const StridedView* view;
+  const void* data;  // as the view's elements lie; null: nothing
+};
+
+// The batches that a block's threads have read: of each source kAhead elements a thread, which no
+// other thread looks at. Shared memory can be indexed by loops that stay loops.
+template <class T, int kSources>
+using Staged = T[kSources][kAhead][kThreads];
+
+template <class T, int kSources>
+__device__ Staged<T, kSources>& stage() {
+  __shared__ Staged<T, kSources> staged;
+  return staged;
+}
+
+// A thread's batch of a row: elements first, first + kWarp and so on, before `end`; all loads come
+// before the first use.
+template <class T>
+__device__ void read_batch(const Source& from, int64_t row, int64_t first, int64_t end,
+                           T (&staged)[kAhead][kThreads]) {
+  int64_t place[kAhead];
+  RC_UNROLL
+  for (int i = 0; i < kAhead; ++i) {
+    place[i] = row * from.view->image_stride + element_offset(*from.view, first + i * kWarp);
+  }
+  dispatch_narrow<T>(from.view->dtype, [&](auto tag) {
+    const auto* data = static_cast<const decltype(tag)*>(from.data);
+    T values[kAhead];
+    RC_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      values[i] = first + i * kWarp < end ? convert<T>(data[place[i]]) : T(0);
+    }
+    RC_UNROLL
+    for (int i = 0; i < kAhead; ++i) staged[i][threadIdx.x] = values[i];
+  });
+}
+
+// Own::source(s) says where the row's matrices are, of which staged(s) is the element that f(k, n)
+// is called for.
+template <class T_, class Own, int kSources>
 struct CudaRow {
   using T = T_;
   using L = OneLane<T>;
@@ -22,9 +77,14 @@ struct CudaRow {
   };
   const BlockTeam& team;
   int64_t elements;
+  int64_t at;   // the row's number
+  int now = 0;  // the element's in its batch
 
-  __device__ CudaRow(const BlockTeam& team_, int64_t elements_)
-      : team(team_), elements(elements_) {}
+  __device__ CudaRow(const BlockTeam& team_, int64_t elements_, int64_t row)
+      : team(team_), elements(elements_), at(row) {}
+  __device__ T staged(int source) const {
+    return stage<T, kSources>()[source][now][threadIdx.x];
+  }
 
   template <class F>
   __device__ T max(int64_t count, const F& f) {
@@ -33,7 +93,7 @@ struct CudaRow {
         team, true, count,
         [&](int64_t first, int in_segment) {
           T m = 0;
-          for_lane(first, in_segment, [&](int64_t k, int) { m = L::max(m, f(k, 1)); });
+          for_lane(first, in_segment, [&](int64_t k) { m = L::max(m, f(k, 1)); });
           return warp_max(m);
         },
         [&](T part) { most = L::max(most, part); });
@@ -47,50 +107,42 @@ struct CudaRow {
         team, true, count,
         [&](int64_t first, int in_segment) {
           T a = 0, b = 0;
-          for_lane(first, in_segment, [&](int64_t k, int) { f(k, 1, a, b); });
+          for_lane(first, in_segment, [&](int64_t k) { f(k, 1, a, b); });
           return Part{warp_sum(a), warp_sum(b)};
         },
         [&](Part part) { total.a += part.a, total.b += part.b; });
     return total;
   }
 
-  // Calls body(k, i) for the elements of a batch.
-  template <class Body>
-  __device__ void for_batch(int64_t first, int64_t end, const Body& body) {
-    auto* const own = static_cast<Own*>(this);
-    own->read(first, end);
-    RC_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t k = first + i * kWarp;
-      own->take(i);
-      if (k < end) body(k, i);
-    }
-  }
-
   // out[k] = f(k, 1) for the elements of [first, first + count); narrow types are rounded towards
   // x0(k, 1), 0 where none is given.
   template <class F, class X0>
-  __device__ void write_rounded(void* out, const StridedView& place, int64_t row, int64_t first,
-                                int64_t count, const F& f, const X0& x0) {
+  __device__ void write_rounded(void* out, const StridedView& place, int64_t first, int64_t count,
+                                const F& f, const X0& x0) {
     team.for_batches(count, false, [&](int64_t begin, int) {
-      T values[kAhead] = {}, centers[kAhead] = {};
       for_batch(first + begin, first + count,
-                [&](int64_t k, int i) { values[i] = f(k, 1), centers[i] = x0(k, 1); });
-      dispatch_narrow<T>(place.dtype, [&](auto tag) {
-        using E = decltype(tag);
-        E* const to = static_cast<E*>(out) + row * place.image_stride;
-        RC_UNROLL
-        for (int i = 0; i < kAhead; ++i) {
-          if (begin + i * kWarp < count) {
-            to[element_offset(place, first + begin + i * kWarp)] =
-                rounded_towards<E>(values[i], centers[i]);
-          }
-        }
-      });
+                [&](int64_t k) { store_element(out, place, at, k, f(k, 1), x0(k, 1)); });
     });
   }
 
  private:
+  // Calls body(k) for the elements of a batch.
+  template <class Body>
+  __device__ void for_batch(int64_t first, int64_t end, const Body& body) {
+    if constexpr (kSources > 0) {
+      RC_ROLL
+      for (int s = 0; s < kSources; ++s) {
+        const Source from = static_cast<const Own*>(this)->source(s);
+        if (from.data) read_batch(from, at, first, end, stage<T, kSources>()[s]);
+      }
+    }
+    RC_ROLL
+    for (now = 0; now < kAhead; ++now) {
+      const int64_t k = first + now * kWarp;
+      if (k < end) body(k);
+    }
+  }
+
   template <class Body>
   __device__ void for_lane(int64_t first, int in_segment, const Body& body) {
     RC_ROLL
@@ -99,43 +151,6 @@ struct CudaRow {
     }
   }
 };
-
-template <class T>
-__device__ T element(const StridedView& view, int64_t row, int64_t k) {
-  return load_as<T>(view.data, view.dtype, row * view.image_stride + element_offset(view, k));
-}
-
-// The batch of row `row` of what lies at `data` as the view's elements do; nothing where there is
-// none.
-template <class T>
-__device__ void read_batch(const StridedView& view, const void* data, int64_t row, int64_t first,
-                           int64_t end, T (&values)[kAhead]) {
-  if (!data) return;
-  int64_t from[kAhead];
-  RC_UNROLL
-  for (int i = 0; i < kAhead; ++i) {
-    from[i] = row * view.image_stride + element_offset(view, first + i * kWarp);
-  }
-  dispatch_narrow<T>(view.dtype, [&](auto tag) {
-    RC_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      values[i] = first + i * kWarp < end
-                      ? convert<T>(static_cast<const decltype(tag)*>(data)[from[i]])
-                      : T(0);
-    }
-  });
-}
-
-// Narrow types are rounded towards x0.
-template <class T>
-__device__ void store_element(void* out, DType dtype, const StridedView& place, int64_t row,
-                              int64_t k, T value, T x0) {
-  const int64_t to = row * place.image_stride + element_offset(place, k);
-  dispatch(dtype, [&](auto tag) {
-    using E = decltype(tag);
-    static_cast<E*>(out)[to] = rounded_towards<E>(value, x0);
-  });
-}
 
 }  // namespace
 }  // namespace robustcore::attacks

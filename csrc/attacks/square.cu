@@ -21,31 +21,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       } else {
         value = element<T>(args.best, at, k);
       }
-      store_element(args.out, args.x0.dtype, args.place, at, k, value, center);
+      store_element(args.out, args.place, at, k, value, center);
     }
   });
 }
 
 template <class T>
-struct PeaksRow : CudaRow<T, PeaksRow<T>> {
+struct PeaksRow : CudaRow<T, PeaksRow<T>, 0> {  // a window's elements are in no batch
   const SquareArgs& args;
-  int64_t at;
 
   __device__ PeaksRow(const SquareArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T, PeaksRow>(team, args_.elements()), args(args_), at(row) {}
-  // A window's elements are in no batch.
-  __device__ void read(int64_t, int64_t) const {}
-  __device__ void take(int) const {}
+      : CudaRow<T, PeaksRow, 0>(team, args_.elements(), row), args(args_) {}
   __device__ T x0(int64_t k) const {
-    return element<T>(args.x0, at, k);
+    return element<T>(args.x0, this->at, k);
   }
   __device__ T best(int64_t k) const {
-    return element<T>(args.best, at, k);
+    return element<T>(args.best, this->at, k);
   }
   template <class F>
   __device__ void write(int64_t first, int64_t count, const F& f) {
     this->write_rounded(
-        args.out, args.place, at, first, count, [&](int64_t k, int) { return f(k); },
+        args.out, args.place, first, count, [&](int64_t k, int) { return f(k); },
         [&](int64_t k, int) { return x0(k); });
   }
 };

@@ -5,21 +5,16 @@ namespace robustcore::attacks {
 namespace {
 
 template <class T>
-struct GradRow : CudaRow<T, GradRow<T>> {
+struct GradRow : CudaRow<T, GradRow<T>, 1> {
   const WatchArgs& args;
-  int64_t at;
-  T batch[kAhead], now;
 
   __device__ GradRow(const WatchArgs& args_, const BlockTeam& team, int64_t row)
-      : CudaRow<T, GradRow>(team, args_.elements), args(args_), at(row) {}
-  __device__ void read(int64_t first, int64_t end) {
-    read_batch(args.grad, args.grad.data, at, first, end, batch);
-  }
-  __device__ void take(int i) {
-    now = batch[i];
+      : CudaRow<T, GradRow, 1>(team, args_.elements, row), args(args_) {}
+  __device__ Source source(int) const {
+    return {&args.grad, args.grad.data};
   }
   __device__ T grad(int64_t, int) const {
-    return now;
+    return this->staged(0);
   }
 };
 
