@@ -214,6 +214,12 @@ class TestArchs:
     def test_visible_gpus(self, request_):
         assert toolchain.choose_archs(request_, [90, 80, 90], self.KNOWN) == [80, 90]
 
+    @pytest.mark.parametrize(
+        ("archs", "ptx"), [([75, 80, 90, 120], 90), ([80], 80), ([80, 86], 86), ([100, 120], 120)]
+    )
+    def test_ptx_runs_on_what_has_no_code(self, archs, ptx):
+        assert toolchain.choose_ptx(archs) == ptx
+
     def test_gpu_newer_than_nvcc(self):
         assert toolchain.choose_archs(None, [121, 130], self.KNOWN) == [120]
 
@@ -222,12 +228,12 @@ class TestArchs:
         assert "none of this machine's GPUs ([61])" in capsys.readouterr().err
 
     def test_default_without_a_gpu(self, capsys):
-        assert toolchain.choose_archs(None, [], self.KNOWN) == [75, 80, 90, 100, 120]
+        assert toolchain.choose_archs(None, [], self.KNOWN) == [75, 80, 90, 120]
         assert capsys.readouterr().err == ""
 
     def test_default_drops_what_an_older_nvcc_lacks(self, capsys):
         assert toolchain.choose_archs(None, [], (70, 75, 80, 86, 89, 90)) == [75, 80, 90]
-        assert "[100, 120]" in capsys.readouterr().err
+        assert "[120]" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("script", "archs"),
@@ -310,9 +316,9 @@ class TestResolve:
         [
             ("auto", None, [], ""),
             ("auto", None, [90], "90"),
-            ("auto", "13.0", [], "75 80 90 100 120"),
+            ("auto", "13.0", [], "75 80 90 120"),
             ("auto", "13.0", [90], "90"),
-            ("on", None, [90], "75 80 90 100 120"),
+            ("on", None, [90], "75 80 90 120"),
             ("off", "13.0", [90], ""),
         ],
     )

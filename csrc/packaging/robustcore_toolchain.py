@@ -35,8 +35,10 @@ NVCC_WHEEL_PATH = Path("nvidia", "cu13", "bin", "nvcc")
 NVCC_DEFAULT = Path("/usr/local/cuda/bin/nvcc")
 NVCC_ADVICE = "install a CUDA toolkit, or say where one is with CUDACXX or CUDA_HOME"
 
-# GPUs of 8.6 and 8.9 run what is compiled for 8.0; 10.3 and 12.1, what is for 10.0 and 12.0.
-DEFAULT_ARCHS = [75, 80, 90, 100, 120]
+# GPUs of 8.6 and 8.9 run what is compiled for 8.0; 12.1, what is for 12.0. For those of 10.x and
+# 11.x the driver compiles the PTX at the first call; code of their own is a seventh of the wheel.
+DEFAULT_ARCHS = [75, 80, 90, 120]
+PTX_ARCH = 90
 
 
 class BuildError(Exception):
@@ -195,7 +197,7 @@ def visible_gpu_archs() -> list[int]:
 
 
 def choose_archs(requested: str | None, visible: Sequence[int], known: Sequence[int]) -> list[int]:
-    """The architectures to compile, all of them `known` to nvcc. PTX of the last is added to them.
+    """The architectures to compile, all of them `known` to nvcc.
 
     What was asked for is built or refused; what was only found or assumed is fitted to the nvcc.
     """
@@ -215,6 +217,11 @@ def choose_archs(requested: str | None, visible: Sequence[int], known: Sequence[
     if dropped := [a for a in DEFAULT_ARCHS if a not in known]:
         say(f"leaving out the architectures {dropped}, which this nvcc does not know")
     return [a for a in DEFAULT_ARCHS if a in known]
+
+
+def choose_ptx(archs: Sequence[int]) -> int:
+    """Of which of these the PTX goes with them, for GPUs that none of their code runs on."""
+    return max((a for a in archs if a <= PTX_ARCH), default=max(archs))
 
 
 def known_archs(nvcc: Path) -> list[int]:
@@ -241,7 +248,8 @@ def resolve(cuda: str | None, archs: str | None) -> dict[str, str]:
     torch = find_torch([*target_sites(), *map(Path, sys.path)])
     if torch is None:
         raise BuildError(f"no torch found: pip install '{TORCH_REQUIREMENT}' first")
-    answer = {"torch": str(torch), "nvcc": "", "toolkit": "", "archs": "", "compression": ""}
+    answer = dict.fromkeys(("torch", "nvcc", "toolkit", "archs", "ptx", "compression"), "")
+    answer["torch"] = str(torch)
     if not cuda_wanted(cuda, torch):
         return answer
     nvcc = find_nvcc()
@@ -255,6 +263,7 @@ def resolve(cuda: str | None, archs: str | None) -> dict[str, str]:
     answer["nvcc"] = str(nvcc)
     answer["toolkit"] = str(toolkit_root(nvcc))
     answer["archs"] = " ".join(map(str, chosen))
+    answer["ptx"] = str(choose_ptx(chosen))
     answer["compression"] = compression(nvcc)
     return answer
 

@@ -39,6 +39,7 @@ def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
         (["80"], 90, None),
         (["75+PTX", "80+PTX"], 90, "PTX for 8.0"),
         (["80", "90+PTX"], 89, "code for 8.0"),
+        (["90", "120", "90+PTX"], 100, "PTX for 9.0"),
         (["90+PTX"], 80, None),
         (["90a"], 90, "code for 9.0"),
         ([], 80, None),
