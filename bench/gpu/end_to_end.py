@@ -27,7 +27,7 @@ def resnet50_of_10(zoo):
 
 def certify(device, tiny):
     bench = load("smoothing/bench_smooth.py")
-    zoo = load("../tests/masking/zoo.py")
+    zoo = load("masking/zoo.py")
     cases = [  # images' shape, samples, batch, network
         ("CIFAR, small CNN", (3, 32, 32), 100_000, 1000, bench.two_convolutions),
         ("CIFAR, ResNet-18", (3, 32, 32), 10_000, 1000, bench.resnet18),

@@ -6,7 +6,7 @@ small network shows what is around the model, the ResNet-18 what is left of that
 the work.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,8 @@ from robustcore.masking import MaskedModel, explain_lime, explain_occlusion, exp
 
 attr = pytest.importorskip("captum.attr", exc_type=ImportError)
 linear_model = pytest.importorskip("captum._utils.models.linear_model", exc_type=ImportError)
+build = runpy.run_path(str(Path(__file__).with_name("zoo.py")))["build"]
 BATCH, TARGET = 32, 3
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small():
@@ -36,8 +30,7 @@ def small():
 
 
 def resnet18():
-    zoo = load(Path(__file__).parents[2] / "tests" / "masking" / "zoo.py")
-    return zoo.build("torchvision", "resnet18")
+    return build("torchvision", "resnet18")
 
 
 # What makes the network, side of the image and of its blocks, samples, rounds.

@@ -5,8 +5,9 @@ without a mask in the same dtype and layout: what the masked one is to cost. tor
 installed; a torch without its compiled ops does.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,20 +18,13 @@ SHARE, BLOCK, SIZE = 0.53, 16, 224
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = _load(Path(__file__).with_name("published.py"))
-zoo = _load(Path(__file__).parents[2] / "tests" / "masking" / "zoo.py")
+published = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
+build = runpy.run_path(str(Path(__file__).with_name("zoo.py")))["build"]
 
 
 def case(batch, layout, device, dtype=torch.float32, images=None):
     torch.manual_seed(0)
-    model = zoo.build("torchvision", "resnet50").to(device, dtype, memory_format=layout)
+    model = build("torchvision", "resnet50").to(device, dtype, memory_format=layout)
     x = torch.randn(images or batch, 3, SIZE, SIZE, device=device, dtype=dtype)
     side = SIZE // BLOCK
     mask = (torch.rand(batch, 1, side, side, device=device) < SHARE).float()

@@ -1,18 +1,15 @@
 """ops.neighbor_fill against the published chain of convolutions with ones, and a copy (limit)."""
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from robustcore import ops
 
-_spec = importlib.util.spec_from_file_location(
-    "published", Path(__file__).with_name("published.py")
-)
-published = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(published)
+published = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
 
 CASES = {  # name: shape, masks, iterations, side of a block, channels last
     "6 iterations, 1x3x224x224": ((1, 3, 224, 224), 1, 6, 16, False),

@@ -5,7 +5,7 @@ network without a mask; `visible tokens` is that on 98 of the 196 tokens, which 
 below. timm has to be installed.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,8 @@ import torch
 
 from robustcore.masking import MaskedModel
 
+build = runpy.run_path(str(Path(__file__).with_name("zoo.py")))["build"]
 BATCH, SIDE = 8, 14
-
-
-def build(name):
-    path = Path(__file__).parents[2] / "tests" / "masking" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo", path)
-    zoo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo)
-    return zoo.build("timm", name)
 
 
 def masks(device):
@@ -43,7 +36,7 @@ def alone(model, x, shown):
     "impl", ["robustcore, shared mask", "robustcore", "plain", "visible tokens"]
 )
 def test_vit_tiny(impl, measure, device):
-    model, mask = build("vit_tiny_patch16_224").to(device), masks(device)
+    model, mask = build("timm", "vit_tiny_patch16_224").to(device), masks(device)
     masked, x = MaskedModel(model), torch.randn(BATCH, 3, 224, 224, device=device)
     shown = mask[0, 0, ::16, ::16].flatten().nonzero().flatten()
     implementations = {
@@ -65,7 +58,7 @@ def test_vit_tiny(impl, measure, device):
 @pytest.mark.parametrize("impl", ["robustcore, shared mask", "robustcore", "plain"])
 def test_swin_tiny(impl, measure, device):
     """In windows hidden tokens are left out of the dense layers alone."""
-    model, mask = build("swin_tiny_patch4_window7_224").to(device), masks(device)
+    model, mask = build("timm", "swin_tiny_patch4_window7_224").to(device), masks(device)
     masked, x = MaskedModel(model), torch.randn(BATCH, 3, 224, 224, device=device)
     implementations = {
         "robustcore, shared mask": lambda: masked(x, mask[:1]),

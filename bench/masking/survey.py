@@ -10,7 +10,7 @@ left out. `wrapping` is the time of the trace and the plan, one thread on a mach
 it is torch.export's. timm has to be installed.
 """
 
-import importlib.util
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 
 from robustcore.masking import MaskedModel, UnsupportedOperation
+
+build = runpy.run_path(str(Path(__file__).with_name("zoo.py")))["build"]
 
 # Of timm 1.0.31.
 NAMES = (
@@ -64,17 +66,9 @@ class Result(NamedTuple):
         return not self.refused and self.ones <= 1e-5 and self.hidden
 
 
-def _zoo():
-    path = Path(__file__).parents[2] / "tests" / "masking" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def survey(name):
     """The :class:`Result` of one model."""
-    model = _zoo().build("timm", name)
+    model = build("timm", name)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

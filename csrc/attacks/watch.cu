@@ -19,7 +19,7 @@ struct GradRow : CudaRow<T, GradRow<T>, 1> {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, 2)
     watch_kernel(const __grid_constant__ WatchArgs args) {
   for_rows<kWarpsPerBlock>(args.rows, [&](const BlockTeam& team, int64_t at, bool) {
     GradRow<T> row(args, team, at);

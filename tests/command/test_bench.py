@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -19,6 +22,21 @@ def test_bench_runs_the_suite(capfd, tmp_path, monkeypatch):
     assert "| robustcore |" in capfd.readouterr().out
     assert "## count_votes" in report.read_text()
     assert main(["bench", "--only", "no_such_benchmark"]) == 2
+
+
+def test_suite_reads_nothing_beside_it(tmp_path):
+    """A wheel holds the benchmarks alone."""
+    pytest.importorskip("pytest_benchmark")
+    ignore = shutil.ignore_patterns("gpu", "results")
+    folder = shutil.copytree(bench.suite(), tmp_path / "bench", ignore=ignore)
+    (tmp_path / "pytest.ini").write_text(bench.SETTINGS)
+    command = [sys.executable, "-m", "pytest", "-c", tmp_path / "pytest.ini", "--collect-only"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    run = subprocess.run(
+        [*command, "--rootdir", folder, folder], env=environment, capture_output=True, text=True,
+        check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:]
 
 
 def test_bench_refusals(capsys, monkeypatch):
