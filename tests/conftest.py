@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Dynamo compiles a function anew so many times only, and those of other tests would count."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -102,7 +102,7 @@ EXAMPLES = {
     ),
     "ops.linear_logsumexp": call(
         ops.linear_logsumexp, features=lambda: rand(2, 4), weight=lambda: rand(3, 4),
-        bias=lambda: rand(3), targets=labels, ignore_index=-100, dtype=torch.float32,
+        bias=lambda: rand(3), targets=labels, ignore_index=-100, dtype=torch.float32, fused=None,
     ),
     "ops.logsumexp": call(ops.logsumexp, logits=lambda: rand(2, 3), dtype=torch.float32),
     "ops.mask_multiply": call(ops.mask_multiply, x=images, mask=mask),

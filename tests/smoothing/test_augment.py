@@ -83,7 +83,6 @@ def test_gradients(images):
     ids=repr,
 )
 def test_compiled_without_a_break_with_a_fresh_seed(images, noise, backend):
-    torch._dynamo.reset()
     augment = torch.compile(
         lambda x: noise_augment(x, noise, mean=0.1, std=0.5), fullgraph=True, backend=backend
     )
@@ -99,7 +98,6 @@ def test_compiled_without_a_break_with_a_fresh_seed(images, noise, backend):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_noise_has_its_distribution_and_a_gradient():
-    torch._dynamo.reset()
     augment = torch.compile(lambda x: noise_augment(x, 0.5), fullgraph=True, backend="aot_eager")
     x = torch.zeros(40, 1000, requires_grad=True)
     noisy = augment(x)
