@@ -164,8 +164,9 @@ def test_shapes(shape, last, dtype):
     g = normal(*shape, seed=3, dtype=dtype)
     d_x, d_weight, d_bias = raw.batch_norm_backward(g, x, weight, mean, inverse, None)
     h = (wide[0] - exact) / (var + EPS).sqrt()
-    torch.testing.assert_close(d_bias.double(), g.double().sum(over), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(d_weight.double(), (g * h).sum(over), rtol=1e-5, atol=1e-4)
+    for got, terms, least in ((d_bias, g.double(), 1e-5), (d_weight, g * h, 1e-4)):
+        rounding = least + 1e-8 * terms.abs().sum(over).max().item()  # where many terms cancel
+        torch.testing.assert_close(got.double(), terms.sum(over), rtol=1e-5, atol=rounding)
     assert d_x.stride() == y.stride()
 
 
